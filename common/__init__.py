@@ -1,0 +1,1 @@
+"""Parts that every method shares. Imports nothing from methods, datamodules or experiments."""

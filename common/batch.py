@@ -1,0 +1,53 @@
+"""The batch contract between data modules and methods (the only place where they meet)."""
+
+from __future__ import annotations
+
+from typing import Any, Required, TypedDict
+
+import torch
+from torch import Tensor
+
+IGNORE = 255
+"""Mask value of a pixel without a label: unlabelled, or void in the data set. Padding is `valid == False`, not a value."""
+
+
+class SegBatch(TypedDict, total=False):
+    """One stream of images. Shapes: B images of H x W pixels, K classes, V strong views."""
+
+    image: Required[Tensor]  # (B, 3, H, W) float32, RGB in [0, 1], never normalised
+    mask: Required[Tensor]  # (B, H, W) int64, class id or IGNORE
+    valid: Required[Tensor]  # (B, H, W) bool, False = padding: in no loss and in no metric
+    key: Tensor  # (B, 2) int64, (epoch, position): the seed of the sample's augmentation
+    name: list[str]
+    size: Tensor  # (B, 2) int64, height and width of the original image
+    strong: Tensor  # (B, V, 3, H, W), strongly augmented views of the same geometry
+    weight: Tensor  # (B, H, W) float, per-pixel confidence
+    tags: Tensor  # (B, K) bool, image-level labels
+
+
+class Batch(TypedDict, total=False):
+    """What `training_step` receives."""
+
+    labeled: Required[SegBatch]
+    unlabeled: SegBatch
+
+
+def check_batch(stream: SegBatch, num_classes: int) -> None:
+    """Raise ValueError naming the first entry of `stream` that breaks the contract (for tests and `doctor`)."""
+
+    def require(good: bool, text: str) -> None:
+        if not good:
+            raise ValueError(f"batch contract: {text}")
+
+    image, mask, valid = stream["image"], stream["mask"], stream["valid"]
+    require(image.ndim == 4 and image.shape[1] == 3, f"image must be (B, 3, H, W), got {tuple(image.shape)}")
+    require(image.dtype == torch.float32, f"image must be float32, got {image.dtype}")
+    low, high = float(image.min()), float(image.max())
+    require(-1e-3 <= low and high <= 1 + 1e-3, f"image must lie in [0, 1], got [{low:.3f}, {high:.3f}]")
+    plane = (image.shape[0], *image.shape[2:])
+    checks: list[tuple[str, Any, torch.dtype]] = [("mask", mask, torch.int64), ("valid", valid, torch.bool)]
+    for name, value, dtype in checks:
+        require(tuple(value.shape) == plane, f"{name} must be {plane}, got {tuple(value.shape)}")
+        require(value.dtype == dtype, f"{name} must be {dtype}, got {value.dtype}")
+    strange = mask[(mask != IGNORE) & ((mask < 0) | (mask >= num_classes))]
+    require(strange.numel() == 0, f"mask holds {strange[:1].tolist()} outside 0..{num_classes - 1} and {IGNORE}")

@@ -1,0 +1,1 @@
+"""Running, comparing and loading: the only package that knows methods and data modules."""
