@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 IGNORE = 255
-"""Mask value of a pixel without a label: unlabelled, or void in the data set. Padding is `valid == False`, not a value."""
+"""Mask value of a pixel without a label: unlabelled, or void in the data set. Padding is not a value but `valid`."""
 
 
 class SegBatch(TypedDict, total=False):
@@ -43,7 +43,7 @@ def check_batch(stream: SegBatch, num_classes: int) -> None:
     require(image.ndim == 4 and image.shape[1] == 3, f"image must be (B, 3, H, W), got {tuple(image.shape)}")
     require(image.dtype == torch.float32, f"image must be float32, got {image.dtype}")
     low, high = float(image.min()), float(image.max())
-    require(-1e-3 <= low and high <= 1 + 1e-3, f"image must lie in [0, 1], got [{low:.3f}, {high:.3f}]")
+    require(low >= -1e-3 and high <= 1 + 1e-3, f"image must lie in [0, 1], got [{low:.3f}, {high:.3f}]")
     plane = (image.shape[0], *image.shape[2:])
     checks: list[tuple[str, Any, torch.dtype]] = [("mask", mask, torch.int64), ("valid", valid, torch.bool)]
     for name, value, dtype in checks:

@@ -1,0 +1,220 @@
+"""What a run tells while and after it trains: speed, pictures, summary, written predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.profilers import PassThroughProfiler
+from PIL import Image
+
+from common.module import SegmentationModule
+from common.pictures import colorize, overlay, picture_row, save_grid
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "segmentation-models-pytorch", "timm", "kornia")
+
+
+class FetchTimer(PassThroughProfiler):
+    """Adds up the seconds that the training loop waits for its loader (the default profiler; replaces none)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited, self._since = 0.0, 0.0
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self._since = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self.waited += time.perf_counter() - self._since
+
+
+class Throughput(Callback):
+    """Logs `perf/images_per_s`, `perf/data_wait` (share of training time spent waiting for the loader, in the progress
+    bar too) and `perf/peak_memory_gb` at the logging interval. Validation time is not counted."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer)
+        self.total_images, self.total_seconds, self._paused = 0, 0.0, 0.0
+
+    def _begin(self, trainer: Trainer) -> None:
+        self._since, self._images, self._paused = time.perf_counter(), 0, 0.0
+        self._waited = self._wait(trainer)
+
+    def _wait(self, trainer: Trainer) -> float:
+        return float(getattr(trainer.profiler, "waited", 0.0))  # type: ignore[attr-defined]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_since = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paused = getattr(self, "_paused", 0.0) + time.perf_counter() - self._validation_since
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
+    ) -> None:
+        self._images += sum(len(stream["name"]) for stream in batch.values()) * trainer.world_size
+        if (batch_idx + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        seconds = max(1e-9, time.perf_counter() - self._since - self._paused)
+        self.total_images, self.total_seconds = self.total_images + self._images, self.total_seconds + seconds
+        waited = self._wait(trainer) - self._waited
+        pl_module.log("perf/images_per_s", self._images / seconds)
+        pl_module.log("perf/data_wait", waited / seconds, prog_bar=True)
+        pl_module.log("perf/peak_memory_gb", peak_memory_gb())
+        self._begin(trainer)
+
+
+def peak_memory_gb() -> float:
+    """Highest memory so far: of the GPU's allocator where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+class PredictionPictures(Callback):
+    """After each validation writes `pictures/last.png`: image, labelled pixels, truth and prediction, a row each.
+
+    Args:
+        folder: run directory.
+        count: number of validation images, the first ones of the split.
+    """
+
+    def __init__(self, folder: Path, count: int = 4) -> None:
+        self.path, self.count = folder / "pictures" / "last.png", count
+        self.rows: list[list[np.ndarray[Any, Any]]] = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if not trainer.is_global_zero or batch_idx >= self.count or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, SegmentationModule)
+        labels, _ = pl_module.predict_labels(pl_module.network, batch, refine=False)
+        colors = trainer.datamodule.colors  # type: ignore[attr-defined]
+        self.rows.append(picture_row(batch["image"][0], [batch["mask"][0], labels[0]], colors))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.rows:
+            save_grid(self.path, self.rows, ["image", "truth", f"step {trainer.global_step}"])
+            self.rows = []
+
+
+class PredictionWriter(Callback):
+    """Writes what `predict` finds at each image's original size: `<name>.png` (class ids), `overlays/<name>.png` and,
+    if asked, `probabilities/<name>.npy` (K, H, W) float16."""
+
+    def __init__(self, folder: Path, probabilities: bool) -> None:
+        self.folder, self.probabilities = folder, probabilities
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        colors = trainer.datamodule.colors  # type: ignore[attr-defined]
+        name = outputs["name"][0]
+        labels = outputs["labels"][0].cpu().numpy().astype(np.uint8)
+        (self.folder / "overlays").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels).save(self.folder / f"{name}.png")
+        image = torch.nn.functional.interpolate(batch["image"], labels.shape, mode="bilinear", align_corners=False)
+        Image.fromarray(overlay(image[0], colorize(labels, colors))).save(self.folder / "overlays" / f"{name}.png")
+        if self.probabilities:
+            (self.folder / "probabilities").mkdir(exist_ok=True)
+            np.save(self.folder / "probabilities" / f"{name}.npy", outputs["probabilities"][0].half().cpu().numpy())
+
+
+class RunSummary(Callback):
+    """Writes `summary.json`: what was trained, on what, how long, and the final metrics. `test` adds to it.
+
+    Keys: `method`, `data`, `seed`, `steps`, `annotation` (labelled images and pixels), `last`, `best` (validation
+    metrics), `test` (one entry per checkpoint tested), `seconds`, `images_per_s`, `peak_memory_gb`, `parameters`,
+    `commit`, `versions`, `devices`.
+    """
+
+    def __init__(self, folder: Path, seed: int, test_name: str | None = None) -> None:
+        self.path, self.seed, self.test_name = folder / "summary.json", seed, test_name
+        self.seconds_before = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds_before + time.perf_counter() - self._since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds_before = state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        seconds = self.seconds_before + time.perf_counter() - self._since
+        speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        summary = {
+            "method": type(pl_module).__name__,
+            "data": type(data).__name__,
+            "seed": self.seed,
+            "steps": trainer.global_step,
+            "annotation": data.annotation_report(),
+            "last": read_metrics(trainer, "val"),
+            "best": {"val/miou": float(best.best_model_score)} if best and best.best_model_score is not None else {},
+            "seconds": round(seconds, 1),
+            "images_per_s": round(speed.total_images / speed.total_seconds, 2)
+            if speed and speed.total_seconds
+            else None,
+            "peak_memory_gb": round(peak_memory_gb(), 3),
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "commit": git_commit(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+        }
+        write_json(self.path, summary)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or self.test_name is None or not self.path.exists():
+            return
+        summary = json.loads(self.path.read_text())
+        summary.setdefault("test", {})[self.test_name] = read_metrics(trainer, "test")
+        write_json(self.path, summary)
+
+
+def read_metrics(trainer: Trainer, stage: str) -> dict[str, float | None]:
+    """The trainer's current `<stage>/...` values; None for a class that does not occur."""
+    values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
+    return {name: None if np.isnan(value) else round(value, 4) for name, value in values.items()}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(scratch, path)
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with `+` behind it when files differ from it; None outside a git checkout."""
+    here = Path(__file__).parent
+
+    def git(arguments: Sequence[str]) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git(["rev-parse", "--short=12", "HEAD"]) + ("+" if git(["status", "--porcelain", "-uno"]) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,65 @@
+"""One way to run on many processes: the DDP strategy, losses normalised over ranks, buffers averaged over ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Number of processes that train together (1 without a process group)."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def global_mean(total: Tensor, count: Tensor) -> Tensor:
+    """`total / max(1, count)` with `count` taken over all ranks: the one way a loss is normalised.
+
+    DDP averages gradients over ranks, so the count is summed over ranks and divided by their number; the averaged
+    gradient then equals that of one process which sees the whole batch, however the labels fall on the ranks.
+
+    Args:
+        total: scalar, this rank's sum, with gradient.
+        count: scalar, this rank's number of pixels (pairs, regions, ...); no gradient flows into it.
+
+    Returns:
+        Scalar. Its mean over ranks is the loss of the global batch; an empty global set gives zero, not NaN.
+    """
+    count = count.detach().to(total.dtype)
+    if world_size() > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+    return total / (count.clamp(min=1) / world_size())
+
+
+def make_strategy(process_group_backend: str | None = None) -> DDPStrategy:
+    """The strategy of every multi-process run.
+
+    Every parameter gets a gradient in every step (a delayed term is evaluated with weight 0), so no search for unused
+    parameters. Buffers are not broadcast: rank 0's batch statistics are no better than the others'; `average_buffers`
+    makes them equal before they are used.
+    """
+    return DDPStrategy(
+        find_unused_parameters=False,
+        static_graph=False,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+        process_group_backend=process_group_backend,
+    )
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module) -> None:
+    """Replace each floating buffer by its mean over ranks, in one all-reduce (a no-op on one process).
+
+    Call it on all ranks before the buffers are used or stored: validation, test, checkpoint.
+    """
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if world_size() == 1 or not buffers:
+        return
+    flat = torch.cat([b.reshape(-1).float() for b in buffers])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))

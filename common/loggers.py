@@ -1,0 +1,84 @@
+"""A CSV logger that survives a resume."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+
+class CSVLogger(Logger):
+    """Appends to `metrics.csv`: one row per logged set of values, with columns `step`, `epoch` and the values' names.
+
+    Lightning's own CSV logger deletes the file on a resume. This one appends, each row at once on disk, and on a
+    resume drops the rows that the checkpoint does not cover (`drop_from`); they are written again. A new column
+    rewrites the file once.
+
+    Args:
+        folder: run directory; the file is made at the first row.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.columns = self._read()[0]
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass  # config.yaml has them
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row: dict[str, Any] = {"step": step, **metrics}
+        if not self.path.exists():
+            self.columns = []  # `--overwrite` has removed the old file
+        new = [name for name in row if name not in self.columns]
+        if new:
+            _, rows = self._read()
+            order = {"step": 0, "epoch": 1}
+            self.columns = sorted({*self.columns, *row}, key=lambda name: (order.get(name, 2), name))
+            self._write(rows)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+
+    @rank_zero_only
+    def drop_from(self, step: int) -> None:
+        """Drop the rows of `step` and later, which a run resumed at `step` writes again."""
+        _, rows = self._read()
+        if self.columns:
+            self._write([row for row in rows if int(row["step"]) < step])
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        if not self.path.exists():
+            return [], []
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            # A kill can leave half a row at the end: it has too few cells (None) and is written again.
+            rows = [row for row in reader if None not in row.values()]
+            return list(reader.fieldnames or []), rows
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=self.path.parent, prefix=".metrics-")
+        with os.fdopen(handle, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(scratch, self.path)

@@ -1,0 +1,333 @@
+"""Networks: an architecture of segmentation_models_pytorch (smp) on an smp or timm encoder, for RGB of any size."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors import safe_open
+from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING as ARCHITECTURES
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+FILE_SUFFIXES = (".safetensors", ".pt", ".pth")
+CLASSIFIER_KEYS = ("classifier.", "fc.", "_fc.", "head.", "last_linear.")
+
+
+@dataclass
+class NetworkConfig:
+    """Which network to build.
+
+    Args:
+        arch: smp architecture: Unet, FPN, DeepLabV3Plus, PSPNet, Segformer, UPerNet, DPT, ...
+        encoder: smp or timm model name; a name that both know is smp's, `tu-NAME` is always timm's.
+        weights: None (from scratch), a name that smp or timm has for this encoder ("imagenet", "a1_in1k"; downloaded
+            once), or the path of a .safetensors, .pt or .pth file with the encoder's weights.
+        decoder: further arguments of the architecture, e.g. {"decoder_channels": [128, 64, 32, 16, 16]}.
+        mean: 3 values in units of RGB in [0, 1]. None: what the weights state, else ImageNet's.
+        std: as `mean`.
+        dropout: share of the decoder's output channels dropped in training, before the segmentation head. Some
+            architectures have a dropout of their own, set through `decoder`.
+
+    Raises:
+        ValueError: mean, std or dropout out of range.
+    """
+
+    arch: str = "Unet"
+    encoder: str = "mobilenet_v2"
+    weights: str | None = None
+    decoder: dict[str, Any] = field(default_factory=dict)
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and (len(values) != 3 or not all(0 <= value <= 1 for value in values)):
+                raise ValueError(f"{name} must be 3 values in units of RGB in [0, 1] (divide by 255), got {values}")
+        if self.std is not None and min(self.std) == 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+class SegmentationNetwork(nn.Module):
+    """An smp model that takes RGB in [0, 1] at any size: it normalises, pads to its stride, and crops back."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, stride: int, mean: list[float], std: list[float], dropout: float) -> None:
+        super().__init__()
+        self.model = model  # an smp.base.SegmentationModel, whose parts smp does not declare
+        self.stride = stride
+        self.dropout = nn.Dropout2d(dropout)
+        # Persistent: trained weights mean nothing under another normalisation, so it travels with them in every
+        # checkpoint, also to where the pretrained weights that stated it are not at hand.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> (B, K, H, W) logits."""
+        height, width = image.shape[-2:]
+        return self.classify(self.features(image)[1], height, width)
+
+    def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(B, 3, H, W) RGB in [0, 1] -> smp's list of encoder maps, and the decoder's output (B, C, h, w).
+
+        They cover the image padded at the bottom and right to a multiple of `self.stride`.
+        """
+        height, width = image.shape[-2:]
+        normalised = (image - self.mean) / self.std
+        # After the normalisation, so that padding looks like the mean colour and not like black.
+        padded = F.pad(normalised, (0, -width % self.stride, 0, -height % self.stride))
+        encoded = self.model.encoder(padded)
+        if isinstance(encoded, tuple):  # DPT: maps and prefix tokens
+            return encoded[0], self.model.decoder(*encoded)
+        return encoded, self.model.decoder(encoded)
+
+    def classify(self, decoded: Tensor, height: int, width: int) -> Tensor:
+        """The decoder's output of a height x width image -> its logits (B, K, height, width)."""
+        logits: Tensor = self.model.segmentation_head(self.dropout(decoded))
+        return logits[..., :height, :width]
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters of the encoder, for a learning rate of their own."""
+        return [p for p in self.model.encoder.parameters() if p.requires_grad]
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters of everything but the encoder."""
+        encoder = {id(p) for p in self.model.encoder.parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in encoder]
+
+
+def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
+    """Build the network of `config` for `num_classes` classes, with its pretrained encoder if it asks for one.
+
+    Parameters that its forward never uses (encoder stages below PSPNet's, a ViT's classifier) are frozen: DDP refuses
+    parameters that get no gradient.
+
+    Raises:
+        ValueError: unknown arch, encoder, weights name or decoder argument (the message names the nearest), a weights
+            file that does not fit the encoder, or an arch and an encoder that do not go together.
+        FileNotFoundError: no such weights file.
+        RuntimeError: named weights that cannot be downloaded.
+    """
+    arch = _find_arch(config.arch)
+    _check_decoder(arch, config.decoder)
+    encoder = _find_encoder(config.encoder, timm_only=arch is smp.DPT)
+    full = _timm_skeleton(encoder) if encoder.startswith("tu-") else None
+    if full is not None:
+        _check_pair(arch, config.encoder, {int(stage["reduction"]) for stage in full.feature_info})
+
+    file = config.weights if config.weights is not None and config.weights.endswith(FILE_SUFFIXES) else None
+    named = config.weights if file is None else None
+    state, metadata = _read_weights(Path(file)) if file is not None else ({}, {})
+    if named is not None:
+        _check_weights_name(encoder, named)
+        if full is not None:
+            encoder = f"{encoder}.{named}"  # timm's weights are part of the model's name
+    pair = f"arch {config.arch} with encoder {config.encoder}"
+    try:
+        model = arch(
+            encoder_name=encoder,
+            encoder_weights=named if full is None else (True if named else None),
+            in_channels=3,
+            classes=num_classes,
+            **_any_size_arguments(full),
+            **config.decoder,
+        )
+    except OSError as error:
+        raise RuntimeError(
+            f"weights {named!r} of encoder {config.encoder!r} could not be downloaded ({type(error).__name__}). Without"
+            f" a network, set weights to null (from scratch) or to a local {', '.join(FILE_SUFFIXES)} file"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"{pair} cannot be built: {error}") from error
+
+    mean, std = config.mean, config.std
+    if mean is None or std is None:
+        stated = _named_normalisation(encoder, named) if named is not None else _file_normalisation(metadata, file)
+        mean, std = mean or stated[0], std or stated[1]
+    if file is not None:
+        _load_encoder(model.encoder, state, file, full)
+    stride = int(model.encoder.output_stride)
+    if arch is smp.DPT:  # its i-th map is resampled to stride 2^(i + 2), also beyond the patch size
+        stride = max(stride, 2 ** (len(model.encoder.out_channels) + 1))
+    network = SegmentationNetwork(model, stride, mean, std, config.dropout)
+    _try_out(network, num_classes, pair)
+    return network
+
+
+def _unknown(kind: str, name: str, known: Iterable[str], whole_list: str) -> ValueError:
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=4, cutoff=0.5)]
+    nearest = f"nearest: {', '.join(near)}" if near else "no similar name"
+    return ValueError(f"unknown {kind} {name!r}; {nearest}. All of them: {whole_list}")
+
+
+def _find_arch(name: str) -> Any:
+    if name.lower() not in ARCHITECTURES:
+        known = [arch.__name__ for arch in ARCHITECTURES.values()]
+        raise _unknown("arch", name, known, ", ".join(known))
+    return ARCHITECTURES[name.lower()]
+
+
+def _check_decoder(arch: Any, decoder: dict[str, Any]) -> None:
+    """smp passes what it does not know on to the encoder, where a typing error is lost without a word."""
+    ours = {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
+    known = [name for name in inspect.signature(arch.__init__).parameters if name not in ours]
+    for name in decoder:
+        if name not in known:
+            raise _unknown(f"decoder argument of {arch.__name__}", name, known, ", ".join(known))
+
+
+def _find_encoder(name: str, timm_only: bool) -> str:
+    """The name that smp wants: its own, or timm's with the prefix `tu-`."""
+    smp_names = [] if timm_only else smp.encoders.get_encoder_names()
+    if name in smp_names:
+        return name
+    timm_name, _, tag = name.removeprefix("tu-").partition(".")
+    if not timm.is_model(timm_name):
+        whole_list = "timm.list_models()" + (
+            "" if timm_only else " and segmentation_models_pytorch.encoders.get_encoder_names()"
+        )
+        raise _unknown("encoder", name, [*timm.list_models(), *smp_names], whole_list)
+    if tag:
+        raise ValueError(f"encoder {name!r} names its weights: write encoder: {timm_name} and weights: {tag}")
+    return f"tu-{timm_name}"
+
+
+def _check_pair(arch: Any, encoder: str, strides: set[int]) -> None:
+    if arch is smp.DPT and any(stride & (stride - 1) for stride in strides):
+        raise ValueError(f"arch DPT needs a patch size that is a power of 2, encoder {encoder!r} has {max(strides)}")
+    if arch is not smp.DPT and len(strides) == 1:
+        raise ValueError(f"encoder {encoder!r} is a plain vision transformer: use arch DPT, not {arch.__name__}")
+
+
+def _timm_skeleton(encoder: str) -> Any:
+    """The whole timm model without memory: to see its arguments, strides and parameter names."""
+    with torch.device("meta"):
+        return timm.create_model(encoder.removeprefix("tu-"))
+
+
+def _any_size_arguments(full: Any) -> dict[str, Any]:
+    """What makes a timm transformer take images of any size, by what its class understands."""
+    known = inspect.signature(type(full).__init__).parameters
+    if "strict_img_size" in known:  # Swin
+        return {"strict_img_size": False}
+    return {"dynamic_img_size": True} if "dynamic_img_size" in known else {}
+
+
+def _check_weights_name(encoder: str, name: str) -> None:
+    if encoder.startswith("tu-"):
+        known = [full.partition(".")[2] for full in timm.list_pretrained(f"{encoder.removeprefix('tu-')}.*")]
+    else:
+        known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
+    if name not in known:
+        raise ValueError(
+            f"unknown weights {name!r} for encoder {encoder!r}; it has: {', '.join(known) or 'none'}."
+            f" A local file must end in {', '.join(FILE_SUFFIXES)}"
+        )
+
+
+def _named_normalisation(encoder: str, weights: str) -> tuple[list[float], list[float]]:
+    stated = smp.encoders.get_preprocessing_params(encoder, pretrained=weights)
+    if stated["input_space"] != "RGB":
+        raise ValueError(
+            f"weights {weights!r} of {encoder!r} want {stated['input_space']} images; only RGB is supported"
+        )
+    scale = stated["input_range"][1]  # mean and std are in units of this range, our images end at 1
+    return [value / scale for value in stated["mean"]], [value / scale for value in stated["std"]]
+
+
+def _file_normalisation(metadata: dict[str, str], file: str | None) -> tuple[list[float], list[float]]:
+    """The `input` that a safetensors file states, e.g. "(uint8_rgb - 128) / 128"; ImageNet's if it states none."""
+    if "input" not in metadata:
+        return IMAGENET_MEAN, IMAGENET_STD
+    match = re.fullmatch(r"\(uint8_rgb - (\d+\.?\d*)\) / (\d+\.?\d*)", metadata["input"])
+    if match is None:
+        raise ValueError(f"{file} states its input as {metadata['input']!r}, not understood here: set mean and std")
+    mean, std = (float(group) / 255 for group in match.groups())
+    return [mean] * 3, [std] * 3
+
+
+def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata."""
+    file = file.expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights file {file} (looked for {file.absolute()})")
+    metadata: dict[str, str] = {}
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as content:
+            metadata = content.metadata() or {}
+            state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
+    else:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{file} must hold a flat dict of names and tensors, as module.state_dict() gives it")
+    return state, metadata
+
+
+def _load_encoder(encoder: nn.Module, state: dict[str, Tensor], file: str, full: Any) -> None:
+    """Copy `state` into `encoder`; names are its own (`encoder.` in front or not) or those of timm's whole model."""
+    state = {name.removeprefix("encoder."): value for name, value in state.items()}
+    wanted = encoder.state_dict()
+    ignorable = {name for name in state if name.startswith(CLASSIFIER_KEYS)}
+    if full is not None:
+        whole = set(full.state_dict())
+        ignorable |= whole  # its last norm and the stages that the decoder does not read are not in the encoder
+        # timm's names of the encoder's keys: without smp's "model.", and "stages.0." where its feature extractor
+        # says "stages_0.".
+        for name in wanted:
+            theirs = name.removeprefix("model.")
+            theirs = theirs if theirs in whole else re.sub(r"_(\d+)\.", r".\1.", theirs, count=1)
+            if name not in state and theirs in state:
+                state[name] = state.pop(theirs)
+
+    def first(names: list[str]) -> str:
+        return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+    # Older files lack BatchNorm's batch counter, which only a cumulative average (momentum None) would use.
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in wanted and name not in ignorable]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    wrong = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    if any(wrong.values()):
+        text = "; ".join(f"{kind}: {first(names)}" for kind, names in wrong.items() if names)
+        raise ValueError(f"{file} does not fit the encoder: {text}")
+    # Copies into the encoder's fp32 tensors, also from a file in half precision.
+    encoder.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
+
+
+def _try_out(network: SegmentationNetwork, num_classes: int, what: str) -> None:
+    """One small image through `network`: check its output's size and freeze the parameters without a gradient."""
+    side = network.stride * math.ceil(128 / network.stride)  # PAN needs 128 pixels
+    parameters = list(network.parameters())
+    network.eval()  # keeps the BatchNorm statistics and draws no random number
+    try:
+        with torch.enable_grad():
+            logits = network(torch.zeros(1, 3, side, side))
+    except Exception as error:
+        raise ValueError(f"{what} does not run: {error}") from error
+    if logits.shape != (1, num_classes, side, side):
+        raise ValueError(f"{what}: the logits of a {side} x {side} image are {tuple(logits.shape)}; see `decoder`")
+    gradients = torch.autograd.grad(logits, parameters, torch.ones_like(logits), allow_unused=True)
+    network.train()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)

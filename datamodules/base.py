@@ -1,0 +1,347 @@
+"""SegmentationDataModule: everything that data sets share. A data set adds its lists and how to read one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.batch import IGNORE
+from datamodules.files import find_images, read_image
+from datamodules.samplers import Draw, EpochSampler
+from datamodules.supervision import Supervision, draw_annotation, shrink_mask, split_images
+from datamodules.transforms import draw_uniform, fit_size, pad_to, random_crop, resize_image
+
+Split = Literal["train", "val", "test"]
+Array = np.ndarray[Any, Any]
+STREAMS = ("labeled", "unlabeled")
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Labelled and unlabelled images, three splits, one way to load them.
+
+    A data set subclasses this, sets `class_names` and `colors`, and implements `names`, `image` and `mask`.
+
+    Args:
+        size: images are resized to fit inside [height, width] (one number: a square), keeping their proportions.
+        crop: [height, width] of a training sample; default: `size`.
+        batch_size: labelled images per optimizer step, over all devices and accumulated batches.
+        unlabeled_batch_size: unlabelled images per optimizer step, likewise; 0 leaves the unlabelled stream out.
+        supervision: what is labelled, see `datamodules.supervision.Supervision`.
+        scale: range of the random magnification, [1, 1] for none.
+        flip: mirror half of the training samples.
+        num_workers: loader processes per device; they only decode and resize.
+        seed: of the annotation, the order and the augmentation; the run's seed unless given.
+        cache_dir: where drawn annotations are kept; default: $WEAKSEG_CACHE or ~/.cache/weakseg.
+    """
+
+    class_names: Sequence[str] = ()
+    colors: Sequence[tuple[int, int, int]] = ()
+    keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
+
+    def __init__(
+        self,
+        size: int | list[int] = 128,
+        crop: list[int] | None = None,
+        batch_size: int = 16,
+        unlabeled_batch_size: int = 0,
+        supervision: Supervision = Supervision(),  # noqa: B008 (frozen)
+        scale: list[float] = [0.75, 1.5],  # noqa: B006 (never written to)
+        flip: bool = True,
+        num_workers: int = 2,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.crop = (crop[0], crop[1]) if crop else self.size
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"data.scale must be [low, high] with 0 < low <= high, got {scale}")
+        if batch_size < 1 or unlabeled_batch_size < 0:
+            raise ValueError(f"batch sizes must be positive, got {batch_size} and {unlabeled_batch_size}")
+        self.batch_size, self.unlabeled_batch_size = batch_size, unlabeled_batch_size
+        self.supervision = supervision
+        self.scale, self.flip = (scale[0], scale[1]), flip
+        self.num_workers, self.seed = num_workers, seed
+        self.cache_dir = Path(cache_dir or os.environ.get("WEAKSEG_CACHE", "~/.cache/weakseg")).expanduser()
+        self.predict_folder: Path | None = None  # set by `weakseg predict --images`
+        # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.
+        self.accumulation = 1
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have no validation image
+
+    # What a data set provides --------------------------------------------------------------------------------------
+
+    def names(self, split: Split) -> list[str]:
+        """Image ids of a split, sorted."""
+        raise NotImplementedError
+
+    def image(self, name: str) -> Array:
+        """uint8 (H, W, 3) RGB."""
+        raise NotImplementedError
+
+    def mask(self, name: str) -> Array | None:
+        """uint8 (H, W), class id or 255; None where the image has no mask."""
+        raise NotImplementedError
+
+    def has_mask(self, name: str) -> bool:
+        """Whether a training image has a mask; the others are unlabelled, whatever `supervision` says."""
+        return True
+
+    def source(self) -> str:
+        """What tells this set's files from another's (the folder): part of the annotation cache's key."""
+        raise NotImplementedError
+
+    # Shared --------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def lists(self) -> tuple[list[str], list[str]]:
+        """Labelled and unlabelled training images."""
+        names = self.names("train")
+        with_mask = [name for name in names if self.has_mask(name)]
+        if not with_mask:
+            raise ValueError(f"none of the {len(names)} training images has a mask: label some of them")
+        labeled, rest = split_images(with_mask, self.supervision, self.annotation_seed)
+        return labeled, sorted({*names} - {*with_mask} | {*rest})
+
+    @property
+    def annotation_seed(self) -> int:
+        return self.seed if self.supervision.seed is None else self.supervision.seed
+
+    def annotation_dir(self) -> Path:
+        """Folder of the drawn annotation, named by all that it depends on."""
+        key = [type(self).__name__, self.source(), self.size, asdict(self.supervision), self.annotation_seed]
+        digest = hashlib.sha256(json.dumps([*key, self.lists()[0]]).encode()).hexdigest()[:16]
+        return self.cache_dir / f"{type(self).__name__}-{self.supervision.kind}-{digest}"
+
+    def prepare_data(self) -> None:
+        """Draw the annotation of the labelled images once; afterwards training opens no dense mask."""
+        folder = self.annotation_dir()
+        if (folder / "annotation.json").exists():
+            return
+        labeled, _ = self.lists()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".drawing-"))
+        try:
+            counts, pixels = np.zeros(self.num_classes, np.int64), 0
+            for name in labeled:
+                mask = self.mask(name)
+                assert mask is not None  # `lists` takes labelled images from those that have one
+                small = shrink_mask(mask, fit_size(mask.shape, self.size), keep_strokes=self.keep_strokes)
+                drawn = draw_annotation(small, self.supervision, self.annotation_seed, name)
+                Image.fromarray(drawn).save(scratch / f"{name}.png")
+                counts += np.bincount(drawn[drawn != IGNORE], minlength=self.num_classes)
+                pixels += drawn.size
+            if not counts.any():
+                raise ValueError(f"no pixel of the {len(labeled)} labelled images has a label: check the masks")
+            report = {
+                "images": len(labeled),
+                "labeled_pixels": int(counts.sum()),
+                "pixels": pixels,
+                "per_class": {name: int(n) for name, n in zip(self.class_names, counts, strict=True)},
+            }
+            (scratch / "annotation.json").write_text(json.dumps(report, indent=1))
+            # Another run may have drawn the same annotation meanwhile: the first one stays.
+            if not folder.exists():
+                os.replace(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def annotation_report(self) -> dict[str, Any]:
+        """Number of labelled images and pixels, in all and per class (see `summary.json`)."""
+        return dict(json.loads((self.annotation_dir() / "annotation.json").read_text()))
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        report = self.annotation_report()
+        share = report["labeled_pixels"] / report["pixels"]
+        rank_zero_info(
+            f"labelled: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%} of them), "
+            f"drawn once into {self.annotation_dir()} (delete it to draw again)"
+        )
+        missing = [name for name, count in report["per_class"].items() if not count]
+        if missing:
+            rank_zero_warn(f"no labelled pixel of class {', '.join(missing)}: it cannot be learned")
+        if self.unlabeled_batch_size and not self.lists()[1]:
+            raise ValueError(
+                "data.unlabeled_batch_size asks for unlabelled images, but every training image is labelled: "
+                "set it to 0, or use supervision.kind=image_subset"
+            )
+
+    def _micro_batch(self, batch: int) -> int:
+        if batch % self.accumulation:
+            raise ValueError(
+                f"a batch of {batch} cannot be split into {self.accumulation} accumulated parts: change "
+                "data.batch_size, data.unlabeled_batch_size or trainer.accumulate_grad_batches"
+            )
+        return batch // self.accumulation
+
+    def _stream_lengths(self) -> dict[str, tuple[list[str], int]]:
+        """Per stream: its list and its images per forward pass over all devices."""
+        labeled, unlabeled = self.lists()
+        streams = {"labeled": (labeled, self._micro_batch(self.batch_size))}
+        if self.unlabeled_batch_size:
+            streams["unlabeled"] = (unlabeled, self._micro_batch(self.unlabeled_batch_size))
+        return streams
+
+    def train_dataloader(self) -> CombinedLoader:
+        streams = self._stream_lengths()
+        steps = max(max(1, len(names) // batch) for names, batch in streams.values())
+        annotations = self.annotation_dir()
+        loaders = {
+            stream: self._loader(
+                TrainingImages(self, names, annotations if stream == "labeled" else None),
+                batch_sampler=EpochSampler(len(names), batch, steps, self.seed, self.trainer),
+            )
+            for stream, (names, batch) in streams.items()
+        }
+        return CombinedLoader(loaders, "min_size")
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        if self.predict_folder is None:
+            raise ValueError("which images? give `weakseg predict ... --images FOLDER`")
+        files = find_images(self.predict_folder)
+        return self._evaluation_loader(list(files), lambda name: read_image(files[name]), lambda name: None)
+
+    def _evaluation_loader(
+        self,
+        split: Split | list[str],
+        image: Callable[[str], Array] | None = None,
+        mask: Callable[[str], Array | None] | None = None,
+    ) -> DataLoader[Any]:
+        names = split if isinstance(split, list) else self.names(split)
+        if not names:
+            raise ValueError(f"the {split} split has no image")
+        # One image a time, unpadded, and no image twice: the same numbers on any number of processes.
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        images = WholeImages(names[rank::ranks], image or self.image, mask or self.mask, self.size)
+        return self._loader(images, batch_size=1)
+
+    def _loader(self, dataset: Dataset[Any], **how: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            num_workers=self.num_workers,
+            persistent_workers=False,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=one_thread,
+            **how,
+        )
+
+    # On the device -------------------------------------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        # Drawn on the host, where the keys are: asking the device for them would make it wait.
+        for number, stream in enumerate(STREAMS):
+            if stream in batch:
+                batch[stream]["draws"] = draw_uniform(self.seed * len(STREAMS) + number, batch[stream]["key"])
+        return batch
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if "labeled" in batch:
+            return {stream: self._training_stream(batch[stream]) for stream in STREAMS if stream in batch}
+        mask = batch["mask"].long()
+        valid = torch.ones(mask.shape, dtype=torch.bool, device=mask.device)
+        return {**batch, "image": batch["image"].float() / 255, "mask": mask, "valid": valid}
+
+    def _training_stream(self, stream: dict[str, Any]) -> dict[str, Any]:
+        image = stream["image"].float() / 255
+        extent, draws = stream.pop("extent"), stream.pop("draws")
+        image, mask, valid = random_crop(image, stream["mask"], extent, draws, self.crop, self.scale, self.flip)
+        return {**stream, "image": image, "mask": mask, "valid": valid}
+
+
+class TrainingImages(Dataset[dict[str, Any]]):
+    """Training images padded to one size, with their drawn annotation (none: everything 255). Indexed by `Draw`."""
+
+    def __init__(self, data: SegmentationDataModule, names: list[str], annotations: Path | None) -> None:
+        self.read, self.box, self.names, self.annotations = data.image, data.size, names, annotations
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        name = self.names[draw.image]
+        image = self.read(name)
+        extent = fit_size(image.shape[:2], self.box)
+        small = resize_image(image, extent)
+        mask = np.full(extent, IGNORE, np.uint8)
+        if self.annotations is not None:
+            mask = np.asarray(Image.open(self.annotations / f"{name}.png"))
+        if mask.shape != extent:
+            raise ValueError(
+                f"image '{name}' is {image.shape[:2]}, its annotation {mask.shape}: delete {self.annotations}"
+            )
+        return {
+            "image": as_tensor(pad_to(small, self.box, 0)),
+            "mask": torch.from_numpy(pad_to(mask, self.box, IGNORE).copy()),
+            "extent": torch.tensor(extent),
+            "key": torch.tensor([draw.epoch, draw.position]),
+            "name": name,
+            "size": torch.tensor(image.shape[:2]),
+        }
+
+
+class WholeImages(Dataset[dict[str, Any]]):
+    """Evaluation images at the training size, masks at the original one (255 everywhere where there is none)."""
+
+    def __init__(
+        self,
+        names: list[str],
+        image: Callable[[str], Array],
+        mask: Callable[[str], Array | None],
+        box: tuple[int, int],
+    ) -> None:
+        self.names, self.read, self.read_mask, self.box = names, image, mask, box
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.names[index]
+        image = self.read(name)
+        size = image.shape[:2]
+        mask = self.read_mask(name)
+        if mask is None:
+            mask = np.full(size, IGNORE, np.uint8)
+        if mask.shape != size:
+            raise ValueError(f"image '{name}' is {size[0]} x {size[1]} but its mask {mask.shape[0]} x {mask.shape[1]}")
+        return {
+            "image": as_tensor(resize_image(image, fit_size(size, self.box))),
+            "mask": torch.from_numpy(mask.copy()),
+            "name": name,
+            "size": torch.tensor(size),
+        }
+
+
+def as_tensor(image: Array) -> Tensor:
+    """uint8 (H, W, 3) array to (3, H, W) tensor."""
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
+
+
+def one_thread(worker: int) -> None:
+    """Loader processes share the machine with the training process: one thread each."""
+    torch.set_num_threads(1)

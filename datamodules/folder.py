@@ -1,0 +1,91 @@
+"""One's own images."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from datamodules.base import Array, SegmentationDataModule, Split
+from datamodules.files import find_images, read_classes, read_image, read_list, read_mask
+
+
+class Folder(SegmentationDataModule):
+    """Your own images: a folder with `images/`, `masks/` and `classes.txt`.
+
+    A mask has its image's name (any image suffix for either) and is an indexed or grey PNG of class ids, or an RGB
+    picture in the colours of `classes.txt`; 255, or the colour of a class named `void`, is a pixel without a label. So
+    scribbles are masks with 255 elsewhere; thin ones survive the resize to `size`. Images without a mask are
+    unlabelled training images.
+
+    Splits: the ids in `train.txt`, `val.txt` and `test.txt`, one a line, where there are such files (all three). Else
+    every fifth image with a mask is for validation and every fifth for test, chosen by a hash of the name, the same in
+    every run; the rest is for training.
+
+    Args:
+        root: the folder.
+        kwargs: see `datamodules.base.SegmentationDataModule`.
+
+    Raises:
+        FileNotFoundError: a folder, `classes.txt` or a listed image is missing.
+        ValueError: bad content, named with the file and the way out.
+    """
+
+    keep_strokes = True
+
+    def __init__(self, root: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root).expanduser()
+        classes, self.palette = read_classes(self.root / "classes.txt")
+        self.class_names = [one.name for one in classes]
+        self.colors = [one.color for one in classes]
+        self.images = find_images(self.root / "images")
+        self.masks = find_images(self.root / "masks")
+        lost = sorted(self.masks.keys() - self.images.keys())
+        if lost:
+            raise ValueError(
+                f"{self.root / 'masks'} has masks without an image: {', '.join(lost[:5])} ({len(lost)} in all)"
+            )
+        self.splits = self._listed() if (self.root / "train.txt").exists() else self._hashed()
+        for split in ("val", "test"):
+            bare = [name for name in self.splits[split] if name not in self.masks]
+            if bare:
+                raise ValueError(
+                    f"{split} images need a mask, these have none: {', '.join(bare[:5])} ({len(bare)} in all)"
+                )
+
+    def _listed(self) -> dict[str, list[str]]:
+        splits = {split: sorted(read_list(self.root / f"{split}.txt")) for split in ("train", "val", "test")}
+        owner: dict[str, str] = {}
+        for split, names in splits.items():
+            for name in names:
+                if name not in self.images:
+                    raise FileNotFoundError(f"{self.root / f'{split}.txt'} lists '{name}', which is not in images/")
+                if name in owner:
+                    raise ValueError(f"'{name}' is in both {owner[name]}.txt and {split}.txt: keep it in one of them")
+                owner[name] = split
+        return splits
+
+    def _hashed(self) -> dict[str, list[str]]:
+        order = sorted(self.masks, key=lambda name: hashlib.sha256(name.encode()).digest())
+        if len(order) < 5:
+            raise ValueError(
+                f"{self.root} has {len(order)} masks; 5 are needed to keep some for val and test, or list them"
+            )
+        val, test = sorted(order[::5]), sorted(order[1::5])
+        return {"train": sorted(self.images.keys() - {*val, *test}), "val": val, "test": test}
+
+    def source(self) -> str:
+        return str(self.root.resolve())
+
+    def names(self, split: Split) -> list[str]:
+        return self.splits[split]
+
+    def has_mask(self, name: str) -> bool:
+        return name in self.masks
+
+    def image(self, name: str) -> Array:
+        return read_image(self.images[name])
+
+    def mask(self, name: str) -> Array | None:
+        return read_mask(self.masks[name], self.num_classes, self.palette) if name in self.masks else None

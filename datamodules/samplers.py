@@ -1,0 +1,84 @@
+"""Which images form which batch: a function of (seed, epoch, position), never of rank, worker or batch composition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+
+class Draw(NamedTuple):
+    """What a training data set is asked for: image number `image` of its list, at `position` of `epoch`."""
+
+    epoch: int
+    position: int
+    image: int
+
+
+def epoch_order(length: int, count: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Image indices of one epoch: whole permutations of range(length), one after the other, cut to `count`.
+
+    A list that is shorter than the epoch (the labelled one, usually) is so repeated with a new order each time, and
+    every image occurs floor or ceil of count/length times.
+    """
+    rounds = -(-count // length)
+    orders = [np.random.default_rng([seed, epoch, turn]).permutation(length) for turn in range(rounds)]
+    return np.concatenate(orders)[:count]
+
+
+class EpochSampler(Sampler[list[Draw]]):
+    """Batch sampler of one stream, sharded over ranks, which starts where an interrupted epoch stopped.
+
+    A global batch is the run of positions [step * batch, (step + 1) * batch); each rank takes its contiguous part of
+    it, so that images 2i and 2i+1 (mixing partners) stay together when the part is even.
+
+    Args:
+        length: number of images in the list.
+        batch: images per step over all ranks.
+        steps: batches per epoch.
+        seed: of the order.
+        trainer: tells epoch, rank and, after a resume, the batch to start at; None iterates epoch 0 on one process.
+
+    Raises:
+        ValueError: an empty list, or a batch that the ranks cannot share evenly.
+    """
+
+    def __init__(self, length: int, batch: int, steps: int, seed: int, trainer: Trainer | None = None) -> None:
+        ranks = trainer.world_size if trainer else 1
+        if length < 1:
+            raise ValueError("the list of images is empty: check the folder, the split and `supervision`")
+        if batch % ranks:
+            raise ValueError(f"a batch of {batch} cannot be shared by {ranks} devices: choose a multiple of {ranks}")
+        self.length, self.batch, self.steps, self.seed, self.trainer = length, batch, steps, seed, trainer
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        # Read here, not at the first `next`: loader workers run ahead of the loop's counters.
+        epoch, start = self._progress()
+        return self._batches(epoch, start)
+
+    def _progress(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        epoch: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        # Lightning restores the counters but not the position in the loader. `processed`, not `ready`: a batch that
+        # was fetched but not trained on must come again.
+        done: int = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        start = done if loop.restarting else 0
+        return (epoch + 1, 0) if start >= self.steps else (epoch, start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[Draw]]:
+        order = epoch_order(self.length, self.steps * self.batch, self.seed, epoch)
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        share = self.batch // ranks
+        for step in range(start, self.steps):
+            first = step * self.batch + rank * share
+            yield [Draw(epoch, position, int(order[position])) for position in range(first, first + share)]

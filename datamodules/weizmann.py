@@ -1,0 +1,60 @@
+"""Weizmann horses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datamodules.base import Array, SegmentationDataModule, Split
+from datamodules.files import find_images, read_image, read_mask
+
+
+class WeizmannHorse(SegmentationDataModule):
+    """Weizmann horses, 2 classes, 327 usable images (Borenstein & Ullman, ECCV 2002).
+
+    There is no official split. Ours: of the sorted usable images the first 200 are for training, every fifth of which
+    is validation (160/40), the last 127 are the test set. `horse318` is black in the source and is left out.
+
+    Args:
+        root: folder that holds `rgb/` and `figure_ground/` of the authors' `weizmann_horse_db` (or a copy with
+            re-encoded images: files are found by stem).
+        kwargs: see `datamodules.base.SegmentationDataModule`.
+
+    Raises:
+        FileNotFoundError: `root` has no such folders.
+        ValueError: an image without a mask, or not the 327 images.
+    """
+
+    class_names = ("background", "horse")
+    colors = ((60, 60, 60), (230, 140, 40))
+
+    def __init__(self, root: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root).expanduser()
+        self.images = find_images(self.root / "rgb")
+        self.masks = find_images(self.root / "figure_ground")
+        self.images.pop("horse318", None)
+        missing = sorted(self.images.keys() - self.masks.keys())
+        if missing:
+            raise ValueError(
+                f"{self.root / 'figure_ground'} has no mask for {', '.join(missing[:5])} ({len(missing)} in all)"
+            )
+        if len(self.images) != 327:
+            raise ValueError(
+                f"{self.root / 'rgb'} has {len(self.images)} usable images, not 327: the split would differ"
+            )
+
+    def source(self) -> str:
+        return str(self.root.resolve())
+
+    def names(self, split: Split) -> list[str]:
+        every = sorted(self.images)
+        train = every[:200]
+        parts = {"train": [n for i, n in enumerate(train) if i % 5 != 4], "val": train[4::5], "test": every[-127:]}
+        return parts[split]
+
+    def image(self, name: str) -> Array:
+        return read_image(self.images[name])
+
+    def mask(self, name: str) -> Array:
+        return read_mask(self.masks[name], self.num_classes, None)

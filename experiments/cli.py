@@ -1,0 +1,69 @@
+"""The `weakseg` command. Help and listings answer at once: torch is imported only by the verbs that need it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+USAGE = """\
+usage: weakseg <command> [options]
+
+train and evaluate
+  fit          train a method:        weakseg fit --config experiments/configs/recipes/weizmann_tv.yaml
+  validate     validation metrics:    weakseg validate --run RUN_DIR
+  test         test metrics:          weakseg test --run RUN_DIR [--which best|last]
+  predict      label your images:     weakseg predict --run RUN_DIR --images FOLDER --output FOLDER
+
+look around
+  methods      the papers and baselines there are
+  datamodules  the data sets there are
+  doctor       check the installation and, with --config FILE, the data it names
+
+`weakseg fit --help` lists what a run can be told; `weakseg fit --model TV --model.help TV` what one method can.
+A wrong input ends with one line; set WEAKSEG_TRACEBACK=1 to see where it came from.
+"""
+LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+
+
+def listing(package: str) -> str:
+    """Names and first docstring lines of the classes of `methods` or `datamodules`."""
+    import datamodules
+    import methods
+
+    classes = {"methods": methods, "datamodules": datamodules}[package].CLASSES
+    width = max(map(len, classes), default=0)
+    return "\n".join(f"{name:{width}}  {found.line}" for name, found in sorted(classes.items()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 1 a wrong input, 2 a wrong command line)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if verb in ("methods", "datamodules"):
+        print(listing(verb))
+        return 0
+    if verb not in (*LIGHTNING_VERBS, "doctor"):
+        print(f"weakseg: there is no command '{verb}'\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    try:
+        if verb == "doctor":
+            from experiments.doctor import doctor
+
+            doctor(rest)
+            return 0
+        from experiments.lightning_cli import run
+
+        run(verb, rest)
+    except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
+        if os.environ.get("WEAKSEG_TRACEBACK"):
+            raise
+        print(f"weakseg: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

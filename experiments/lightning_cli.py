@@ -1,0 +1,360 @@
+"""fit, validate, test and predict on LightningCLI: composed configs, run directories, readable errors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+# Before lightning is imported: these come from inside the libraries and tell the user nothing to act on.
+warnings.filterwarnings("ignore", ".*LeafSpec.*")  # torch deprecates what lightning uses
+warnings.filterwarnings("ignore", ".*not resumable.*")  # EpochSampler resumes by itself
+warnings.filterwarnings("ignore", ".*does not have many workers.*")  # num_workers is the user's choice
+warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # --resume continues in its directory
+warnings.filterwarnings("ignore", ".*isinstance.treespec.*")  # torch's pytree again
+
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from lightning import Callback, LightningModule, Trainer  # noqa: E402
+from lightning.pytorch.callbacks import TQDMProgressBar  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn  # noqa: E402
+
+import datamodules  # noqa: E402
+import methods  # noqa: E402
+from common.callbacks import (  # noqa: E402
+    FetchTimer,
+    PredictionPictures,
+    PredictionWriter,
+    RunSummary,
+    Throughput,
+)
+from common.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoint  # noqa: E402
+from common.distributed import make_strategy  # noqa: E402
+from common.loggers import CSVLogger  # noqa: E402
+from common.module import SegmentationModule  # noqa: E402
+from datamodules.base import SegmentationDataModule  # noqa: E402
+
+RUN_OPTIONS = ("run_dir", "name", "resume", "init_from", "overwrite")  # about one start, not part of the saved config
+CONFIG_OPTIONS = ("-c", "--config")
+
+
+# Command line ------------------------------------------------------------------------------------------------------
+
+
+def compose(path: Path) -> list[str]:
+    """YAML texts of a config file, in the order in which they apply.
+
+    A file may open with `compose: [base.yaml, ...]`, paths relative to itself: these come first, it overrides them.
+
+    Raises:
+        FileNotFoundError: the file, or one that it names, is missing.
+        ValueError: it is not a YAML mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"config file {path} does not exist; recipes are in experiments/configs/recipes")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `key: value` pairs, got {type(content).__name__}")
+    parts = [text for part in content.pop("compose", []) for text in compose(path.parent / part)]
+    return [*parts, yaml.safe_dump(content, sort_keys=False)]
+
+
+def expand_configs(arguments: list[str]) -> list[str]:
+    """Replace each `--config FILE` by the texts that it is composed of."""
+    expanded: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, _, value = argument.partition("=")
+        if option in CONFIG_OPTIONS:
+            path = value or next(rest, "")
+            expanded += [word for text in compose(Path(path)) for word in ("--config", text)]
+        else:
+            expanded.append(argument)
+    return expanded
+
+
+def from_run(verb: str, arguments: list[str]) -> tuple[list[str], argparse.Namespace]:
+    """Take `--run`, `--ckpt`, `--which` and predict's options off the command line; put that run's config first."""
+    parser = argparse.ArgumentParser(prog=f"weakseg {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--ckpt", type=Path)
+    parser.add_argument("--which", choices=["best", "last"], default="best")
+    if verb == "predict":
+        parser.add_argument("--images", type=Path)
+        parser.add_argument("--output", type=Path)
+        parser.add_argument("--probabilities", action="store_true")
+    if {"-h", "--help"} & set(arguments):
+        parser.print_usage()
+        return arguments, argparse.Namespace(run=None, ckpt=None, which="best")
+    options, rest = parser.parse_known_args(arguments)
+    if (options.run is None) == (options.ckpt is None):
+        raise ValueError(f"weakseg {verb} needs a trained model: give either --run RUN_DIR or --ckpt FILE")
+    options.ckpt = options.ckpt or options.run / "checkpoints" / f"{options.which}.ckpt"
+    if not options.ckpt.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {options.ckpt}: is it a run directory that `fit` has written?")
+    stored = read_checkpoint(options.ckpt)["weakseg"]
+    return ["--config", stored["config"], *expand_configs(rest), "--ckpt_path", str(options.ckpt)], options
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint written by `fit`, on the CPU.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no checkpoint {path}") from None
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict) or "weakseg" not in content:
+        raise ValueError(f"{path} was not written by `weakseg fit`")
+    return content
+
+
+def check_method(path: Path, method: str) -> None:
+    """Refuse a checkpoint of another method (`Class`), before anything is loaded or written."""
+    stored = read_checkpoint(path)["weakseg"]["method"]
+    if stored != method:
+        raise ValueError(f"{path} is a checkpoint of {stored}, this run is {method}: give a checkpoint of {method}")
+
+
+# The CLI -----------------------------------------------------------------------------------------------------------
+
+
+class WeaksegCLI(LightningCLI):
+    """LightningCLI with run directories. Loggers and checkpoint callbacks are built here from `run_dir`, because
+    config links cannot reach into lists."""
+
+    def __init__(self, verb: str, arguments: list[str], options: argparse.Namespace | None = None) -> None:
+        self.verb, self.options = verb, options
+        for package in (methods, datamodules):
+            for name in package.CLASSES:
+                getattr(package, name)  # imported, so that the short class name is known
+        super().__init__(
+            SegmentationModule,
+            SegmentationDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "weakseg", verb: {"prog": f"weakseg {verb}"}},
+            args=[verb, *arguments],
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = LightningCLI.subcommands()
+        return {**skipped, "fit": skipped["fit"] | {"ckpt_path", "weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir", type=str | None, help="where the run's files go; default runs/DATA/METHOD/NAME"
+        )
+        parser.add_argument("--name", type=str | None, help="NAME in the default run_dir; default: regime and seed")
+        parser.add_argument(
+            "--resume", type=str | None, help="'auto': continue what is in run_dir, if anything; or a file"
+        )
+        parser.add_argument("--init_from", type=str | None, help="start from the weights of this checkpoint, at step 0")
+        parser.add_argument("--overwrite", type=bool, default=False, help="replace the run that is in run_dir")
+        parser.add_argument("--checkpoint_every", type=int, default=50, help="optimizer steps between last.ckpt files")
+        parser.add_argument("--tensorboard", type=bool, default=False, help="log to TensorBoard too")
+        parser.add_argument("--wandb", type=Literal["off", "online", "offline"], default="off", help="log to W&B too")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # As the base class, without its warning about sys.argv, which is ours too.
+        self.config = parser.parse_args(args)
+
+    @property
+    def settings(self) -> Any:
+        """The parsed config of this verb."""
+        return self.config[self.verb]
+
+    @property
+    def method(self) -> str:
+        return str(self.settings.model.class_path).rsplit(".", 1)[-1]
+
+    def run_dir(self) -> Path:
+        """The run directory: given, or made of data, method, regime and seed (no time stamp: the same on all ranks)."""
+        if self.options and self.options.run:
+            return Path(self.options.run)
+        if self.settings.run_dir:
+            return Path(self.settings.run_dir)
+        data = self.settings.data
+        regime = data.init_args.supervision
+        amount = regime.fraction or regime.number or regime.per_class or ""
+        name = self.settings.name or f"{regime.kind}{amount}-seed{self.settings.seed_everything}"
+        return Path("runs", str(data.class_path).rsplit(".", 1)[-1], self.method, name)
+
+    def config_text(self) -> str:
+        """The resolved config, enough to repeat the run, without the options about this start."""
+        config = self.settings.clone()
+        for key in RUN_OPTIONS:
+            config[key] = None if key != "overwrite" else False
+        text = self._parser(self.verb).dump(config, skip_unset=False)
+        content = {k: v for k, v in yaml.safe_load(text).items() if k not in (*RUN_OPTIONS, "config")}
+        return str(yaml.safe_dump(content, sort_keys=False))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        folder = self.run_dir()
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        config["default_root_dir"] = str(folder)
+        config["use_distributed_sampler"] = False  # EpochSampler and the evaluation loader shard by themselves
+        config["plugins"] = [AtomicCheckpointIO(), *(config["plugins"] or [])]
+        if device_count(config) > 1 and config["strategy"] in ("auto", "ddp"):
+            config["strategy"] = make_strategy()
+            config["sync_batchnorm"] = torch.cuda.is_available()  # it refuses CPU
+        if config["profiler"] is None:
+            config["profiler"] = FetchTimer()
+        seed = int(self.settings.seed_everything)
+        callbacks: list[Callback] = [] if config.get("enable_progress_bar") is False else [TQDMProgressBar(leave=True)]
+        if self.verb == "fit":
+            checkpoints = folder / "checkpoints"
+            callbacks = [
+                RunStart(folder, self.method, self.config_text(), bool(self.settings.overwrite)),
+                *callbacks,
+                Throughput(),
+                PredictionPictures(folder),
+                best_checkpoint(checkpoints),
+                RunSummary(folder, seed),
+                LastCheckpoint(checkpoints, self.settings.checkpoint_every),
+            ]
+            config["logger"] = self.loggers(folder)
+            self.datamodule.accumulation = config["accumulate_grad_batches"]
+        else:
+            config["logger"] = False
+            config["enable_checkpointing"] = False
+            callbacks += self.after_training(folder, seed)
+        config["callbacks"] = [*callbacks, *(config["callbacks"] or [])]
+        return Trainer(**config)
+
+    def loggers(self, folder: Path) -> list[Any]:
+        loggers: list[Any] = [CSVLogger(folder)]
+        if self.settings.tensorboard:
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        if self.settings.wandb != "off":
+            from lightning.pytorch.loggers import WandbLogger
+
+            name = "-".join(folder.parts[-2:])
+            loggers.append(WandbLogger(name, folder, offline=self.settings.wandb == "offline", project="weakseg"))
+        return loggers
+
+    def after_training(self, folder: Path, seed: int) -> list[Callback]:
+        assert self.options is not None
+        if self.verb == "test":
+            kind = self.model.postprocess.kind
+            name = self.options.ckpt.stem + ("" if kind == "none" else f"+{kind}")
+            return [RunSummary(folder, seed, name)] if self.options.run else []
+        if self.verb == "predict":
+            if self.options.images is None or self.options.output is None:
+                raise ValueError("weakseg predict needs --images FOLDER and --output FOLDER")
+            self.datamodule.predict_folder = self.options.images
+            return [PredictionWriter(self.options.output, self.options.probabilities)]
+        return []
+
+    def fit(self, **kwargs: Any) -> None:
+        resume, source = self.settings.resume, self.settings.init_from
+        folder = self.run_dir()
+        if (resume and source) or (resume and self.settings.overwrite):
+            raise ValueError("--resume continues a run, --init_from and --overwrite start a new one: give one of them")
+        last = folder / "checkpoints" / "last.ckpt"
+        checkpoint = (last if last.exists() else None) if resume == "auto" else Path(resume) if resume else None
+        if is_used(folder) and not resume and not self.settings.overwrite and not getattr(rank_zero_only, "rank", 0):
+            raise FileExistsError(
+                f"{folder} holds a run already: continue it with --resume auto, replace it with --overwrite true, "
+                "or choose another --run_dir or --name"
+            )
+        if checkpoint:
+            check_method(checkpoint, self.method)
+        if source:
+            check_method(Path(source), self.method)
+            self.model.load_state_dict(read_checkpoint(Path(source))["state_dict"])
+        rank_zero_info(f"run directory: {folder}")
+        self.trainer.fit(ckpt_path=checkpoint, weights_only=True if checkpoint else None, **kwargs)
+        if self.trainer.is_global_zero:
+            print_results(folder)
+
+    def predict(self, **kwargs: Any) -> None:
+        self.trainer.predict(**{**kwargs, "return_predictions": False})  # the writer has them; all at once fill memory
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a run was started in the folder."""
+    return (folder / "config.yaml").exists()
+
+
+def device_count(config: dict[str, Any]) -> int:
+    """Processes that the trainer settings ask for."""
+    devices = config["devices"]
+    if devices in ("auto", -1, "-1"):
+        devices = torch.cuda.device_count() if config["accelerator"] in ("auto", "gpu", "cuda") else 1
+    count = len(devices) if isinstance(devices, list) else len(str(devices).split(",")) if "," in str(devices) else 0
+    return max(1, count or int(devices)) * int(config["num_nodes"])
+
+
+class RunStart(Callback):
+    """Claims the run directory when data and network are ready (so a wrong input leaves nothing behind): removes what
+    `--overwrite` replaces, writes `config.yaml`, puts the config into every checkpoint."""
+
+    def __init__(self, folder: Path, method: str, config: str, overwrite: bool) -> None:
+        self.folder, self.method, self.config, self.overwrite = folder, method, config, overwrite
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        path = self.folder / "config.yaml"
+        if self.overwrite and is_used(self.folder):
+            shutil.rmtree(self.folder)
+        if path.exists() and path.read_text() != self.config:
+            rank_zero_warn(f"this config differs from {path}: the run continues, but not as the unbroken one would")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(".config.yaml")
+        scratch.write_text(self.config)
+        os.replace(scratch, path)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["weakseg"] = {"method": self.method, "config": self.config}
+
+
+def print_results(folder: Path) -> None:
+    """The end of a run: what came out, and where it is."""
+    import json
+
+    summary = json.loads((folder / "summary.json").read_text())
+    best = summary["best"].get("val/miou")
+    print(f"\n{'metric':24}{'last':>10}{'best':>10}")
+    for name, value in sorted(summary["last"].items(), key=lambda item: (item[0] != "val/miou", item[0])):
+        shown = "absent" if value is None else f"{value:.2f}"
+        print(f"{name:24}{shown:>10}{f'{best:.2f}' if name == 'val/miou' and best is not None else '':>10}")
+    print(f"\n{summary['seconds']:.0f} s, {summary['images_per_s']} images/s. Everything is in {folder}")
+
+
+def run(verb: str, arguments: list[str]) -> None:
+    """Run a Lightning verb with command-line arguments.
+
+    Raises:
+        ValueError, OSError: a wrong input, with the way out.
+        SystemExit: a wrong command line (jsonargparse has printed why).
+    """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    options = None
+    if verb == "fit":
+        arguments = expand_configs(arguments)
+    else:
+        arguments, options = from_run(verb, arguments)
+    WeaksegCLI(verb, arguments, options)

@@ -1,0 +1,56 @@
+"""Finished runs in Python: the model, the data and the classes, from a run directory or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+
+import datamodules
+import methods
+from common.module import SegmentationModule
+from datamodules.base import SegmentationDataModule
+from experiments.lightning_cli import read_checkpoint
+
+
+@dataclass
+class Run:
+    """A trained model with the data that it was trained on."""
+
+    path: Path
+    model: SegmentationModule
+    data: SegmentationDataModule
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.data.class_names
+
+    @property
+    def colors(self) -> Sequence[tuple[int, int, int]]:
+        return self.data.colors
+
+
+def load_run(path: str | Path, which: str = "best") -> Run:
+    """Load a run directory (its `best` or `last` checkpoint) or a checkpoint file; the model is in eval mode.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no checkpoint of `weakseg fit`.
+    """
+    path = Path(path)
+    file = path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
+    checkpoint = read_checkpoint(file)
+    for package in (methods, datamodules):
+        for name in package.CLASSES:
+            getattr(package, name)
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(SegmentationModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True)
+    parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+    stored = yaml.safe_load(checkpoint["weakseg"]["config"])
+    # The trained weights follow: the file or the name that the encoder started from is not needed any more.
+    parts = parser.instantiate(parser.parse_object({"model": stored["model"], "data": stored["data"]}))
+    parts.model.load_state_dict(checkpoint["state_dict"])
+    return Run(path, parts.model.eval(), parts.data)

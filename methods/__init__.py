@@ -1,0 +1,22 @@
+"""One folder per paper. Each is found by itself and imported on first access: `methods.TV` loads `methods/tv/`.
+
+A folder's `module.py` holds one LightningModule whose name is the folder's in capitals or camel case; `CLASSES` maps
+class names to folders by reading the sources, without importing torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.discovery import find_classes, load
+
+CLASSES = find_classes(__path__, base="SegmentationModule", file="module.py")
+__all__ = list(CLASSES)
+
+
+def __getattr__(name: str) -> Any:
+    return load(__name__, CLASSES, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(CLASSES)

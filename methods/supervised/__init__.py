@@ -1,0 +1,1 @@
+"""The baseline: cross entropy on the labelled pixels."""

@@ -1,0 +1,58 @@
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from datamodules.samplers import EpochSampler, epoch_order
+
+
+def fake_trainer(rank=0, ranks=1, epoch=0, processed=0, restarting=False):
+    progress = SimpleNamespace(current=SimpleNamespace(processed=processed))
+    loop = SimpleNamespace(
+        epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=epoch)),
+        epoch_loop=SimpleNamespace(batch_progress=progress),
+        restarting=restarting,
+    )
+    return SimpleNamespace(world_size=ranks, global_rank=rank, fit_loop=loop)
+
+
+def test_an_epoch_repeats_a_short_list_evenly_and_reshuffles_each_round():
+    order = epoch_order(length=5, count=13, seed=3, epoch=2)
+    assert sorted(order[:5]) == list(range(5)) == sorted(order[5:10])
+    assert list(order[:5]) != list(order[5:10])
+    assert set(Counter(order.tolist()).values()) <= {2, 3}
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    assert (epoch_order(50, 50, 0, 1) == epoch_order(50, 50, 0, 1)).all()
+    assert (epoch_order(50, 50, 0, 1) != epoch_order(50, 50, 0, 2)).any()
+    assert (epoch_order(50, 50, 0, 1) != epoch_order(50, 50, 1, 1)).any()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_each_global_batch_in_whole_pairs(ranks):
+    one = list(EpochSampler(10, batch=8, steps=3, seed=0))
+    shards = [list(EpochSampler(10, 8, 3, 0, fake_trainer(rank, ranks))) for rank in range(ranks)]
+    for step in range(3):
+        assert [draw for shard in shards for draw in shard[step]] == one[step]
+        for shard in shards:
+            assert [draw.position % 2 for draw in shard[step]] == [0, 1] * (len(shard[step]) // 2)
+
+
+def test_resume_starts_at_the_first_batch_that_was_not_processed_and_keeps_its_length():
+    whole = list(EpochSampler(7, 4, 5, 0, fake_trainer(epoch=2)))
+    resumed = EpochSampler(7, 4, 5, 0, fake_trainer(epoch=2, processed=3, restarting=True))
+    assert list(resumed) == whole[3:]
+    assert len(resumed) == 5
+
+
+def test_resume_after_the_last_batch_of_an_epoch_starts_the_next_one():
+    resumed = EpochSampler(7, 4, 5, 0, fake_trainer(epoch=2, processed=5, restarting=True))
+    assert list(resumed) == list(EpochSampler(7, 4, 5, 0, fake_trainer(epoch=3)))
+
+
+def test_bad_lists_and_batches_are_refused():
+    with pytest.raises(ValueError, match="empty"):
+        EpochSampler(0, 4, 1, 0)
+    with pytest.raises(ValueError, match="batch of 6 cannot be shared by 4"):
+        EpochSampler(10, 6, 1, 0, fake_trainer(ranks=4))

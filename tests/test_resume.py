@@ -1,0 +1,109 @@
+"""A run that is killed and resumed equals the unbroken one, bit for bit (on the CPU)."""
+
+import csv
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from conftest import TINY, fit_tiny, weakseg, weakseg_process
+
+import methods
+
+LONG = ["--trainer.max_steps", "14", "--trainer.val_check_interval", "4", "--checkpoint_every", "3"]
+
+
+def load(run_dir, which="last"):
+    return torch.load(run_dir / "checkpoints" / f"{which}.ckpt", weights_only=True)
+
+
+def metrics(run_dir):
+    """Rows without the measured speed; rows that held nothing else are left out."""
+    with (run_dir / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
+    return [row for row in rows if any(v for k, v in row.items() if k not in ("step", "epoch"))]
+
+
+def assert_equal(one, two, path=""):
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), path
+        for key in one:
+            assert_equal(one[key], two[key], f"{path}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two), path
+        for index, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_equal(a, b, f"{path}/{index}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), path
+    else:
+        assert one == two, path
+
+
+def assert_same_run(one, two):
+    for which in ("last", "best"):
+        first, second = load(one, which), load(two, which)
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+            assert_equal(first[part], second[part], f"{which}/{part}")
+    assert metrics(one) == metrics(two)
+
+
+@pytest.mark.parametrize("method", methods.CLASSES)
+def test_same_seed_twice_gives_the_same_run_and_another_seed_another(method, tmp_path):
+    fit_tiny(tmp_path / "one", "--model", method)
+    fit_tiny(tmp_path / "two", "--model", method)
+    fit_tiny(tmp_path / "other", "--model", method, "--seed_everything", "1")
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    key = "network.model.segmentation_head.0.weight"
+    assert not torch.equal(load(tmp_path / "one")["state_dict"][key], load(tmp_path / "other")["state_dict"][key])
+
+
+@pytest.mark.parametrize("method", methods.CLASSES)
+@pytest.mark.parametrize("stop", [2, 3, 4, 7])
+def test_stopped_at_a_checkpoint_and_resumed_equals_the_unbroken_run(method, stop, tmp_path):
+    """`stop` falls before, at and after validations (every 3rd step) and the ends of epochs (every 3rd step)."""
+    fit_tiny(tmp_path / "whole", "--model", method, "--checkpoint_every", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        from common.checkpoints import LastCheckpoint
+
+        save = LastCheckpoint._save
+
+        def save_and_die(self, trainer):
+            save(self, trainer)
+            if trainer.global_step == stop:
+                raise ValueError("the power is gone")
+
+        patch.setattr(LastCheckpoint, "_save", save_and_die)
+        fit_tiny(tmp_path / "cut", "--model", method, "--checkpoint_every", "1", expect=1)
+    assert load(tmp_path / "cut")["global_step"] == stop
+    fit_tiny(tmp_path / "cut", "--model", method, "--checkpoint_every", "1", "--resume", "auto")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def kill_and_resume(run_dir, arguments, delay):
+    """SIGKILL the whole process group `delay` seconds after training began, then resume until it is through."""
+    process = weakseg_process("fit", "--config", TINY, "--run_dir", run_dir, *arguments)
+    while not (run_dir / "config.yaml").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    killed = not (run_dir / "summary.json").exists()
+    weakseg("fit", "--config", TINY, "--run_dir", run_dir, *arguments, "--resume", "auto")
+    return killed
+
+
+def test_killed_at_three_random_moments_with_workers_equals_the_unbroken_run(tmp_path):
+    arguments = ["--model", "TV", "--data.init_args.num_workers", "2", *LONG]
+    start = time.perf_counter()
+    weakseg("fit", "--config", TINY, "--run_dir", tmp_path / "whole", *arguments)
+    seconds = time.perf_counter() - start
+    chance = random.Random(time.time_ns())
+    kills = 0
+    for attempt in range(3):
+        run_dir = tmp_path / f"cut{attempt}"
+        kills += kill_and_resume(run_dir, arguments, delay=chance.uniform(0.1, 0.7) * seconds)
+        assert_same_run(tmp_path / "whole", run_dir)
+    assert kills, "every run was through before it was killed: make it longer"
