@@ -92,6 +92,8 @@ class SegmentationNetwork(nn.Module):
         normalised = (image - self.mean) / self.std
         # After the normalisation, so that padding looks like the mean colour and not like black.
         padded = F.pad(normalised, (0, -width % self.stride, 0, -height % self.stride))
+        # Convolutions are 20 to 30 % faster on CPUs (measured, Unet and FPN) and not slower on GPUs in this layout.
+        padded = padded.contiguous(memory_format=torch.channels_last)
         encoded = self.model.encoder(padded)
         if isinstance(encoded, tuple):  # DPT: maps and prefix tokens
             return encoded[0], self.model.decoder(*encoded)
@@ -167,7 +169,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
         stride = max(stride, 2 ** (len(model.encoder.out_channels) + 1))
     network = SegmentationNetwork(model, stride, mean, std, config.dropout)
     _try_out(network, num_classes, pair)
-    return network
+    return network.to(memory_format=torch.channels_last)
 
 
 def _unknown(kind: str, name: str, known: Iterable[str], whole_list: str) -> ValueError:

@@ -100,8 +100,16 @@ def from_run(verb: str, arguments: list[str]) -> tuple[list[str], argparse.Names
     options.ckpt = options.ckpt or options.run / "checkpoints" / f"{options.which}.ckpt"
     if not options.ckpt.is_file():
         raise FileNotFoundError(f"there is no checkpoint {options.ckpt}: is it a run directory that `fit` has written?")
-    stored = read_checkpoint(options.ckpt)["weakseg"]
-    return ["--config", stored["config"], *expand_configs(rest), "--ckpt_path", str(options.ckpt)], options
+    config = stored_config(options.ckpt)
+    return ["--config", yaml.safe_dump(config), *expand_configs(rest), "--ckpt_path", str(options.ckpt)], options
+
+
+def stored_config(checkpoint: Path) -> dict[str, Any]:
+    """The config in a checkpoint, without the weights that its encoder started from: the trained ones follow, and the
+    file or the download may not be at hand here."""
+    config: dict[str, Any] = yaml.safe_load(read_checkpoint(checkpoint)["weakseg"]["config"])
+    config["model"]["init_args"]["network"]["weights"] = None
+    return config
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -285,12 +293,20 @@ class WeaksegCLI(LightningCLI):
             check_method(Path(source), self.method)
             self.model.load_state_dict(read_checkpoint(Path(source))["state_dict"])
         rank_zero_info(f"run directory: {folder}")
-        self.trainer.fit(ckpt_path=checkpoint, weights_only=True if checkpoint else None, **kwargs)
+        self.trainer.fit(ckpt_path=checkpoint, weights_only=True, **kwargs)
         if self.trainer.is_global_zero:
             print_results(folder)
 
+    def validate(self, **kwargs: Any) -> None:
+        self.trainer.validate(**{**kwargs, "weights_only": True})
+
+    def test(self, **kwargs: Any) -> None:
+        self.trainer.test(**{**kwargs, "weights_only": True})
+
     def predict(self, **kwargs: Any) -> None:
-        self.trainer.predict(**{**kwargs, "return_predictions": False})  # the writer has them; all at once fill memory
+        self.trainer.predict(
+            **{**kwargs, "return_predictions": False, "weights_only": True}
+        )  # the writer has them; all at once fill memory
 
 
 def is_used(folder: Path) -> bool:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 import datamodules
 import methods
 from common.module import SegmentationModule
 from datamodules.base import SegmentationDataModule
-from experiments.lightning_cli import read_checkpoint
+from experiments.lightning_cli import read_checkpoint, stored_config
 
 
 @dataclass
@@ -42,6 +41,7 @@ def load_run(path: str | Path, which: str = "best") -> Run:
     path = Path(path)
     file = path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
     checkpoint = read_checkpoint(file)
+    config = stored_config(file)
     for package in (methods, datamodules):
         for name in package.CLASSES:
             getattr(package, name)
@@ -49,8 +49,6 @@ def load_run(path: str | Path, which: str = "best") -> Run:
     parser.add_lightning_class_args(SegmentationModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True)
     parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-    stored = yaml.safe_load(checkpoint["weakseg"]["config"])
-    # The trained weights follow: the file or the name that the encoder started from is not needed any more.
-    parts = parser.instantiate(parser.parse_object({"model": stored["model"], "data": stored["data"]}))
+    parts = parser.instantiate(parser.parse_object({"model": config["model"], "data": config["data"]}))
     parts.model.load_state_dict(checkpoint["state_dict"])
     return Run(path, parts.model.eval(), parts.data)

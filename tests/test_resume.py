@@ -8,9 +8,9 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, fit_tiny, weakseg, weakseg_process
 
 import methods
+from conftest import TINY, fit_tiny, weakseg, weakseg_process
 
 LONG = ["--trainer.max_steps", "14", "--trainer.val_check_interval", "4", "--checkpoint_every", "3"]
 
