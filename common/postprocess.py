@@ -201,7 +201,7 @@ def _expand(labels: Ints, alpha: int, unary: Floats, pairs: Ints, pair_weights: 
     # Different labels cost w unless both ends take alpha, which is w + w/2 [x_i != x_j] - w/2 (x_i + x_j).
     half = np.where(first != second, pair_weights / 2, 0.0)
     gain -= np.bincount(pairs[0], half, labels.size) + np.bincount(pairs[1], half, labels.size)
-    return np.where(_minimum_cut(gain, pairs, pair_weights), alpha, labels)
+    return np.where(_minimum_cut(gain, pairs, pair_weights - half), alpha, labels)
 
 
 def _minimum_cut(unary: Floats, pairs: Ints, capacity: Floats) -> Bools:

@@ -133,6 +133,7 @@ def test_two_classes_on_strips(weights: Any, height: int, width: int) -> None:
         assert mrf_energy(turned, values, image, mu, weights) == pytest.approx(least, abs=1e-6)
 
 
+@pytest.mark.filterwarnings("error")  # of a capacity beyond int32
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_a_few_sure_pixels_among_many_unsure_ones(weights: Any) -> None:
     """The pixel in the middle of the cross is open when its four neighbours are decided, and then stands alone."""
