@@ -124,7 +124,7 @@ def read_classes(path: Path) -> tuple[list[ClassInfo], dict[Color, int]]:
     """A class file: one class a line, `name`, `name r g b` or `name #rrggbb`; the first line is class 0.
 
     A class without a colour gets one. A line named void, ignore or unlabelled with a colour stands for 255 and is no
-    class. Blank lines are left out.
+    class. Blank lines and lines that begin with `#` are left out.
 
     Returns:
         The classes, and the class id of each colour that the file gives.
@@ -137,12 +137,14 @@ def read_classes(path: Path) -> tuple[list[ClassInfo], dict[Color, int]]:
         raise FileNotFoundError(f"{path} does not exist: write one class name a line, the first is class 0")
     classes: list[ClassInfo] = []
     palette: dict[Color, int] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = re.fullmatch(r"\s*(.+?)(?:[\s,]+(?:#([0-9a-fA-F]{6})|(\d+)[\s,]+(\d+)[\s,]+(\d+)))?\s*", line)
         assert match is not None  # the name takes anything
         name, code, *rgb = match.groups()
+        if "#" in name:
+            raise ValueError(f"{path}, line {number}: '{line.strip()}' is not `name`, `name r g b` or `name #rrggbb`")
         color = None
         if code or rgb[0]:
             r, g, b = (int(code[i : i + 2], 16) for i in (0, 2, 4)) if code else map(int, rgb)
@@ -180,7 +182,7 @@ def read_list(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"list {path} does not exist")
-    names = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
+    names = [Path(line.split()[0]).stem for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not names:
         raise ValueError(f"list {path} is empty")
     twice = sorted({name for name in names if names.count(name) > 1}) if len({*names}) != len(names) else []

@@ -16,7 +16,7 @@ from datamodules.transforms import nearest_rows
 
 Array = np.ndarray[Any, Any]
 
-# Which options each kind takes; exactly one of those in a group must be given.
+# Which options each kind takes: one of them must be given, except that `points` has a default.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "dense": (),
     "image_subset": ("fraction", "number", "list_file"),
@@ -35,7 +35,7 @@ class Supervision:
         fraction: of the images (`image_subset`) or of the pixels (`pixels`), above 0 and up to 1.
         number: of labelled images (`image_subset`).
         list_file: file with the labelled images' ids (`image_subset`).
-        per_class: labelled pixels per class and image (`points`).
+        per_class: labelled pixels per class and image (`points`), 1 unless given.
         seed: of the draw; None is the run's seed.
 
     Raises:
@@ -50,12 +50,16 @@ class Supervision:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.kind not in OPTIONS:
+            raise ValueError(f"supervision.kind '{self.kind}' is unknown: use one of {', '.join(OPTIONS)}")
         takes = OPTIONS[self.kind]
         given = [name for name in ("fraction", "number", "list_file", "per_class") if getattr(self, name) is not None]
         stray = [name for name in given if name not in takes]
         if stray:
-            raise ValueError(f"supervision.{stray[0]} is without effect for kind {self.kind}: leave it out")
-        if takes and len(given) != 1:
+            raise ValueError(
+                f"supervision.{stray[0]}={getattr(self, stray[0])} is without effect for kind {self.kind}: leave it out"
+            )
+        if takes and len(given) != 1 and self.kind != "points":
             raise ValueError(f"supervision kind {self.kind} needs one of {', '.join(takes)}, got {given or 'none'}")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise ValueError(f"supervision.fraction must be above 0 and at most 1 (1 is all), got {self.fraction}")
@@ -87,7 +91,7 @@ def split_images(names: Sequence[str], supervision: Supervision, seed: int) -> t
     else:
         count = supervision.number or max(1, int((supervision.fraction or 0) * len(names) + 0.5))
         if count > len(names):
-            raise ValueError(f"supervision.number asks for {count} of {len(names)} training images")
+            raise ValueError(f"supervision.number asks for {count} of {len(names)} training images: ask for fewer")
         chosen = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())[:count]
     return sorted(chosen), sorted({*names} - {*chosen})
 
@@ -141,8 +145,13 @@ def shrink_mask(mask: Array, size: tuple[int, int], keep_strokes: bool) -> Array
     if not keep_strokes:
         return small
     rows, columns = np.nonzero(mask != IGNORE)
-    cells = (rows * size[0] // mask.shape[0]) * size[1] + columns * size[1] // mask.shape[1]
-    pairs, counts = np.unique(np.stack([cells, mask[rows, columns].astype(np.int64)]), axis=1, return_counts=True)
+    labels = mask[rows, columns].astype(np.int64)
+    # A pixel belongs to the cell that holds its centre: then the nearest pixel is in its cell, also when enlarging.
+    rows, columns = (
+        (2 * at + 1) * new // (2 * old) for at, new, old in zip((rows, columns), size, mask.shape, strict=True)
+    )
+    cells = rows * size[1] + columns
+    pairs, counts = np.unique(np.stack([cells, labels]), axis=1, return_counts=True)
     best = np.lexsort((pairs[1], -counts, pairs[0]))  # by cell, most frequent first, lowest id first
     cells, labels = pairs[:, best]
     cells, position = np.unique(cells, return_index=True)

@@ -1,0 +1,168 @@
+"""Writes weizmann_tv.md from the runs' artefacts.
+
+    python -m experiments.results.weizmann_tv runs weizmann_tv.md
+
+Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE:
+
+    python -m experiments.study experiments/sweeps/weizmann_lr.yaml -- FILES            # learning rate, on val
+    python -m experiments.study experiments/sweeps/weizmann_supervised.yaml -- FILES    # baseline
+    python -m experiments.study experiments/sweeps/weizmann_tv_weight.yaml -- FILES     # weight of the penalty, on val
+    python -m experiments.results.weizmann_tv runs --missing                            # the other runs of the table
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+FRACTIONS = (0.0002, 0.001, 0.01, 1.0)
+SEEDS = (0, 1, 2)
+WEIGHTS = (0.1, 0.3, 1.0)
+Summary = dict[str, Any]
+
+
+def supervised_dir(runs: Path, fraction: float, seed: int) -> Path:
+    return runs / "weizmann_supervised" / f"fraction={fraction},seed_everything={seed}"
+
+
+def tv_dir(runs: Path, fraction: float, weight: float, seed: int) -> Path:
+    return runs / "weizmann_tv_weight" / f"fraction={fraction},tv_weight={weight},seed_everything={seed}"
+
+
+def read(folder: Path, file: str = "summary.json") -> Summary:
+    path = folder / file
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def best_weight(runs: Path, fraction: float) -> float | None:
+    """The weight with the highest best val mIoU of seed 0; None while one of the runs is missing."""
+    scores = {w: read(tv_dir(runs, fraction, w, 0)).get("best", {}).get("val/miou") for w in WEIGHTS}
+    return None if None in scores.values() else max(scores, key=lambda w: scores[w] or 0)
+
+
+def best_mrf(runs: Path, fraction: float) -> tuple[str, float] | None:
+    """Weighting and mu with the highest val mIoU, averaged over the seeds; None while one of the files is missing."""
+    found = [read(supervised_dir(runs, fraction, seed), "mrf_val.json") for seed in SEEDS]
+    if not all(found):
+        return None
+    scores = {
+        (kind, float(mu)): mean(one[kind][mu] for one in found) for kind, values in found[0].items() for mu in values
+    }
+    return max(scores, key=lambda setting: scores[setting])
+
+
+def missing(runs: Path) -> list[str]:
+    """Command lines that complete the table, as far as the artefacts so far determine them; FILES as above."""
+    lines = []
+    for fraction in FRACTIONS:
+        weight = best_weight(runs, fraction)
+        folders = [supervised_dir(runs, fraction, seed) for seed in SEEDS]
+        for seed in SEEDS if weight is not None else ():
+            folder = tv_dir(runs, fraction, weight or 0, seed)
+            folders.append(folder)
+            if not read(folder):
+                lines.append(
+                    f"weakseg fit --config experiments/configs/recipes/weizmann_tv.yaml --run_dir '{folder}' "
+                    f"--resume auto --data.init_args.supervision.fraction {fraction} --model.init_args.tv_weight {weight} "
+                    f"--seed_everything {seed} FILES"
+                )
+        for folder in folders:
+            done = read(folder).get("test", {})
+            lines += [
+                f"weakseg test --run '{folder}' --which {w}" for w in ("best", "last") if read(folder) and w not in done
+            ]
+        setting = best_mrf(runs, fraction)
+        for seed in SEEDS:
+            folder = supervised_dir(runs, fraction, seed)
+            if read(folder) and not (folder / "mrf_val.json").exists():
+                lines.append(f"python -m experiments.tune_mrf '{folder}'")
+            for which in ("best", "last"):
+                if setting and f"{which}+mrf" not in read(folder).get("test", {}):
+                    lines.append(
+                        f"weakseg test --run '{folder}' --which {which} --model.init_args.postprocess.kind mrf --model."
+                        f"init_args.postprocess.weights {setting[0]} --model.init_args.postprocess.mu {setting[1]}"
+                    )
+    return lines
+
+
+def cell(summaries: list[Summary], which: str, metric: str) -> str:
+    values = [s["test"][which][f"test/{metric}"] for s in summaries if which in s.get("test", {})]
+    if len(values) < 2:
+        return f"{values[0]:.1f} (n=1)" if values else ""
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" + ("" if len(values) == len(SEEDS) else f" (n={len(values)})")
+
+
+def table(runs: Path) -> str:
+    """The results as Markdown."""
+    rows = [
+        "| labelled pixels | method | setting, chosen on val | mIoU best | mIoU last | horse IoU best | accuracy best |"
+    ]
+    rows.append("|---|---|---|---|---|---|---|")
+    for fraction in FRACTIONS:
+        base = [read(supervised_dir(runs, fraction, seed)) for seed in SEEDS]
+        weight, setting = best_weight(runs, fraction), best_mrf(runs, fraction)
+        tv = [read(tv_dir(runs, fraction, weight, seed)) for seed in SEEDS] if weight is not None else []
+        described = {
+            ("supervised", ""): (base, ""),
+            ("supervised + MRF", f"{setting[0]}, mu {setting[1]:g}" if setting else ""): (base, "+mrf"),
+            ("TV", f"lambda {weight:g}" if weight is not None else ""): (tv, ""),
+        }
+        share = f"{fraction:.2%}".replace(".00%", "%")
+        for (name, chosen), (summaries, suffix) in described.items():
+            cells = [cell(summaries, w + suffix, m) for w, m in
+                     (("best", "miou"), ("last", "miou"), ("best", "iou/horse"), ("best", "accuracy"))]  # fmt: skip
+            rows.append(f"| {share} | {name} | {chosen} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def weights_table(runs: Path) -> str:
+    """How the weight was chosen: best val mIoU of seed 0, and the learning rate's."""
+    rows = ["| labelled pixels | " + " | ".join(f"lambda {w:g}" for w in WEIGHTS) + " | supervised |"]
+    rows.append("|---" * (len(WEIGHTS) + 2) + "|")
+    for fraction in FRACTIONS:
+        runs_of = [tv_dir(runs, fraction, w, 0) for w in WEIGHTS] + [supervised_dir(runs, fraction, 0)]
+        scores = [read(folder).get("best", {}).get("val/miou") for folder in runs_of]
+        cells = ["" if score is None else f"{score:.1f}" for score in scores]
+        rows.append(f"| {fraction:.2%} | " + " | ".join(cells) + " |")
+    rates = [
+        (path.name.split("lr=")[1].split(",")[0], read(path)) for path in sorted((runs / "weizmann_lr").glob("*0"))
+    ]
+    chosen = ", ".join(f"{rate}: {summary['best']['val/miou']:.1f}" for rate, summary in rates if summary)
+    return "\n".join(rows) + f"\n\nLearning rate of the decoder, supervised, 0.1 %, seed 0, best val mIoU: {chosen}."
+
+
+def write(runs: Path, file: Path) -> None:
+    """Replace the tables between the markers of `file`; the words around them are the reader's."""
+    text = file.read_text()
+    for marker, content in (("results", table(runs)), ("weights", weights_table(runs)), ("runs", about(runs))):
+        start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+        text = text[: text.index(start) + len(start)] + f"\n{content}\n" + text[text.index(end) :]
+    file.write_text(text)
+
+
+def about(runs: Path) -> str:
+    """What the artefacts say of the runs themselves."""
+    every = [
+        read(path.parent)
+        for name in ("weizmann_supervised", "weizmann_tv_weight")
+        for path in (runs / name).glob("*/summary.json")
+    ]
+    commits = sorted({str(one["commit"]) for one in every})
+    seconds = [one["seconds"] for one in every]
+    labels = {f: read(supervised_dir(runs, f, 0)).get("annotation", {}) for f in FRACTIONS}
+    counts = ", ".join(f"{f:.2%}: {a['labeled_pixels']} pixels in {a['images']} images" for f, a in labels.items() if a)
+    return (
+        f"{len(every)} runs, {mean(seconds):.0f} s each on average ({every[0]['devices']}, shared machine), "
+        f"commits {', '.join(commits)}, torch {every[0]['versions']['torch']}. Labelled (seed 0): {counts}."
+    )
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    if "--missing" in sys.argv:
+        print("\n".join(missing(folder)))
+    else:
+        write(folder, Path(sys.argv[2]))
