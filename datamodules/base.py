@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -24,7 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from common.batch import IGNORE
 from datamodules.files import find_images, read_image
 from datamodules.samplers import Draw, EpochSampler
-from datamodules.supervision import Supervision, draw_annotation, shrink_mask, split_images
+from datamodules.supervision import (
+    Supervision,
+    dense_names,
+    draw_annotation,
+    known_protocol,
+    shrink_mask,
+    split_images,
+)
 from datamodules.transforms import draw_uniform, fit_size, pad_to, random_crop, resize_image
 
 Split = Literal["train", "val", "test"]
@@ -52,6 +59,7 @@ class SegmentationDataModule(LightningDataModule):
 
     class_names: Sequence[str] = ()
     colors: Sequence[tuple[int, int, int]] = ()
+    background: int | None = None  # class id of the background, where the data set has one
     keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
 
     def __init__(
@@ -102,6 +110,10 @@ class SegmentationDataModule(LightningDataModule):
         """Whether a training image has a mask; the others are unlabelled, whatever `supervision` says."""
         return True
 
+    def annotation(self, name: str, kind: Literal["points", "scribbles"]) -> Array | None:
+        """What people annotated in an image, uint8 (H, W) with 255 elsewhere; None where there is nothing."""
+        raise ValueError(f"{type(self).__name__} has no {kind} drawn by people: leave out supervision.real")
+
     def source(self) -> str:
         """What tells this set's files from another's (the folder): part of the annotation cache's key."""
         raise NotImplementedError
@@ -132,37 +144,71 @@ class SegmentationDataModule(LightningDataModule):
         return self.cache_dir / f"{type(self).__name__}-{self.supervision.kind}-{digest}"
 
     def prepare_data(self) -> None:
-        """Draw the annotation of the labelled images once; afterwards training opens no dense mask."""
+        """Draw the annotation of the labelled images once; afterwards training opens no dense mask.
+
+        All that training and validation read is read here too, so that a bad file is named before the run begins.
+        """
         folder = self.annotation_dir()
         if (folder / "annotation.json").exists():
             return
-        labeled, _ = self.lists()
+        labeled, unlabeled = self.lists()
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".drawing-"))
+        tags: dict[str, list[bool]] = {}
+        pixels = 0
         try:
-            counts, pixels = np.zeros(self.num_classes, np.int64), 0
+            counts, totals, empty = np.zeros(self.num_classes, np.int64), np.zeros(self.num_classes, np.int64), []
+            dense = dense_names(labeled, self.supervision, self.annotation_seed)
             for name in labeled:
-                mask = self.mask(name)
-                assert mask is not None  # `lists` takes labelled images from those that have one
-                small = shrink_mask(mask, fit_size(mask.shape, self.size), keep_strokes=self.keep_strokes)
-                drawn = draw_annotation(small, self.supervision, self.annotation_seed, name)
+                small, drawn = self._annotate(name, name in dense)
                 Image.fromarray(drawn).save(scratch / f"{name}.png")
                 counts += np.bincount(drawn[drawn != IGNORE], minlength=self.num_classes)
-                pixels += drawn.size
-            if not counts.any():
+                totals += np.bincount(small[small != IGNORE], minlength=self.num_classes)
+                pixels += small.size
+                if (drawn == IGNORE).all():
+                    empty.append(name)
+                present = np.isin(np.arange(self.num_classes), small)
+                tags[name] = present.tolist()
+            if not counts.any() and self.supervision.kind != "tags":
                 raise ValueError(f"no pixel of the {len(labeled)} labelled images has a label: check the masks")
+            for name in unlabeled:
+                self.image(name)
+            for name in self.names("val"):
+                check_sizes(name, self.image(name), self.mask(name))
             report = {
                 "images": len(labeled),
                 "labeled_pixels": int(counts.sum()),
                 "pixels": pixels,
                 "per_class": {name: int(n) for name, n in zip(self.class_names, counts, strict=True)},
+                "share_per_class": {
+                    name: round(float(n / total), 6) if total else None
+                    for name, n, total in zip(self.class_names, counts, totals, strict=True)
+                },
+                "images_without_label": len(empty) if self.supervision.kind != "tags" else 0,
             }
+            if self.supervision.kind in ("boxes", "tags"):  # elsewhere they would be a label that nobody gave
+                (scratch / "tags.json").write_text(json.dumps(tags))
             (scratch / "annotation.json").write_text(json.dumps(report, indent=1))
             # Another run may have drawn the same annotation meanwhile: the first one stays.
             if not folder.exists():
                 os.replace(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _annotate(self, name: str, dense: bool) -> tuple[Array, Array]:
+        """The dense mask of a labelled image at the stored size, and what of it training may see."""
+        mask = self.mask(name)
+        assert mask is not None  # `lists` takes labelled images from those that have one
+        check_sizes(name, self.image(name), mask)
+        size = fit_size(mask.shape, self.size)
+        small = shrink_mask(mask, size, keep_strokes=self.keep_strokes)
+        if dense:
+            return small, small
+        if self.supervision.real:
+            real = self.annotation(name, cast(Literal["points", "scribbles"], self.supervision.kind))
+            strokes = np.full(mask.shape, IGNORE, np.uint8) if real is None else real
+            return small, shrink_mask(strokes, size, keep_strokes=True)
+        return small, draw_annotation(small, self.supervision, self.annotation_seed, name, self.background)
 
     def annotation_report(self) -> dict[str, Any]:
         """Number of labelled images and pixels, in all and per class (see `summary.json`)."""
@@ -173,18 +219,23 @@ class SegmentationDataModule(LightningDataModule):
             return
         report = self.annotation_report()
         share = report["labeled_pixels"] / report["pixels"]
-        rank_zero_info(
+        rank_zero_only(print)(
             f"labelled: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%} of them), "
             f"drawn once into {self.annotation_dir()} (delete it to draw again)"
         )
+        if protocol := known_protocol(self.lists()[0]):
+            rank_zero_only(print)(f"the labelled list is {protocol}")
+        if report["images_without_label"]:
+            rank_zero_warn(f"{report['images_without_label']} of the labelled images have no label at all")
         missing = [name for name, count in report["per_class"].items() if not count]
-        if missing:
+        if missing and self.supervision.kind != "tags":
             rank_zero_warn(f"no labelled pixel of class {', '.join(missing)}: it cannot be learned")
         if self.unlabeled_batch_size and not self.lists()[1]:
             raise ValueError(
                 "data.unlabeled_batch_size asks for unlabelled images, but every training image is labelled: "
                 "set it to 0, or use supervision.kind=image_subset"
             )
+        self.train_dataloader(), self.val_dataloader()  # raise what is wrong now, before the run begins
 
     def _micro_batch(self, batch: int) -> int:
         if batch % self.accumulation:
@@ -279,6 +330,8 @@ class TrainingImages(Dataset[dict[str, Any]]):
 
     def __init__(self, data: SegmentationDataModule, names: list[str], annotations: Path | None) -> None:
         self.read, self.box, self.names, self.annotations = data.image, data.size, names, annotations
+        tags = annotations / "tags.json" if annotations else None
+        self.tags = json.loads(tags.read_text()) if tags and tags.exists() else None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -295,6 +348,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"image '{name}' is {image.shape[:2]}, its annotation {mask.shape}: delete {self.annotations}"
             )
+        tags = {} if self.tags is None else {"tags": torch.tensor(self.tags[name])}
         return {
             "image": as_tensor(pad_to(small, self.box, 0)),
             "mask": torch.from_numpy(pad_to(mask, self.box, IGNORE).copy()),
@@ -302,6 +356,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
             "key": torch.tensor([draw.epoch, draw.position]),
             "name": name,
             "size": torch.tensor(image.shape[:2]),
+            **tags,
         }
 
 
@@ -327,14 +382,22 @@ class WholeImages(Dataset[dict[str, Any]]):
         mask = self.read_mask(name)
         if mask is None:
             mask = np.full(size, IGNORE, np.uint8)
-        if mask.shape != size:
-            raise ValueError(f"image '{name}' is {size[0]} x {size[1]} but its mask {mask.shape[0]} x {mask.shape[1]}")
+        check_sizes(name, image, mask)
         return {
             "image": as_tensor(resize_image(image, fit_size(size, self.box))),
             "mask": torch.from_numpy(mask.copy()),
             "name": name,
             "size": torch.tensor(size),
         }
+
+
+def check_sizes(name: str, image: Array, mask: Array | None) -> None:
+    """Raise ValueError if an image and its mask differ in size."""
+    if mask is not None and mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"image '{name}' is {image.shape[0]} x {image.shape[1]} pixels but its mask {mask.shape[0]} x "
+            f"{mask.shape[1]}: replace one of them"
+        )
 
 
 def as_tensor(image: Array) -> Tensor:

@@ -39,6 +39,7 @@ class Folder(SegmentationDataModule):
         classes, self.palette = read_classes(self.root / "classes.txt")
         self.class_names = [one.name for one in classes]
         self.colors = [one.color for one in classes]
+        self.background = self.class_names.index("background") if "background" in self.class_names else None
         self.images = find_images(self.root / "images")
         self.masks = find_images(self.root / "masks")
         lost = sorted(self.masks.keys() - self.images.keys())

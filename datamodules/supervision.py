@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +12,22 @@ import numpy as np
 
 from common.batch import IGNORE
 from datamodules.files import read_list
+from datamodules.simulate import draw_boxes, draw_clicks, draw_pixels, draw_points, draw_scribbles
 from datamodules.transforms import nearest_rows
 
 Array = np.ndarray[Any, Any]
 
-# Which options each kind takes: one of them must be given, except that `points` has a default.
+# Which options each kind takes, beside `seed`. `Supervision` says which of them it needs.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "dense": (),
     "image_subset": ("fraction", "number", "list_file"),
-    "pixels": ("fraction",),
-    "points": ("per_class",),
+    "pixels": ("fraction", "dense_images"),
+    "points": ("per_class", "real", "dense_images"),
+    "scribbles": ("length", "width", "real", "dense_images"),
+    "boxes": ("dense_images",),
+    "tags": ("dense_images",),
 }
+NEEDED = {"image_subset": ("fraction", "number", "list_file"), "pixels": ("fraction",)}  # exactly one of these
 
 
 @dataclass(frozen=True)
@@ -31,41 +36,65 @@ class Supervision:
 
     Args:
         kind: `dense`: every pixel that the masks label; `image_subset`: some images densely, the others not at all;
-            `pixels`: a share of the pixels of every image; `points`: single pixels of each class in every image.
+            `pixels`: a share of the pixels of every image; `points`: single pixels; `scribbles`: strokes; `boxes`: what
+            the bounding boxes say: background outside, nothing inside; `tags`: no pixel at all. With boxes and tags the
+            batch has `tags`, the classes that occur in each image.
         fraction: of the images (`image_subset`) or of the pixels (`pixels`), above 0 and up to 1.
         number: of labelled images (`image_subset`).
-        list_file: file with the labelled images' ids (`image_subset`).
-        per_class: labelled pixels per class and image (`points`), 1 unless given.
+        list_file: file with the labelled images' ids, such as a published list (`image_subset`).
+        per_class: labelled pixels per class and image (`points`); None is one in every connected component.
+        length: share of the longest path through a component that its simulated stroke covers (`scribbles`).
+        width: of a simulated stroke in pixels (`scribbles`).
+        real: use the points or scribbles that people drew, which the data set must come with, instead of simulating.
+        dense_images: so many images are labelled densely, the others as `kind` says.
         seed: of the draw; None is the run's seed.
 
     Raises:
         ValueError: an option that is missing, out of range, or without effect for this kind.
     """
 
-    kind: Literal["dense", "image_subset", "pixels", "points"] = "dense"
+    kind: Literal["dense", "image_subset", "pixels", "points", "scribbles", "boxes", "tags"] = "dense"
     fraction: float | None = None
     number: int | None = None
     list_file: str | None = None
     per_class: int | None = None
+    length: float | None = None
+    width: int | None = None
+    real: bool = False
+    dense_images: int = 0
     seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in OPTIONS:
             raise ValueError(f"supervision.kind '{self.kind}' is unknown: use one of {', '.join(OPTIONS)}")
-        takes = OPTIONS[self.kind]
-        given = [name for name in ("fraction", "number", "list_file", "per_class") if getattr(self, name) is not None]
-        stray = [name for name in given if name not in takes]
+        given = [field.name for field in fields(self)[1:-1] if getattr(self, field.name) not in (None, False, 0)]
+        # 0 is a value that somebody gave, and is told below to be out of range.
+        given += [name for name in ("fraction", "number", "per_class", "length", "width") if getattr(self, name) == 0]
+        stray = [name for name in given if name not in OPTIONS[self.kind]]
+        if self.real:
+            stray += [name for name in given if name in ("per_class", "length", "width")]
         if stray:
+            how = " from people's annotations" if self.real and stray[0] in OPTIONS[self.kind] else ""
             raise ValueError(
-                f"supervision.{stray[0]}={getattr(self, stray[0])} is without effect for kind {self.kind}: leave it out"
+                f"supervision.{stray[0]}={getattr(self, stray[0])} is without effect for kind {self.kind}{how}: "
+                "leave it out, or set it to null where a recipe gives it"
             )
-        if takes and len(given) != 1 and self.kind != "points":
-            raise ValueError(f"supervision kind {self.kind} needs one of {', '.join(takes)}, got {given or 'none'}")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"supervision.fraction must be above 0 and at most 1 (1 is all), got {self.fraction}")
-        for name in ("number", "per_class"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"supervision.{name} must be at least 1, got {getattr(self, name)}")
+        needed = NEEDED.get(self.kind, ())
+        if needed and len([name for name in given if name in needed]) != 1:
+            raise ValueError(f"supervision kind {self.kind} needs one of {', '.join(needed)}, got {given or 'none'}")
+        for name in ("fraction", "length"):
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
+                raise ValueError(f"supervision.{name} must be above 0 and at most 1 (1 is all), got {value}")
+        for name in ("number", "per_class", "width"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"supervision.{name} must be at least 1, got {value}")
+        if self.dense_images < 0:
+            raise ValueError(f"supervision.dense_images must be at least 1, or left out, got {self.dense_images}")
+
+
+def in_hash_order(names: Sequence[str], seed: int) -> list[str]:
+    """The names in an order that depends on the seed and on each name, not on the order in which they come."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
 
 
 def split_images(names: Sequence[str], supervision: Supervision, seed: int) -> tuple[list[str], list[str]]:
@@ -92,43 +121,52 @@ def split_images(names: Sequence[str], supervision: Supervision, seed: int) -> t
         count = supervision.number or max(1, int((supervision.fraction or 0) * len(names) + 0.5))
         if count > len(names):
             raise ValueError(f"supervision.number asks for {count} of {len(names)} training images: ask for fewer")
-        chosen = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())[:count]
+        chosen = in_hash_order(names, seed)[:count]
     return sorted(chosen), sorted({*names} - {*chosen})
 
 
-def draw_annotation(mask: Array, supervision: Supervision, seed: int, name: str) -> Array:
-    """The labels of one image that training may see.
-
-    `pixels`: one pixel of each class present, then pixels drawn uniformly from the rest until the share of the
-    labelled ones is reached (more only if the classes alone exceed it). `points`: `per_class` pixels of each class
-    present, uniform inside the class, fewer where it is smaller.
+def draw_annotation(
+    mask: Array, supervision: Supervision, seed: int, name: str, background: int | None = None
+) -> Array:
+    """The labels of one image that training may see, by simulation from its dense mask.
 
     Args:
         mask: uint8 (H, W), class id or 255, at the size at which it is used.
         seed: of the draw.
         name: the image's id: each image has its own stream of random numbers.
+        background: class id of the background, for boxes.
 
     Returns:
-        uint8 (H, W): the mask's value at the drawn pixels, 255 elsewhere. Empty only if the mask is.
+        uint8 (H, W): the mask's value at the drawn pixels, 255 elsewhere (for boxes: the background outside them).
+
+    Raises:
+        ValueError: boxes without a background class.
     """
-    if supervision.kind in ("dense", "image_subset"):
-        return mask.copy()
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
-    flat = mask.reshape(-1)
-    labelled = np.flatnonzero(flat != IGNORE)
-    order = labelled[rng.permutation(labelled.size)]
-    # Position within its class, in the drawn order: the first `per_class` of each class come first.
-    per_class = supervision.per_class or 1
-    first = np.concatenate([order[flat[order] == c][:per_class] for c in np.unique(flat[order])] or [order])
-    keep = first
-    if supervision.kind == "pixels":
-        count = round((supervision.fraction or 0) * labelled.size)
-        rest = order[~np.isin(order, first)]
-        keep = np.concatenate([first, rest[: max(0, count - first.size)]])
-    drawn = np.full_like(flat, IGNORE)
-    drawn[keep] = flat[keep]
-    return drawn.reshape(mask.shape)
+    kind = supervision.kind
+    if kind == "pixels":
+        return draw_pixels(mask, supervision.fraction or 1.0, rng)
+    if kind == "points":
+        return draw_points(mask, supervision.per_class, rng) if supervision.per_class else draw_clicks(mask, rng)
+    if kind == "scribbles":
+        return draw_scribbles(mask, supervision.length or 0.5, supervision.width or 3, rng)
+    if kind == "boxes":
+        if background is None:
+            raise ValueError("supervision kind boxes needs a class 'background', which this data set does not have")
+        return draw_boxes(mask, background)
+    return np.full_like(mask, IGNORE) if kind == "tags" else mask.copy()
+
+
+def dense_names(labeled: Sequence[str], supervision: Supervision, seed: int) -> set[str]:
+    """The images that `dense_images` labels densely.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    if supervision.dense_images > len(labeled):
+        raise ValueError(f"supervision.dense_images={supervision.dense_images}, but there are {len(labeled)} images")
+    return {*in_hash_order(labeled, seed)[: supervision.dense_images]}
 
 
 def shrink_mask(mask: Array, size: tuple[int, int], keep_strokes: bool) -> Array:
@@ -159,3 +197,16 @@ def shrink_mask(mask: Array, size: tuple[int, int], keep_strokes: bool) -> Array
     empty = flat[cells] == IGNORE
     flat[cells[empty]] = labels[position][empty].astype(np.uint8)
     return small
+
+
+# sha256 of the sorted ids, joined by newlines. Names as in the papers' specifications: whose lists are equal.
+PROTOCOLS = {
+    "124b0aab2fcd1767": "the 92 labels of PASCAL VOC classic (PseudoSeg's list, as in CPS, U2PL, UniMatch)",
+    "baa85754594fcd33": "the 662 labels (1/16) of PASCAL VOC blended (CPS's list, as in UniMatch)",
+    "22b9724d43a23086": "the 186 labels (1/16) of Cityscapes (CPS's list, as in UniMatch)",
+}
+
+
+def known_protocol(labeled: Sequence[str]) -> str | None:
+    """The published protocol whose labelled list this is, by its hash; None for any other list."""
+    return PROTOCOLS.get(hashlib.sha256("\n".join(sorted(labeled)).encode()).hexdigest()[:16])

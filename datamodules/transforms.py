@@ -1,18 +1,27 @@
-"""Geometry shared by image and mask: resizing on the host, random scale, crop and flip on the device."""
+"""Geometry shared by image and mask: resizing on the host, random scale, crop and flip on the device. Strong views."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from kornia.color import rgb_to_grayscale
+from kornia.enhance import (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_saturation_with_gray_subtraction,
+)
+from kornia.filters import gaussian_blur2d
 from PIL import Image
 from torch import Tensor
 
 from common.batch import IGNORE
 
 DRAWS = 4  # uniform numbers per sample: scale, vertical and horizontal place of the crop, flip
+STRONG_DRAWS = 8  # per view: jitter at all, brightness, contrast, saturation, hue, grey at all, blur at all, its sigma
 
 
 def fit_size(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
@@ -40,6 +49,17 @@ def draw_uniform(seed: int, keys: Tensor) -> Tensor:
     """Uniform numbers (B, DRAWS) in [0, 1), each row a function of (seed, epoch, position) alone."""
     rows = [np.random.default_rng([seed, *key]).random(DRAWS) for key in keys.tolist()]
     return torch.tensor(np.stack(rows), dtype=torch.float32)
+
+
+def draw_strong(seed: int, keys: Tensor, views: int) -> np.ndarray[Any, Any]:
+    """Uniform numbers (B, views, STRONG_DRAWS) in [0, 1), float32, each view's a function of (seed, epoch, position) and
+    its number alone. The stream is another than that of `draw_uniform`.
+
+    An array, not a tensor, so that it stays on the host when the batch moves: `strong_view` decides there.
+    """
+    # 1, not 0: NumPy takes a trailing zero for nothing, and the numbers would be those of `draw_uniform`
+    rows = [np.random.default_rng([seed, *key, 1]).random((views, STRONG_DRAWS)) for key in keys.tolist()]
+    return np.stack(rows).astype(np.float32)
 
 
 def random_crop(
@@ -89,6 +109,68 @@ def random_crop(
         mask[:, None].to(image.dtype), grid, mode="nearest", padding_mode="border", align_corners=False
     )
     return out, torch.where(valid, label[:, 0].long(), IGNORE), valid
+
+
+def strong_view(image: Tensor, draws: np.ndarray[Any, Any]) -> Tensor:
+    """Colour jitter (for 80 % of the samples), grey (20 %) and blur (50 %), in this order; the geometry stays.
+
+    Kinds, chances and strengths are those of UniMatch's code (LiheYoung/UniMatch, dataset/transform.py): brightness,
+    contrast and saturation times 0.5 to 1.5, hue turned by up to a quarter, blur of deviation 0.1 to 2 pixels. Ours:
+    the four jitters come in this fixed order (torchvision draws it), values stay floats in between, and the blur is a
+    true Gaussian cut at 6 pixels (Pillow's is three box blurs).
+
+    Args:
+        image: (B, 3, H, W) float, RGB in [0, 1], on any device.
+        draws: (B, STRONG_DRAWS) uniform numbers, see `draw_strong`.
+
+    Returns:
+        Image of the same shape, in [0, 1].
+    """
+    if image.device.type == "cpu" and len(image) > 1:  # one image's temporaries stay in the processor's cache
+        return torch.cat([strong_view(image[i : i + 1], draws[i : i + 1]) for i in range(len(image))])
+    jittered, grey, blurred = draws[:, 0] < 0.8, draws[:, 5] < 0.2, draws[:, 6] < 0.5
+    factors = torch.from_numpy(0.5 + draws[:, 1:4])
+    image = _where(jittered, image, adjust_brightness_accumulative, factors[:, 0])
+    image = _where(jittered, image, adjust_contrast_with_mean_subtraction, factors[:, 1])
+    image = _where(jittered, image, adjust_saturation_with_gray_subtraction, factors[:, 2])
+    image = _where(jittered, image, turn_hue, torch.from_numpy(0.5 * draws[:, 4] - 0.25))
+    image = _where(grey, image, lambda some: rgb_to_grayscale(some).expand_as(some))
+    sigma = torch.from_numpy(0.1 + 1.9 * draws[:, 7:]).expand(-1, 2)
+    image = _where(blurred, image, lambda some, sigma: gaussian_blur2d(some, 13, sigma, "replicate"), sigma)
+    return image.clamp(0, 1)
+
+
+def _where(chosen: np.ndarray[Any, Any], image: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+    """`image` with `change(image, *numbers)` at the chosen samples, which are known on the host."""
+    if chosen.all():
+        return change(image, *numbers)
+    if not chosen.any():
+        return image
+    rows = torch.from_numpy(chosen.nonzero()[0])
+    changed = change(image[rows.to(image.device)], *[each[rows] for each in numbers])
+    return image.index_copy(0, rows.to(image.device), changed)
+
+
+def turn_hue(image: Tensor, turns: Tensor) -> Tensor:
+    """RGB in [0, 1], its HSV hue turned; equals `kornia.enhance.adjust_hue` with a third of the memory and time.
+
+    Args:
+        image: (B, 3, H, W) float.
+        turns: (B,) by how much, 1 being the full circle.
+    """
+    red, green, blue = image.unbind(1)
+    value = image.amax(1)
+    chroma = value - image.amin(1)
+    # In sixths of the circle. A grey pixel has no hue, and whatever comes out below is multiplied by its chroma, 0.
+    hue = torch.where(value == green, blue - red, red - green)
+    hue = torch.where(value == red, green - blue, hue) / chroma.clamp(min=1e-8)
+    hue += torch.where(value == red, 0, torch.where(value == green, 2, 4))
+    hue += 6 * turns.to(image)[:, None, None]
+    channels = []
+    for sixths in (5, 3, 1):
+        at = (hue + sixths).remainder_(6)
+        channels.append(value - chroma * torch.minimum(at, 4 - at).clamp_(0, 1))
+    return torch.stack(channels, 1)
 
 
 def nearest_rows(length: int, wanted: int) -> np.ndarray[Any, Any]:

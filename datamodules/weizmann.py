@@ -27,6 +27,7 @@ class WeizmannHorse(SegmentationDataModule):
 
     class_names = ("background", "horse")
     colors = ((60, 60, 60), (230, 140, 40))
+    background = 0
 
     def __init__(self, root: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)

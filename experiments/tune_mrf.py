@@ -30,7 +30,7 @@ def tune(run_dir: Path) -> None:
         return
     run = load_run(run_dir)
     run.data.num_workers = 0
-    settings = [PostprocessConfig("mrf", mu, weights) for weights in ("potts", "contrast") for mu in MU]  # type: ignore[arg-type]
+    settings = [PostprocessConfig("mrf", mu, weights) for weights in ("potts", "contrast") for mu in MU]
     metrics = [SegmentationMetrics(run.data.num_classes) for _ in settings]
     for loaded in run.data.val_dataloader():
         batch = run.data.on_after_batch_transfer(loaded, 0)

@@ -99,7 +99,7 @@ def bare_loop(steps: int, side: int, batch: int) -> float:
             ready = data.on_after_batch_transfer(data.on_before_batch_transfer(batches, 0), 0)["labeled"]
             optimizer.zero_grad()
             loss = partial_cross_entropy(network(ready["image"]), ready["mask"], ready["valid"])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             ends.append(time.perf_counter())
             if len(ends) == steps:
@@ -117,7 +117,7 @@ def loss_step(method: str, steps: int, side: int, batch: int) -> float:
     labeled = {"image": image, "mask": mask, "valid": torch.ones_like(mask, dtype=torch.bool)}
     ends = []
     for _ in range(steps):
-        model.compute_loss({"labeled": labeled}).loss.backward()  # type: ignore[no-untyped-call]
+        model.compute_loss({"labeled": labeled}).loss.backward()
         model.zero_grad()
         ends.append(time.perf_counter())
     return step_time(ends)

@@ -1,0 +1,224 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.files import ClassInfo, default_color, find_images, read_classes, read_image, read_list, read_mask
+
+SHARED = Path(__file__).parents[2] / ".." / "shared"
+
+
+def save(path, array, mode=None):
+    Image.fromarray(np.asarray(array), mode).save(path) if mode else Image.fromarray(np.asarray(array)).save(path)
+    return path
+
+
+def refused(kind, words, call, *arguments):
+    """`call` raises `kind` with a message that holds every word."""
+    with pytest.raises(kind) as caught:
+        call(*arguments)
+    assert all(str(word) in str(caught.value) for word in words), str(caught.value)
+
+
+# Folders -----------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_found_by_stem_whatever_the_suffix(tmp_path):
+    for name in ("b.JPG", "a.png", "c.webp", "d.jpeg", "e.bmp", "f.tif", "g.TIFF", "notes.txt", "h.b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "z.png").touch()
+    found = find_images(tmp_path)
+    assert list(found) == ["a", "b", "c", "d", "e", "f", "g", "h.b"]
+    assert found["b"] == tmp_path / "b.JPG"
+    assert find_images(str(tmp_path)) == found
+
+
+def test_bad_folders(tmp_path):
+    refused(FileNotFoundError, [tmp_path / "none", "does not exist", "check the path"], find_images, tmp_path / "none")
+    refused(ValueError, [tmp_path, "no image", ".webp"], find_images, tmp_path)
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).touch()
+    refused(ValueError, [tmp_path, "a.png", "a.jpg", "unique"], find_images, tmp_path)
+
+
+# Images ------------------------------------------------------------------------------------------------------------
+
+
+def test_images_of_every_kind_become_rgb(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    assert (read_image(save(tmp_path / "rgb.png", rgb)) == rgb).all()
+    grey = read_image(save(tmp_path / "grey.png", rgb[..., 0]))
+    assert (grey == rgb[..., :1]).all()
+    assert grey.shape == rgb.shape
+    alpha = np.dstack([rgb, np.full((5, 7), 9, np.uint8)])
+    assert (read_image(save(tmp_path / "rgba.png", alpha)) == rgb).all()
+    indexed = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    indexed.putpalette([10, 20, 30, 40, 50, 60])
+    indexed.save(tmp_path / "indexed.png")
+    assert read_image(tmp_path / "indexed.png").tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    deep = read_image(save(tmp_path / "deep.png", np.array([[0, 257 * 7, 65535]], np.uint16)))
+    assert deep[0, :, 0].tolist() == [0, 7, 255]
+    assert deep.dtype == np.uint8
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    picture = Image.fromarray(np.zeros((4, 6, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (6, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.webp", "text.png", "empty.png"])
+def test_broken_images_are_named(tmp_path, name):
+    whole = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    path = save(tmp_path / name, whole)
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "text": b"hello", "empty": b""}[path.stem])
+    refused(ValueError, [path, "cannot be read as an image", "replace it, or remove it"], read_image, path)
+    refused(ValueError, [path, "cannot be read as an image", "replace it, or remove it"], read_mask, path, 2, None)
+
+
+def test_missing_image(tmp_path):
+    refused(FileNotFoundError, [tmp_path / "a.png", "does not exist"], read_image, tmp_path / "a.png")
+
+
+# Masks -------------------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_every_kind_give_ids(tmp_path):
+    ids = np.array([[0, 1, 2], [255, 2, 1]], np.uint8)
+    assert (read_mask(save(tmp_path / "grey.png", ids), 3, None) == ids).all()
+    indexed = Image.fromarray(ids, "P")
+    indexed.putpalette([number % 256 for number in range(7, 7 + 768)])  # the colours do not count
+    indexed.save(tmp_path / "indexed.png")
+    assert (read_mask(tmp_path / "indexed.png", 3, None) == ids).all()
+    assert (read_mask(save(tmp_path / "deep.png", ids.astype(np.uint16)), 3, None) == ids).all()
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "bits.png")
+    assert read_mask(tmp_path / "bits.png", 2, None).tolist() == [[1, 0]]
+    assert read_mask(tmp_path / "bits.png", 2, None).dtype == np.uint8
+
+
+def test_colour_masks_go_through_the_palette(tmp_path):
+    palette = {(0, 0, 0): 0, (128, 0, 0): 1, (224, 224, 192): 255}
+    picture = np.array([[(0, 0, 0), (128, 0, 0), (224, 224, 192)]], np.uint8)
+    assert read_mask(save(tmp_path / "rgb.png", picture), 2, palette).tolist() == [[0, 1, 255]]
+    alpha = np.dstack([picture, np.full((1, 3), 255, np.uint8)])
+    assert read_mask(save(tmp_path / "rgba.png", alpha), 2, palette).tolist() == [[0, 1, 255]]
+    refused(ValueError, [tmp_path / "rgb.png", "classes.txt", "r g b"], read_mask, tmp_path / "rgb.png", 2, None)
+    picture[0, 2] = (1, 2, 3)
+    path = save(tmp_path / "odd.png", picture)
+    refused(ValueError, [path, "(1, 2, 3)", "row 0, column 2", "classes.txt"], read_mask, path, 2, palette)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(3, np.uint8), (254, np.uint8), (256, np.uint16), (65535, np.uint16)])
+def test_values_that_are_no_class(tmp_path, value, kind):
+    mask = np.zeros((4, 5), kind)
+    mask[2, 3:] = value
+    path = save(tmp_path / "mask.png", mask)
+    words = [path, value, "row 2, column 3", "3 classes", "0..2", "255", "correct the mask"]
+    refused(ValueError, words, read_mask, path, 3, None)
+
+
+def test_masks_of_other_kinds(tmp_path):
+    path = save(tmp_path / "grey_alpha.png", np.zeros((3, 3, 2), np.uint8))
+    refused(ValueError, [path, "LA", "indexed or grey PNG"], read_mask, path, 2, None)
+    refused(FileNotFoundError, [tmp_path / "a.png", "does not exist"], read_mask, tmp_path / "a.png", 2, None)
+
+
+@pytest.mark.parametrize(
+    ("mask", "classes", "values"),
+    [
+        ("weizmann_horse_db/figure_ground/horse001.png", 2, [0, 1]),
+        ("VOC2012_val/VOCdevkit/VOC2012/SegmentationClassAug/2007_000033.png", 21, None),
+    ],
+)
+def test_masks_of_real_data_sets(mask, classes, values):
+    path = SHARED / "data" / mask
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    found = np.unique(read_mask(path, classes, None)).tolist()
+    assert values is None or found == values
+    assert len(found) > 1
+
+
+# Class files -------------------------------------------------------------------------------------------------------
+
+
+def classes_of(tmp_path, text, **how):
+    path = tmp_path / "classes.txt"
+    path.write_text(text, **how)
+    return read_classes(path)
+
+
+def test_class_files(tmp_path):
+    text = "# ids count from 0\nbackground\nopen road 128 64 128\n\ncar, 64, 0, 128\n tree #00fF10 \nvoid 224 224 192\n"
+    classes, palette = classes_of(tmp_path, text)
+    assert classes == [
+        ClassInfo("background", default_color(0)),
+        ClassInfo("open road", (128, 64, 128)),
+        ClassInfo("car", (64, 0, 128)),
+        ClassInfo("tree", (0, 255, 16)),
+    ]
+    assert palette == {(128, 64, 128): 1, (64, 0, 128): 2, (0, 255, 16): 3, (224, 224, 192): 255}
+
+
+def test_class_files_of_editors(tmp_path):
+    classes, _ = classes_of(tmp_path, "background\r\nstraße\r\nclass 2\r\n", encoding="utf-8-sig", newline="")
+    assert [one.name for one in classes] == ["background", "straße", "class 2"]
+
+
+@pytest.mark.parametrize("name", ["void", "Ignore", "unlabelled", "unlabeled"])
+def test_void_is_no_class(tmp_path, name):
+    classes, palette = classes_of(tmp_path, f"{name} 9 9 9\na\nb\n")
+    assert [one.name for one in classes] == ["a", "b"]
+    assert palette == {(9, 9, 9): 255}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["names 0 classes", "at least 2", "background"]),
+        ("horse\n", ["names 1 classes", "at least 2"]),
+        ("a\nb\na\n", ["line 3", "'a' repeats"]),
+        ("a 1 2 3\n\nb 1 2 3\n", ["line 3", "b 1 2 3", "colour"]),
+        ("a 1 2 3\nvoid 1 2 3\n", ["line 2", "void 1 2 3", "colour"]),
+        ("a\nb 0 256 0\n", ["line 2", "0 to 255", "(0, 256, 0)"]),
+        ("a\nb #12345\n", ["line 2", "b #12345", "#rrggbb"]),
+    ],
+)
+def test_bad_class_files_are_named(tmp_path, text, words):
+    refused(ValueError, [tmp_path / "classes.txt", *words], classes_of, tmp_path, text)
+
+
+def test_missing_class_file(tmp_path):
+    refused(
+        FileNotFoundError, [tmp_path / "classes.txt", "one class name a line"], read_classes, tmp_path / "classes.txt"
+    )
+
+
+def test_default_colours_are_those_of_voc():
+    assert [default_color(number) for number in (0, 1, 2, 3, 15)] == [
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (192, 128, 128),
+    ]
+    assert len({default_color(number) for number in range(256)}) == 256
+
+
+# Lists -------------------------------------------------------------------------------------------------------------
+
+
+def test_lists(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("b\n\nimages/a.jpg masks/a.png\n", encoding="utf-8-sig")
+    assert read_list(path) == ["b", "a"]
+    refused(FileNotFoundError, [tmp_path / "none.txt", "does not exist"], read_list, tmp_path / "none.txt")
+    path.write_text(" \n")
+    refused(ValueError, [path, "empty"], read_list, path)
+    path.write_text("a\nb\na.png\n")
+    refused(ValueError, [path, "names a more than once"], read_list, path)

@@ -1,0 +1,156 @@
+"""Simulated weak annotations: what they may say, whatever the mask."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from common.batch import IGNORE
+from conftest import fit_tiny
+from datamodules.simulate import EIGHT, components, draw_boxes, draw_clicks, draw_scribbles
+from datamodules.supervision import Supervision, dense_names, draw_annotation, known_protocol
+from datamodules.synthetic import draw_scene
+
+masks = arrays(np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.sampled_from([0, 1, 2, 255]))
+KINDS = [
+    Supervision("points"),
+    Supervision("points", per_class=2),
+    Supervision("scribbles", length=0.7, width=2),
+    Supervision("pixels", fraction=0.3),
+]
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("supervision", KINDS, ids=lambda one: f"{one.kind}{one.per_class or ''}")
+@settings(max_examples=60, deadline=None)
+@given(mask=masks, seed=st.integers(0, 1000))
+def test_labels_are_true_and_every_class_present_is_touched(supervision, mask, seed):
+    before = mask.copy()
+    drawn = draw_annotation(mask, supervision, seed, "name")
+    labelled = drawn != IGNORE
+    assert (mask == before).all()
+    assert (drawn[labelled] == mask[labelled]).all()
+    assert set(np.unique(drawn)) - {IGNORE} == set(np.unique(mask)) - {IGNORE}
+    assert (drawn == draw_annotation(mask, supervision, seed, "name")).all()
+
+
+def test_components_leave_out_specks_only_where_their_class_has_more():
+    mask = np.zeros((20, 20), np.uint8)
+    mask[2:8, 2:8], mask[15, 15] = 1, 1
+    mask[12, 3] = 2
+    assert [(label, int(region.sum())) for label, region in components(mask)] == [(0, 362), (1, 36), (2, 1)]
+
+
+def test_one_click_well_inside_each_component():
+    mask = np.zeros((40, 40), np.uint8)
+    mask[2:12, 2:12], mask[20:36, 20:36] = 1, 1
+    for seed in range(20):
+        drawn = draw_clicks(mask, generator(seed))
+        assert (drawn == 1).sum() == 2
+        assert (drawn == 0).sum() == 1
+        depth = ndimage.distance_transform_edt(mask == 1)
+        assert depth[drawn == 1].min() >= 2  # never on the outline
+
+
+@settings(max_examples=40, deadline=None)
+@given(index=st.integers(0, 200), length=st.sampled_from([0.2, 0.5, 1.0]), width=st.integers(1, 5))
+def test_a_stroke_is_connected_inside_its_component_and_grows_with_length_and_width(index, length, width):
+    mask = draw_scene(3, index, 48)[1]
+    drawn = draw_scribbles(mask, length, width, generator(index))
+    for label, region in components(mask):
+        stroke = (drawn == label) & region
+        assert stroke.any()
+        if width == 1:
+            assert ndimage.label(stroke, EIGHT)[1] == 1
+    longer = draw_scribbles(mask, 1.0, width, generator(index))
+    assert (longer != IGNORE).sum() >= 0.8 * (drawn != IGNORE).sum()
+
+
+def test_a_bar_gets_a_stroke_along_its_length():
+    mask = np.zeros((21, 60), np.uint8)
+    mask[8:13, 5:55] = 1
+    drawn = draw_scribbles(mask, 1.0, 1, generator())
+    columns = np.flatnonzero((drawn == 1).any(0))
+    assert columns[-1] - columns[0] >= 40
+    assert set(np.flatnonzero((drawn == 1).any(1))) <= {9, 10, 11}
+
+
+def test_boxes_say_background_outside_and_nothing_inside():
+    mask = np.zeros((20, 30), np.uint8)
+    mask[4:9, 5:12], mask[6, 20:25] = 1, 2
+    mask[0, 0] = IGNORE
+    drawn = draw_boxes(mask, background=0)
+    expected = np.zeros_like(mask)
+    expected[4:9, 5:12] = expected[6:7, 20:25] = IGNORE
+    expected[0, 0] = IGNORE
+    assert (drawn == expected).all()
+    with pytest.raises(ValueError, match="background"):
+        draw_annotation(mask, Supervision("boxes"), 0, "name", background=None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mask=masks)
+def test_boxes_never_call_an_object_background(mask):
+    drawn = draw_boxes(mask, background=0)
+    big = np.zeros(mask.shape, bool)
+    for label, region in components(mask):
+        big |= region if label else False
+    assert not ((drawn == 0) & big).any()
+    assert set(np.unique(drawn)) <= {0, IGNORE}
+
+
+def test_dense_images_are_chosen_by_name_and_nested():
+    names = [f"n{i}" for i in range(20)]
+    few, more = (dense_names(names, Supervision("points", dense_images=k), 0) for k in (3, 8))
+    assert len(few) == 3
+    assert few < more
+    assert few == dense_names(names[::-1], Supervision("points", dense_images=3), 0)
+    with pytest.raises(ValueError, match="dense_images=21, but there are 20"):
+        dense_names(names, Supervision("points", dense_images=21), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "scribbles", "length": 1.5}, "length must be above 0"),
+        ({"kind": "scribbles", "width": 0}, "width must be at least 1"),
+        ({"kind": "scribbles", "real": True, "width": 3}, "people's annotations"),
+        ({"kind": "boxes", "real": True}, "real=True is without effect"),
+        ({"kind": "dense", "dense_images": 3}, "dense_images=3 is without effect"),
+        ({"kind": "tags", "dense_images": -1}, "dense_images"),
+    ],
+)
+def test_options_out_of_place_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Supervision(**options)
+
+
+def test_an_unpublished_list_is_no_protocol():
+    assert known_protocol(["a", "b"]) is None
+
+
+@pytest.mark.parametrize("kind", ["points", "scribbles", "boxes", "tags"])
+def test_every_kind_trains_and_reports_what_is_labelled(kind, tmp_path):
+    options = f"{{kind: {kind}, fraction: null, dense_images: 1}}"
+    fit_tiny(tmp_path / "run", "--data.init_args.supervision", options, "--trainer.max_steps", "2")
+    report = json.loads((tmp_path / "run" / "summary.json").read_text())["annotation"]
+    assert report["images"] == 12
+    assert sum(report["per_class"].values()) == report["labeled_pixels"] >= 32 * 32  # the dense image
+    shares = [share for share in report["share_per_class"].values() if share is not None]
+    assert max(shares) <= 1
+    assert min(shares) >= 0
+
+
+def test_real_annotations_are_asked_for_by_name(tmp_path):
+    output = fit_tiny(
+        tmp_path / "run", "--data.init_args.supervision", "{kind: scribbles, real: true, fraction: null}", expect=1
+    )
+    assert "Synthetic has no scribbles drawn by people" in output
+    assert not (tmp_path / "run").exists()
