@@ -9,7 +9,7 @@ USAGE = """\
 usage: weakseg <command> [options]
 
 train and evaluate
-  fit          train a method:        weakseg fit --config experiments/configs/recipes/weizmann_tv.yaml
+  fit          train a method:        weakseg fit --config experiments/configs/recipes/quickstart_supervised.yaml
   validate     validation metrics:    weakseg validate --run RUN_DIR
   test         test metrics:          weakseg test --run RUN_DIR [--which best|last]
   predict      label your images:     weakseg predict --run RUN_DIR --images FOLDER --output FOLDER
@@ -19,7 +19,7 @@ look around
   datamodules  the data sets there are
   doctor       check the installation and, with --config FILE, the data it names
 
-`weakseg fit --help` lists what a run can be told; `weakseg fit --model TV --model.help TV` what one method can.
+`weakseg fit --help` lists what a run can be told; `weakseg fit --model.help NAME` what one method can.
 A wrong input ends with one line; set WEAKSEG_TRACEBACK=1 to see where it came from.
 """
 LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
@@ -60,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
         if os.environ.get("WEAKSEG_TRACEBACK"):
             raise
-        print(f"weakseg: error: {error}", file=sys.stderr)
+        from experiments.messages import explain
+
+        print(f"weakseg: error: {explain(str(error), error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import platform
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
@@ -13,14 +14,26 @@ import numpy as np
 import torch
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
-from lightning.pytorch.cli import LightningArgumentParser
+from PIL import Image
 
 import datamodules
 from common.batch import IGNORE
 from common.callbacks import PACKAGES
+from common.pictures import colorize, mark_pixels, save_grid
 from datamodules.base import SegmentationDataModule
+from datamodules.supervision import Supervision, draw_annotation, shrink_mask
+from datamodules.transforms import fit_size, resize_image
 from experiments.lightning_cli import expand_configs
+from experiments.messages import Parser
 
+REGIMES = [
+    Supervision("pixels", fraction=0.002),
+    Supervision("points", per_class=1),
+    Supervision("points"),
+    Supervision("scribbles"),
+    Supervision("boxes"),
+    Supervision("tags"),
+]
 MOST = 20  # problems printed; more are counted
 
 
@@ -41,7 +54,7 @@ def load_data(arguments: list[str]) -> SegmentationDataModule:
     """The data module of `--config FILE ...` and `--data...` options; everything else in the files is left aside."""
     for name in datamodules.CLASSES:
         getattr(datamodules, name)
-    parser = LightningArgumentParser(prog="weakseg doctor")
+    parser = Parser(prog="weakseg doctor")
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True)
     parser.add_argument("--seed_everything", type=int, default=0)
@@ -58,6 +71,7 @@ def load_data(arguments: list[str]) -> SegmentationDataModule:
 def examine(data: SegmentationDataModule) -> tuple[list[str], list[str]]:
     """Read every file of every split. Returns what was found and what is wrong, a line each."""
     found, problems = [], []
+    seen: dict[bytes, str] = {}  # pixels of an image -> where it was met first
     for split in ("train", "val", "test"):
         names = data.names(split)
         sizes: Counter[tuple[int, int]] = Counter()
@@ -71,6 +85,9 @@ def examine(data: SegmentationDataModule) -> tuple[list[str], list[str]]:
                 problems.append(str(error))
                 continue
             sizes[(image.shape[0], image.shape[1])] += 1
+            first = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), f"{split}/{name}")
+            if not first.startswith(f"{split}/"):
+                problems.append(f"the same picture is in two splits: {first} and {split}/{name}; remove one of them")
             if mask is None:
                 continue
             masks += 1
@@ -98,8 +115,14 @@ def doctor(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         parser = argparse.ArgumentParser(prog="weakseg doctor", description=__doc__)
         parser.add_argument("--config", type=Path, help="a recipe, a run's config.yaml, or a file of configs/data")
+        parser.add_argument("--sheet", type=Path, help="write a PNG of training images with what is labelled in them")
+        parser.add_argument("--regimes", type=Path, help="write a PNG of what each kind of supervision would label")
         parser.print_help()
         return
+    own = argparse.ArgumentParser(prog="weakseg doctor", add_help=False, allow_abbrev=False)
+    own.add_argument("--sheet", type=Path)
+    own.add_argument("--regimes", type=Path)
+    options, arguments = own.parse_known_args(arguments)
     print(describe_installation())
     if not arguments:
         return
@@ -116,4 +139,42 @@ def doctor(arguments: list[str]) -> None:
     share = report["labeled_pixels"] / report["pixels"]
     print(f"labelled for training: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%})")
     print("  " + ", ".join(f"{name} {count}" for name, count in report["per_class"].items()))
+    if options.sheet:
+        contact_sheet(data, options.sheet, [data.supervision])
+        print(f"contact sheet: {options.sheet}")
+    if options.regimes:
+        contact_sheet(
+            data, options.regimes, [one for one in REGIMES if one.kind != "boxes" or data.background is not None]
+        )
+        print(f"kinds of supervision: {options.regimes}")
     print("no problem found")
+
+
+def contact_sheet(data: SegmentationDataModule, path: Path, regimes: list[Supervision], count: int = 6) -> None:
+    """Write rows of the first labelled training images: image, mask, and what each kind of supervision labels in it.
+
+    The data's own supervision is read from its drawn annotation, so that real points and scribbles are shown too.
+    """
+    rows = []
+    for name in data.lists()[0][:count]:
+        image, mask = data.image(name), data.mask(name)
+        assert mask is not None  # a labelled image
+        size = fit_size(mask.shape, data.size)
+        tensor = torch.from_numpy(resize_image(image, size).copy()).permute(2, 0, 1) / 255
+        small = shrink_mask(mask, size, data.keep_strokes)
+        row = [image, colorize(mask, data.colors)]
+        for regime in regimes:
+            if regime == data.supervision:
+                drawn = np.asarray(Image.open(data.annotation_dir() / f"{name}.png"))
+            else:
+                drawn = draw_annotation(small, regime, data.annotation_seed, name, data.background)
+            row.append(mark_pixels(tensor, drawn, data.colors))
+        rows.append(row)
+    save_grid(path, rows, ["image", "mask", *(title(one) for one in regimes)])
+
+
+def title(supervision: Supervision) -> str:
+    """A few words over a column."""
+    if supervision.kind == "points":
+        return f"points, {supervision.per_class or 'one'} per {'class' if supervision.per_class else 'component'}"
+    return f"{supervision.kind} {supervision.fraction or ''}".strip()

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,16 @@ warnings.filterwarnings("ignore", ".*not resumable.*")  # EpochSampler resumes b
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # num_workers is the user's choice
 warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # --resume continues in its directory
 warnings.filterwarnings("ignore", ".*isinstance.treespec.*")  # torch's pytree again
+warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # evaluation needs none of them
 
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from lightning import Callback, LightningModule, Trainer  # noqa: E402
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch.callbacks import TQDMProgressBar  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn  # noqa: E402
+from lightning.pytorch.loggers import Logger  # noqa: E402
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn  # noqa: E402
 
 import datamodules  # noqa: E402
 import methods  # noqa: E402
@@ -38,9 +42,13 @@ from common.distributed import make_strategy  # noqa: E402
 from common.loggers import CSVLogger  # noqa: E402
 from common.module import SegmentationModule  # noqa: E402
 from datamodules.base import SegmentationDataModule  # noqa: E402
+from experiments.messages import FILES, Parser  # noqa: E402
 
 RUN_OPTIONS = ("run_dir", "name", "resume", "init_from", "overwrite")  # about one start, not part of the saved config
 CONFIG_OPTIONS = ("-c", "--config")
+RUN_FILES = ("config.yaml", "metrics.csv", "summary.json", "checkpoints", "pictures", "nonfinite_rank*.pt",
+             "tensorboard", "wandb")  # fmt: skip
+QUIET = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed")
 
 
 # Command line ------------------------------------------------------------------------------------------------------
@@ -55,12 +63,13 @@ def compose(path: Path) -> list[str]:
         FileNotFoundError: the file, or one that it names, is missing.
         ValueError: it is not a YAML mapping.
     """
+    FILES.append(path)
     if not path.is_file():
         raise FileNotFoundError(f"config file {path} does not exist; recipes are in experiments/configs/recipes")
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `key: value` pairs, got {type(content).__name__}")
     parts = [text for part in content.pop("compose", []) for text in compose(path.parent / part)]
@@ -68,17 +77,34 @@ def compose(path: Path) -> list[str]:
 
 
 def expand_configs(arguments: list[str]) -> list[str]:
-    """Replace each `--config FILE` by the texts that it is composed of."""
+    """Replace each `--config FILE` by the texts that it is composed of, and `--model... null` by a text, because
+    jsonargparse hands the option of a dataclass inside a class on as the word "None"."""
     expanded: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        option, _, value = argument.partition("=")
-        if option in CONFIG_OPTIONS:
+        option, sign, value = argument.partition("=")
+        if option.startswith(("--model.", "--data.")):
+            value = value if sign else next(rest, "")
+            nothing = value in ("null", "~")
+            expanded += ["--config", set_to_null(option)] if nothing else [argument, *([] if sign else [value])]
+        elif option in CONFIG_OPTIONS:
             path = value or next(rest, "")
+            if not path:
+                raise ValueError("--config needs a file: recipes are in experiments/configs/recipes")
             expanded += [word for text in compose(Path(path)) for word in ("--config", text)]
         else:
             expanded.append(argument)
     return expanded
+
+
+def set_to_null(option: str) -> str:
+    """YAML text that sets `--model.init_args.network.weights`, or the same without `init_args`, to null."""
+    first, *keys = option.removeprefix("--").split(".")
+    keys = [first, "init_args", *keys[keys[0] == "init_args" :]]
+    content: Any = None
+    for key in reversed(keys):
+        content = {key: content}
+    return str(yaml.safe_dump(content))
 
 
 def from_run(verb: str, arguments: list[str]) -> tuple[list[str], argparse.Namespace]:
@@ -157,6 +183,7 @@ class WeaksegCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_class=Parser,
             parser_kwargs={"prog": "weakseg", verb: {"prog": f"weakseg {verb}"}},
             args=[verb, *arguments],
         )
@@ -228,11 +255,11 @@ class WeaksegCLI(LightningCLI):
         if config["profiler"] is None:
             config["profiler"] = FetchTimer()
         seed = int(self.settings.seed_everything)
-        callbacks: list[Callback] = [] if config.get("enable_progress_bar") is False else [TQDMProgressBar(leave=True)]
+        callbacks: list[Callback] = [] if config.get("enable_progress_bar") is False else [TQDMProgressBar()]
         if self.verb == "fit":
             checkpoints = folder / "checkpoints"
             callbacks = [
-                RunStart(folder, self.method, self.config_text(), bool(self.settings.overwrite)),
+                RunStart(folder, self.method, self.config_text(), bool(self.settings.overwrite), self.more_loggers),
                 *callbacks,
                 Throughput(),
                 PredictionPictures(folder),
@@ -240,7 +267,7 @@ class WeaksegCLI(LightningCLI):
                 RunSummary(folder, seed),
                 LastCheckpoint(checkpoints, self.settings.checkpoint_every),
             ]
-            config["logger"] = self.loggers(folder)
+            config["logger"] = CSVLogger(folder)
             self.datamodule.accumulation = config["accumulate_grad_batches"]
         else:
             config["logger"] = False
@@ -249,8 +276,10 @@ class WeaksegCLI(LightningCLI):
         config["callbacks"] = [*callbacks, *(config["callbacks"] or [])]
         return Trainer(**config)
 
-    def loggers(self, folder: Path) -> list[Any]:
-        loggers: list[Any] = [CSVLogger(folder)]
+    def more_loggers(self) -> list[Logger]:
+        """The loggers beside `metrics.csv`. They write into the run directory at once: made when it is claimed."""
+        folder = self.run_dir()
+        loggers: list[Logger] = []
         if self.settings.tensorboard:
             from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -292,8 +321,10 @@ class WeaksegCLI(LightningCLI):
         if source:
             check_method(Path(source), self.method)
             self.model.load_state_dict(read_checkpoint(Path(source))["state_dict"])
-        rank_zero_info(f"run directory: {folder}")
+        rank_zero_only(print)(f"run directory: {folder}")
         self.trainer.fit(ckpt_path=checkpoint, weights_only=True, **kwargs)
+        if self.trainer.global_step == 0:
+            raise ValueError("nothing was trained: trainer.max_steps, max_epochs or limit_train_batches is 0")
         if self.trainer.is_global_zero:
             print_results(folder)
 
@@ -314,6 +345,16 @@ def is_used(folder: Path) -> bool:
     return (folder / "config.yaml").exists()
 
 
+def remove_run(folder: Path) -> None:
+    """Remove what runs write, and nothing else: the folder may hold other things."""
+    for pattern in RUN_FILES:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def device_count(config: dict[str, Any]) -> int:
     """Processes that the trainer settings ask for."""
     devices = config["devices"]
@@ -324,18 +365,25 @@ def device_count(config: dict[str, Any]) -> int:
 
 
 class RunStart(Callback):
-    """Claims the run directory when data and network are ready (so a wrong input leaves nothing behind): removes what
-    `--overwrite` replaces, writes `config.yaml`, puts the config into every checkpoint."""
+    """Claims the run directory when data, network and optimizer are ready (a wrong input so leaves nothing behind):
+    removes what `--overwrite` replaces, writes `config.yaml`, starts the loggers that write beside `metrics.csv`, puts
+    the config into every checkpoint."""
 
-    def __init__(self, folder: Path, method: str, config: str, overwrite: bool) -> None:
+    def __init__(
+        self, folder: Path, method: str, config: str, overwrite: bool, loggers: Callable[[], list[Logger]]
+    ) -> None:
         self.folder, self.method, self.config, self.overwrite = folder, method, config, overwrite
+        self.loggers = loggers
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not trainer.is_global_zero:
-            return
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._claim()
+        trainer.loggers = [*trainer.loggers, *self.loggers()]
+
+    def _claim(self) -> None:
         path = self.folder / "config.yaml"
         if self.overwrite and is_used(self.folder):
-            shutil.rmtree(self.folder)
+            remove_run(self.folder)
         if path.exists() and path.read_text() != self.config:
             rank_zero_warn(f"this config differs from {path}: the run continues, but not as the unbroken one would")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -357,7 +405,8 @@ def print_results(folder: Path) -> None:
     for name, value in sorted(summary["last"].items(), key=lambda item: (item[0] != "val/miou", item[0])):
         shown = "absent" if value is None else f"{value:.2f}"
         print(f"{name:24}{shown:>10}{f'{best:.2f}' if name == 'val/miou' and best is not None else '':>10}")
-    print(f"\n{summary['seconds']:.0f} s, {summary['images_per_s']} images/s. Everything is in {folder}")
+    speed = f", {summary['images_per_s']} images/s" if summary["images_per_s"] else ""
+    print(f"\n{summary['seconds']:.0f} s{speed}. Everything is in {folder}")
 
 
 def run(verb: str, arguments: list[str]) -> None:
@@ -367,10 +416,24 @@ def run(verb: str, arguments: list[str]) -> None:
         ValueError, OSError: a wrong input, with the way out.
         SystemExit: a wrong command line (jsonargparse has printed why).
     """
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in QUIET:
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+    FILES.clear()
     options = None
     if verb == "fit":
         arguments = expand_configs(arguments)
     else:
         arguments, options = from_run(verb, arguments)
-    WeaksegCLI(verb, arguments, options)
+    try:
+        WeaksegCLI(verb, arguments, options)
+    except MisconfigurationException as error:  # trainer options that contradict each other or this machine
+        raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        if "could not be downloaded" in str(error):
+            raise ValueError(str(error)) from error
+        if "Error(s) in loading state_dict" in str(error):
+            detail = str(error).splitlines()[1].strip()
+            raise ValueError(
+                f"the checkpoint does not fit the network ({detail[:200]}): give the network that it was trained with"
+            ) from error
+        raise

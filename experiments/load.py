@@ -42,6 +42,7 @@ def load_run(path: str | Path, which: str = "best") -> Run:
     file = path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
     checkpoint = read_checkpoint(file)
     config = stored_config(file)
+    config["data"]["init_args"]["seed"] = config["seed_everything"]  # a link of `fit`, so not in the file
     for package in (methods, datamodules):
         for name in package.CLASSES:
             getattr(package, name)

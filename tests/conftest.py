@@ -9,16 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+FOLDER_SIZES = [(31, 44), (47, 33), (29, 29), (40, 57), (53, 38), (36, 36), (25, 61), (45, 32), (30, 30), (33, 50)]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
     """Drawn annotations of tests stay out of the user's cache."""
-    monkeypatch.setenv("WEAKSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEAKSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 def weakseg(*arguments, expect: int = 0) -> str:
@@ -50,3 +57,35 @@ def weakseg_process(*arguments, **environment) -> subprocess.Popen:
 
 def fit_tiny(run_dir, *arguments, expect: int = 0) -> str:
     return weakseg("fit", "--config", TINY, "--run_dir", run_dir, *arguments, expect=expect)
+
+
+def draw_folder(root: Path) -> Path:
+    """A `Folder` data set of ten images of odd and unequal sizes: coloured rectangles, some pixels void."""
+    rng = np.random.default_rng(7)
+    colors = np.array([[60, 60, 60], [220, 60, 40], [40, 90, 220]])
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    (root / "classes.txt").write_text("ground\nred thing\nblue thing\n")
+    for number, (height, width) in enumerate(FOLDER_SIZES):
+        mask = np.zeros((height, width), np.uint8)
+        mask[: height // 2, : rng.integers(5, width)] = 1
+        mask[height // 3 :, rng.integers(0, width - 5) :] = 2
+        image = colors[mask] + rng.integers(-30, 30, (height, width, 3))
+        mask[:3, -4:] = 255
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{number}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
+    for split, names in (("train", "012345"), ("val", "67"), ("test", "89")):
+        (root / f"{split}.txt").write_text("\n".join(names))
+    return root
+
+
+def on_folder(root: Path) -> list[str]:
+    """Options that make a tiny run train on such a folder."""
+    options = {"root": root, "size": "[32, 40]", "batch_size": 4, "num_workers": 0}
+    return ["--data", "Folder", *(word for k, v in options.items() for word in (f"--data.init_args.{k}", str(v)))]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder, with the time of its last change and its content."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}

@@ -66,8 +66,8 @@ def missing(runs: Path) -> list[str]:
             if not read(folder):
                 lines.append(
                     f"weakseg fit --config experiments/configs/recipes/weizmann_tv.yaml --run_dir '{folder}' "
-                    f"--resume auto --data.init_args.supervision.fraction {fraction} --model.init_args.tv_weight {weight} "
-                    f"--seed_everything {seed} FILES"
+                    f"--resume auto --data.init_args.supervision.fraction {fraction} "
+                    f"--model.init_args.tv_weight {weight} --seed_everything {seed} FILES"
                 )
         for folder in folders:
             done = read(folder).get("test", {})

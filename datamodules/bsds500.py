@@ -1,0 +1,95 @@
+"""BSDS500."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.io import loadmat
+
+from datamodules.base import Array, SegmentationDataModule, Split
+from datamodules.files import default_color, find_images, read_image
+
+
+class BSDS500(SegmentationDataModule):
+    """BSDS500, 500 images with several human segmentations each and no classes (Arbelaez et al., TPAMI 2011).
+
+    For unsupervised methods: no image has a mask, all training images are unlabelled, and the classes are the `phases`
+    into which a method parts an image; their order means nothing. What people drew is in `segmentations`; scores that
+    need no class, such as segmentation covering, compare with it.
+
+    Layout: `data/images/{train,val,test}/ID.jpg` (200 / 100 / 200, the official splits) and
+    `data/groundTruth/{train,val,test}/ID.mat`, or one PNG per person, `ID_0.png`, `ID_1.png` and so on. There is no
+    void.
+
+    Args:
+        root: folder that holds `data/`. A split without a folder is missing until one asks for it.
+        phases: number of kinds of region that a method tells apart.
+        kwargs: see `datamodules.base.SegmentationDataModule`.
+
+    Raises:
+        FileNotFoundError: there is no image, or no segmentation of one.
+        ValueError: fewer than two phases, or a file that cannot be read.
+    """
+
+    def __init__(self, root: str, phases: int = 2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if phases < 2:
+            raise ValueError(f"data.phases must be at least 2, got {phases}")
+        self.class_names = [f"phase {number}" for number in range(1, phases + 1)]
+        self.colors = [default_color(number) for number in range(1, phases + 1)]
+        self.root = Path(root).expanduser()
+        folders = {split: self.root / "data" / "images" / split for split in ("train", "val", "test")}
+        self.files = {split: find_images(folder) for split, folder in folders.items() if folder.is_dir()}
+        if not self.files:
+            raise FileNotFoundError(f"folder {folders['train']} does not exist, nor val or test: check the path")
+
+    def lists(self) -> tuple[list[str], list[str]]:
+        return [], self.names("train")
+
+    def prepare_data(self) -> None:
+        """There is no annotation to draw."""
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            raise ValueError("BSDS500 has no class labels to fit to: use it with validate, test or predict")
+
+    def source(self) -> str:
+        return str(self.root.resolve())
+
+    def names(self, split: Split) -> list[str]:
+        if split not in self.files:
+            raise FileNotFoundError(f"folder {self.root / 'data' / 'images' / split} does not exist: check the path")
+        return list(self.files[split])
+
+    def has_mask(self, name: str) -> bool:
+        return False
+
+    def image(self, name: str) -> Array:
+        return read_image(self.image_file(name))
+
+    def image_file(self, name: str) -> Path:
+        return self._find(name)[1]
+
+    def mask(self, name: str) -> None:
+        return None
+
+    def _find(self, name: str) -> tuple[str, Path]:
+        return next((split, files[name]) for split, files in self.files.items() if name in files)
+
+    def segmentations(self, name: str) -> list[Array]:
+        """One (H, W) array of integers per person: pixels with one number are one segment, the numbers mean nothing."""
+        folder = self.root / "data" / "groundTruth" / self._find(name)[0]
+        try:
+            if (folder / f"{name}.mat").is_file():
+                people = loadmat(folder / f"{name}.mat")["groundTruth"][0]
+                return [np.asarray(one["Segmentation"][0, 0], np.int64) for one in people]
+            files = sorted(folder.glob(f"{name}_*.png"), key=lambda path: int(path.stem.split("_")[-1]))
+            drawn = [np.asarray(Image.open(path), np.int64) for path in files]
+        except Exception as error:  # scipy raises many kinds
+            raise ValueError(f"a segmentation of {name} in {folder} cannot be read ({error}): replace it") from error
+        if not drawn:
+            raise FileNotFoundError(f"{folder} has neither {name}.mat nor {name}_0.png")
+        return drawn

