@@ -1,13 +1,13 @@
 """Textured scenes drawn by a seed: the default data set, which needs no download.
 
-A scene is a two-part background, a few irregular blobs of clutter (background too) and three to seven objects that hide
-each other, under uneven light, with shadows and noise. The class of an object is its shape; texture and colour only lean
-towards the class, and background and clutter use the same textures and colours, so that no single cue is enough.
+A scene is a two-part background, up to two ragged blobs of clutter (background too) and two to five objects that hide
+each other, under uneven light, with shadows and noise. The class of an object is its shape; texture and colour only
+lean towards the class, and background and clutter use the same textures and hues, so that no single cue is enough.
 
 The same (seed, index, size) gives the same bytes on every machine: whole numbers only (tables are written out), and
 randomness only from `PCG64.random_raw`, the one stream whose values NumPy guarantees. The drawing is frozen, a test
-holds its hash, because tables compare runs on it. Lengths are in 1/4096 of the image's side: a scene keeps its layout at
-every size.
+holds its hash, because tables compare runs on it. Lengths are in 1/4096 of the image's side: a scene keeps its layout
+at every size.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ COLORS: tuple[tuple[int, int, int], ...] = (
 
 _Ints = NDArray[np.int64]
 
-_PLAIN, _MOTTLE, _STRIPES, _CHECKER, _DOTS = range(5)
-_TEXTURE = (_MOTTLE, _DOTS, _CHECKER, _STRIPES, _PLAIN, _MOTTLE)  # the texture that each class leans towards
+_PLAIN, _MOTTLE, _STRIPES, _CHECKER, _DOTS, _GRID = range(6)
+_TEXTURE = (_MOTTLE, _DOTS, _CHECKER, _STRIPES, _PLAIN, _GRID)  # the texture that each class leans towards
 _HUE = (0, 0, 922, 307, 614, 1229)  # the same for the hue, in 1/1536 turns
 # round(1024 * cos(2 pi k / 96)) for k = 0..24, written out: cos() may differ between machines
 _COSINE = (
@@ -55,6 +55,7 @@ class Synthetic(SegmentationDataModule):
 
     class_names = CLASSES
     colors = COLORS
+    background = 0
 
     def __init__(self, train: int = 200, val: int = 50, test: int = 100, side: int = 96, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -81,11 +82,11 @@ def draw_scene(seed: int, index: int, size: int = 96) -> tuple[NDArray[np.uint8]
     """Image (size, size, 3) and mask (size, size) with ids into `CLASSES`; `seed` and `index` must not be negative."""
     bits = PCG64([seed, index])
     axis = ((2 * np.arange(size, dtype=np.int64) + 1) << 11) // size  # pixel centres, 0..4095
-    color = _background(bits, axis)  # (size, size, 3), in 1/16 grey levels until `_photograph`
+    color = _background(bits, axis)  # (3, size, size), in 1/16 grey levels
     mask = np.zeros((size, size), np.uint8)
-    for _ in range(_pick(bits, 0, 4)):
+    for _ in range(_pick(bits, 0, 3)):
         _add(bits, axis, color, mask, 0)
-    for _ in range(_pick(bits, 3, 8)):
+    for _ in range(_pick(bits, 2, 6)):
         _add(bits, axis, color, mask, _pick(bits, 1, len(CLASSES)))
     return _photograph(bits, axis, color), mask
 
@@ -101,53 +102,53 @@ def _background(bits: PCG64, axis: _Ints) -> _Ints:
 
 def _add(bits: PCG64, axis: _Ints, color: _Ints, mask: NDArray[np.uint8], label: int) -> None:
     """Paint one object (clutter where `label` is 0) over what is there."""
-    radius, top, left = _pick(bits, 450, 1000), _pick(bits, 200, 3896), _pick(bits, 200, 3896)
-    corner = np.array([top, left])
-    first, last = np.searchsorted(axis, np.stack([corner - 2 * radius, corner + 2 * radius]))
-    window = slice(first[0], last[0]), slice(first[1], last[1])
-    rows, cols = axis[window[0]], axis[window[1]]
+    radius, top, left = _pick(bits, 650, 1250), _pick(bits, 200, 3896), _pick(bits, 200, 3896)
+    reach = radius * 5 // 4 + 256  # the triangle's corners, and the shadow
+    edges = np.searchsorted(axis, np.array([[top - reach, top + reach], [left - reach, left + reach]]))
+    here = slice(*edges[0]), slice(*edges[1])
+    rows, cols = axis[here[0]], axis[here[1]]
     depth = _depth(bits, label, radius, cols - left, (rows - top)[:, None])
-    depth = depth + (_noise(bits, rows, cols, 20) * radius >> 13)  # uneven outline
-    pixel = 4096 // len(axis)
-    behind = color[window]
+    # nobody draws a perfect outline; that of clutter is so ragged that it is no shape
+    depth = depth + (
+        _noise(bits, rows, cols, 20) * radius >> 13 if label else _noise(bits, rows, cols, 9) * radius >> 9
+    )
     # a soft shadow around the object and a darker rim inside it, each a few pixels wide
-    behind = behind * (256 - np.clip(64 + depth * 16 // pixel, 0, 64)[..., None]) >> 8
-    front = _surface(bits, rows, cols, label) * (206 + np.clip(depth * 20 // pixel, 0, 50)[..., None]) >> 8
-    color[window] = behind + ((front - behind) * _soft_step(depth, axis) >> 8)
-    mask[window][depth >= 0] = label
+    pixels = depth * len(axis) >> 8  # in 1/16 pixels
+    behind = color[:, *here] * (256 - _clip(64 + pixels, 0, 64)) >> 8
+    front = _surface(bits, rows, cols, label) * (206 + _clip(pixels, 0, 50)) >> 8
+    color[:, *here] = behind + ((front - behind) * _soft_step(depth, axis) >> 8)
+    mask[here][depth >= 0] = label
 
 
 def _depth(bits: PCG64, label: int, radius: int, x: _Ints, y: _Ints) -> _Ints:
     """About the distance of x (w,), y (h, 1) to the outline, (h, w), positive inside."""
     cos, sin = _direction(_pick(bits, 0, 96))
-    squeeze = _pick(bits, 1024, 1600)  # the shape is narrower by 1024 / squeeze in one direction
+    squeeze = _pick(bits, 1024, 1500)  # the shape is narrower by 1024 / squeeze in one direction
     x, y = x * cos + y * sin >> 10, (y * cos - x * sin >> 10) * squeeze >> 10
     far = x * x + y * y
-    if CLASSES[label] == "disc":
-        return (radius * radius - far) // (2 * radius)
     if CLASSES[label] == "box":
         return radius * 7 // 8 - np.maximum(np.abs(x), np.abs(y))
     if CLASSES[label] == "triangle":
-        turns = [_direction(k) for k in (0, 32, 64)]
-        return radius * 5 // 8 - np.max([x * c + y * s >> 10 for c, s in turns], axis=0)
+        a, b = (x * c + y * s >> 10 for c, s in (_direction(32), _direction(64)))
+        return radius * 5 // 8 - np.maximum(x, np.maximum(a, b))
     if CLASSES[label] == "ring":
         hole = radius * _pick(bits, 45, 60) // 100
         return np.minimum((radius * radius - far) // (2 * radius), (far - hole * hole) // (2 * hole))
     if CLASSES[label] == "cross":
-        arm, across, along = radius * _pick(bits, 26, 36) // 100, np.abs(x), np.abs(y)
+        arm, across, along = radius * _pick(bits, 28, 40) // 100, np.abs(x), np.abs(y)
         return np.minimum(radius - np.maximum(across, along), arm - np.minimum(across, along))
-    return (radius * radius - far) // (2 * radius)
+    return (radius * radius - far) // (2 * radius)  # disc, and clutter
 
 
 def _surface(bits: PCG64, rows: _Ints, cols: _Ints, label: int) -> _Ints:
-    """Colours (h, w, 3), in 1/16 grey levels: a texture between two shades."""
-    kind = _TEXTURE[label] if _pick(bits, 0, 100) < 50 else _pick(bits, 0, 5)
-    hue = _HUE[label] + _pick(bits, -350, 350) if label and _pick(bits, 0, 100) < 60 else _pick(bits, 0, 1536)
-    value, step = _pick(bits, 90, 230), _pick(bits, 20, 70)
-    one = _rgb(hue, _pick(bits, 40, 200), value)
-    two = _rgb(hue + _pick(bits, -160, 160), _pick(bits, 40, 200), value + (step if value < 160 else -step))
-    mix = _texture(bits, kind, rows, cols)[..., None] + 256
-    return (one << 4) + ((two - one) * mix >> 5)
+    """Colours (3, h, w), in 1/16 grey levels: a texture between two shades."""
+    kind = _TEXTURE[label] if _pick(bits, 0, 100) < 90 else _pick(bits, 0, 6)
+    hue = _HUE[label] + _pick(bits, -230, 230) if label and _pick(bits, 0, 100) < 85 else _pick(bits, 0, 1536)
+    value, step = _pick(bits, 90, 230), _pick(bits, 45, 90) if label else _pick(bits, 10, 40)
+    low, high = (70, 220) if label else (10, 130)
+    one = _rgb(hue, _pick(bits, low, high), value)
+    two = _rgb(hue + _pick(bits, -160, 160), _pick(bits, low, high), value + (step if value < 160 else -step))
+    return (one << 4) + ((two - one) * (_texture(bits, kind, rows, cols) + 256) >> 5)
 
 
 def _texture(bits: PCG64, kind: int, rows: _Ints, cols: _Ints) -> _Ints:
@@ -155,29 +156,31 @@ def _texture(bits: PCG64, kind: int, rows: _Ints, cols: _Ints) -> _Ints:
     if kind == _PLAIN:
         return np.zeros((len(rows), len(cols)), np.int64)
     if kind == _MOTTLE:
-        return np.clip(_noise(bits, rows, cols, _pick(bits, 14, 24)) * 2, -256, 256)
-    frequency = (1 << 20) // _pick(bits, 220, 420)  # periods of 5 to 10 pixels at 96 x 96
+        return _clip(_noise(bits, rows, cols, _pick(bits, 12, 20)) * 2, -256, 256)
+    frequency = (1 << 20) // _pick(bits, 300, 520)  # periods of 7 to 12 pixels at 96 x 96
     cos, sin = _direction(_pick(bits, 0, 96))
     x, y = cols, rows[:, None]
     a = np.abs((((x * cos + y * sin >> 10) * frequency >> 10) & 1023) - 512)  # triangle waves, 0..512
     if kind == _STRIPES:
-        return np.clip((a - 256) * 3, -256, 256)
+        return _clip((a - 256) * 3, -256, 256)
     b = np.abs((((y * cos - x * sin >> 10) * frequency >> 10) & 1023) - 512)
     if kind == _CHECKER:
-        return np.clip((a - 256) * 3, -256, 256) * np.clip((b - 256) * 3, -256, 256) >> 8
-    return np.clip((300 * 300 - a * a - b * b) >> 7, -256, 256)
+        return _clip((a - 256) * (b - 256) >> 5, -256, 256)
+    if kind == _GRID:
+        return _clip(640 - 6 * np.minimum(a, b), -256, 256)
+    return _clip(300 * 300 - a * a - b * b >> 7, -256, 256)  # dots
 
 
 def _photograph(bits: PCG64, axis: _Ints, color: _Ints) -> NDArray[np.uint8]:
-    """Uneven light, then noise."""
+    """Uneven light, then noise: bytes, (size, size, 3)."""
     x, y = axis - 2048, axis[:, None] - 2048
     light = 235 + (x * _pick(bits, -80, 80) + y * _pick(bits, -80, 80) >> 11) + (_noise(bits, axis, axis, 3) >> 3)
-    strength = _pick(bits, 1, 12)  # the noise's deviation in grey levels
-    # one 64-bit number gives the noise of two values: the sum of four bytes is about Gaussian, with deviation 148
-    words = bits.random_raw((color.size + 1) // 2).astype("<u8").view(np.uint8).reshape(-1, 4)
-    noise = words.sum(1, dtype=np.int64)[: color.size].reshape(color.shape) - 510
-    image = (color * light[..., None] >> 8) + (noise * strength * 16 // 148)
-    return np.clip(image + 8 >> 4, 0, 255).astype(np.uint8)
+    strength = _pick(bits, 1, 8)  # the noise's deviation in grey levels
+    # one 64-bit number gives the noise of four values: the sum of two bytes is a triangle of deviation 104
+    words = bits.random_raw((color.size + 3) // 4).astype("<u8").view("<u2")[: color.size].astype(np.int64)
+    noise = ((words & 255) + (words >> 8) - 255).reshape(color.shape)
+    image = (color * light >> 8) + (noise * (strength * 10) >> 6)
+    return _clip(image + 8 >> 4, 0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
 
 
 def _pick(bits: PCG64, low: int, high: int) -> int:
@@ -192,18 +195,22 @@ def _direction(angle: int) -> tuple[int, int]:
 
 
 def _rgb(hue: int, saturation: int, value: int) -> _Ints:
-    """Red, green, blue in 0..255 of a hue in 1/1536 turns, saturation in 0..256 and value in 0..255."""
-    full = np.clip(np.abs((hue + np.array([0, -512, 512])) % 1536 - 768) - 256, 0, 256)
-    return value * (256 - (saturation * (256 - full) >> 8)) >> 8
+    """Red, green, blue (3, 1, 1) in 0..255 of a hue in 1/1536 turns, saturation in 0..256 and value in 0..255."""
+    full = [min(max(abs((hue + turn) % 1536 - 768) - 256, 0), 256) for turn in (0, -512, 512)]
+    return np.array([[[value * (256 - (saturation * (256 - part) >> 8)) >> 8]] for part in full], np.int64)
+
+
+def _clip(values: _Ints, low: int, high: int) -> _Ints:
+    return np.minimum(np.maximum(values, low), high)  # several times faster than np.clip on small arrays
 
 
 def _soft_step(depth: _Ints, axis: _Ints) -> _Ints:
-    """0 outside to 256 inside, (h, w, 1), across one pixel: anti-aliasing."""
-    return np.clip((depth * len(axis) >> 4) + 128, 0, 256)[..., None]
+    """0 outside to 256 inside, across one pixel: anti-aliasing."""
+    return _clip((depth * len(axis) >> 4) + 128, 0, 256)
 
 
 def _noise(bits: PCG64, rows: _Ints, cols: _Ints, cells: int) -> _Ints:
-    """Smooth noise (h, w), about -256..256: random values at the corners of cells x cells squares, interpolated."""
+    """Smooth noise (h, w), -256..255: random values at the corners of cells x cells squares, interpolated."""
     corners = (bits.random_raw((cells + 1) ** 2) >> np.uint64(55)).astype(np.int64).reshape(cells + 1, -1) - 256
 
     def between(values: _Ints, axis: _Ints) -> _Ints:  # interpolates the first dimension at `axis`
@@ -211,4 +218,4 @@ def _noise(bits: PCG64, rows: _Ints, cols: _Ints, cells: int) -> _Ints:
         t, cell = t * t * (768 - 2 * t) >> 16, axis * cells >> 12  # smoothstep
         return (values[cell] << 8) + (values[cell + 1] - values[cell]) * t
 
-    return between(between(corners, rows).T.copy(), cols).T >> 16
+    return between(between(corners, cols).T.copy(), rows) >> 16
