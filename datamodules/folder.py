@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from common.batch import IGNORE
 from datamodules.base import Array, SegmentationDataModule, Split
+from datamodules.drawn import read_coco, read_labelme
 from datamodules.files import find_images, read_classes, read_image, read_list, read_mask
 
 
@@ -15,8 +21,9 @@ class Folder(SegmentationDataModule):
 
     A mask has its image's name (any image suffix for either) and is an indexed or grey PNG of class ids, or an RGB
     picture in the colours of `classes.txt`; 255, or the colour of a class named `void`, is a pixel without a label. So
-    scribbles are masks with 255 elsewhere; thin ones survive the resize to `size`. Images without a mask are
-    unlabelled training images.
+    scribbles are masks with 255 elsewhere; thin ones survive the resize to `size`. Instead of a picture a mask may be
+    drawn with labelme (`masks/NAME.json`), or all of them be in one COCO file (`coco.json` in the folder). Images
+    without a mask are unlabelled training images.
 
     Splits: the ids in `train.txt`, `val.txt` and `test.txt`, one a line, where there are such files (all three). Else
     every fifth image with a mask is for validation and every fifth for test, chosen by a hash of the name, the same in
@@ -24,6 +31,7 @@ class Folder(SegmentationDataModule):
 
     Args:
         root: the folder.
+        fill: class of the pixels outside the shapes of labelme and COCO files; None: they have no label.
         kwargs: see `datamodules.base.SegmentationDataModule`.
 
     Raises:
@@ -33,7 +41,7 @@ class Folder(SegmentationDataModule):
 
     keep_strokes = True
 
-    def __init__(self, root: str, **kwargs: Any) -> None:
+    def __init__(self, root: str, fill: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
         classes, self.palette = read_classes(self.root / "classes.txt")
@@ -41,7 +49,10 @@ class Folder(SegmentationDataModule):
         self.colors = [one.color for one in classes]
         self.background = self.class_names.index("background") if "background" in self.class_names else None
         self.images = find_images(self.root / "images")
-        self.masks = find_images(self.root / "masks")
+        if fill is not None and fill not in self.class_names:
+            raise ValueError(f"data.fill is '{fill}', but the classes are {', '.join(self.class_names)}")
+        self.fill = None if fill is None else self.class_names.index(fill)
+        self.masks = self._find_masks()
         lost = sorted(self.masks.keys() - self.images.keys())
         if lost:
             raise ValueError(
@@ -54,6 +65,26 @@ class Folder(SegmentationDataModule):
                 raise ValueError(
                     f"{split} images need a mask, these have none: {', '.join(bare[:5])} ({len(bare)} in all)"
                 )
+
+    def _find_masks(self) -> dict[str, Callable[[], Array]]:
+        """Per image id, a function that reads its mask, whatever it was drawn with."""
+        coco, folder = self.root / "coco.json", self.root / "masks"
+        if coco.exists() and folder.exists():
+            raise ValueError(f"{self.root} has both coco.json and masks/: which one holds? remove the other")
+        if coco.exists():
+            return self._filled(read_coco(coco, self.class_names))
+        files = {path.stem: path for path in sorted(folder.glob("*.json"))}
+        pictures = find_images(folder) if not files or any(p.suffix != ".json" for p in folder.iterdir()) else {}
+        twice = sorted(files.keys() & pictures.keys())
+        if twice:
+            raise ValueError(f"{folder} has a picture and a JSON file for {', '.join(twice[:5])}: keep one of them")
+        masks = {name: partial(read_mask, path, self.num_classes, self.palette) for name, path in pictures.items()}
+        return masks | self._filled(
+            {name: partial(read_labelme, path, self.class_names) for name, path in files.items()}
+        )
+
+    def _filled(self, drawn: Mapping[str, Callable[[], Array]]) -> dict[str, Callable[[], Array]]:
+        return {name: partial(fill_outside, read, self.fill) for name, read in drawn.items()}
 
     def _listed(self) -> dict[str, list[str]]:
         splits = {split: sorted(read_list(self.root / f"{split}.txt")) for split in ("train", "val", "test")}
@@ -77,7 +108,7 @@ class Folder(SegmentationDataModule):
         return {"train": sorted(self.images.keys() - {*val, *test}), "val": val, "test": test}
 
     def source(self) -> str:
-        return str(self.root.resolve())
+        return f"{self.root.resolve()} {self.fill}"
 
     def names(self, split: Split) -> list[str]:
         return self.splits[split]
@@ -89,4 +120,10 @@ class Folder(SegmentationDataModule):
         return read_image(self.images[name])
 
     def mask(self, name: str) -> Array | None:
-        return read_mask(self.masks[name], self.num_classes, self.palette) if name in self.masks else None
+        return self.masks[name]() if name in self.masks else None
+
+
+def fill_outside(read: Callable[[], Array], value: int | None) -> Array:
+    """The label map that `read` gives, with `value` (None: still 255) where nothing was drawn."""
+    mask = read()
+    return mask if value is None else np.where(mask == IGNORE, value, mask).astype(np.uint8)

@@ -1,4 +1,5 @@
-"""One folder per paper. Each is found by itself and imported on first access: `methods.TV` loads `methods/tv/`.
+"""One folder per paper. Each is found by itself and imported on first access: `methods.Supervised` loads
+`methods/supervised/`.
 
 A folder's `module.py` holds one LightningModule whose name is the folder's in capitals or camel case; `CLASSES` maps
 class names to folders by reading the sources, without importing torch.

@@ -1,0 +1,160 @@
+"""Annotations drawn with labelme and COCO tools, read by `Folder`."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.batch import IGNORE
+from conftest import fit_tiny
+from datamodules.drawn import read_coco, read_labelme
+from datamodules.folder import Folder
+
+CLASSES = ("background", "dog", "cat")
+
+
+def labelme(path, *shapes, size=(40, 30)):
+    content = {"imageWidth": size[0], "imageHeight": size[1], "imagePath": "a.jpg", "shapes": []}
+    for label, kind, points in shapes:
+        content["shapes"].append({"label": label, "shape_type": kind, "points": points})
+    path.write_text(json.dumps(content))
+    return path
+
+
+def coco(path, annotations, categories=CLASSES, images=("a",), size=(40, 30)):
+    content = {
+        "images": [
+            {"id": i, "file_name": f"x/{name}.jpg", "width": size[0], "height": size[1]}
+            for i, name in enumerate(images)
+        ],
+        "categories": [{"id": 10 + i, "name": name} for i, name in enumerate(categories)],
+        "annotations": annotations,
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_labelme_shapes(tmp_path):
+    path = labelme(
+        tmp_path / "a.json",
+        ("background", "polygon", [[0, 0], [19, 0], [19, 29], [0, 29]]),
+        ("dog", "rectangle", [[30, 20], [25, 10]]),
+        ("cat", "linestrip", [[22, 5], [38, 5]]),
+        ("cat", "point", [[39.6, 29.7]]),
+        ("dog", "circle", [[10, 15], [13, 15]]),
+    )
+    mask = read_labelme(path, CLASSES)
+    assert mask.shape == (30, 40)
+    assert mask[2, 2] == 0
+    assert (mask[10:21, 25:31] == 1).all()
+    assert (mask[4:7, 24:37] == 2).all()
+    assert mask[3, 30] == mask[8, 30] == IGNORE
+    assert mask[29, 39] == 2
+    assert mask[15, 10] == mask[15, 12] == 1  # the circle, over the polygon
+    assert mask[15, 16] == 0
+    assert mask[25, 35] == IGNORE
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (("dgo", "polygon", [[0, 0], [5, 0], [5, 5]]), ["dgo", "did you mean 'dog'"]),
+        (("tractor", "point", [[1, 1]]), ["tractor", "background, dog, cat"]),
+        (("dog", "point", [[100, 100]]), ["outside the image of 40 x 30"]),
+        (("dog", "polygon", [[1, 1], [2, 2]]), ["polygon with 2 points", "redraw"]),
+        (("dog", "mask", [[1, 1], [2, 2]]), ["a mask with 2 points", "redraw"]),
+    ],
+)
+def test_bad_labelme_shapes_are_named_with_their_file(tmp_path, shape, words):
+    with pytest.raises(ValueError, match=r"a\.json") as caught:
+        read_labelme(labelme(tmp_path / "a.json", shape), CLASSES)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"shapes": []}', '{"imageWidth": "x", "imageHeight": 3, "shapes": []}']
+)
+def test_files_of_other_tools_are_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.json"):
+        read_labelme(tmp_path / "a.json", CLASSES)
+    if content != '{"imageWidth": "x", "imageHeight": 3, "shapes": []}':
+        with pytest.raises(ValueError, match=r"a\.json"):
+            read_coco(tmp_path / "a.json", CLASSES)
+
+
+def test_coco_polygons_and_run_lengths_small_over_large(tmp_path):
+    runs = {"size": [30, 40], "counts": [30 * 20, 30 * 5, 30 * 15]}  # columns 20..24
+    path = coco(
+        tmp_path / "c.json",
+        [
+            {"image_id": 0, "category_id": 12, "area": 9, "segmentation": [[5, 5, 8, 5, 8, 8, 5, 8]]},
+            {"image_id": 0, "category_id": 11, "area": 400, "segmentation": [[0, 0, 15, 0, 15, 29, 0, 29]]},
+            {
+                "image_id": 0,
+                "category_id": 11,
+                "area": 150,
+                "segmentation": {"size": [30, 40], "counts": outside_first},
+            },
+        ],
+        images=("a", "unlabelled"),
+    )
+    found = read_coco(path, CLASSES)
+    assert list(found) == ["a"]
+    mask = found["a"]()
+    assert mask[6, 6] == 2
+    assert mask[20, 10] == 1
+    assert (mask[:, 20:25] == 1).all()
+    assert (mask[:, 26:] == IGNORE).all()
+
+
+def test_coco_mistakes_are_named(tmp_path):
+    with pytest.raises(ValueError, match="label 'cow'"):
+        read_coco(coco(tmp_path / "c.json", [], categories=("dog", "cow")), CLASSES)
+    compressed = [{"image_id": 0, "category_id": 11, "segmentation": {"size": [30, 40], "counts": "abc"}}]
+    with pytest.raises(ValueError, match="compressed run lengths: export polygons"):
+        read_coco(coco(tmp_path / "d.json", compressed), CLASSES)["a"]()
+    short = [{"image_id": 0, "category_id": 11, "segmentation": {"size": [30, 40], "counts": [5, 5]}}]
+    with pytest.raises(ValueError, match="10 pixels in an image of 40 x 30"):
+        read_coco(coco(tmp_path / "e.json", short), CLASSES)["a"]()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    rng = np.random.default_rng(0)
+    for name in "abcdefghij":
+        Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8)).save(root / "images" / f"{name}.jpg")
+    return root
+
+
+def test_scribbles_of_labelme_train_through_the_command(folder, tmp_path):
+    (folder / "masks").mkdir()
+    for name in "abcdefgh":  # i and j stay unlabelled
+        shapes = (("background", "linestrip", [[2, 2], [30, 4]]), ("dog", "linestrip", [[5, 20], [30, 22]]))
+        labelme(folder / "masks" / f"{name}.json", *shapes)
+    data = Folder(str(folder))
+    assert {"i", "j"} <= set(data.lists()[1])
+    assert (data.mask("a") == IGNORE).mean() > 0.8
+    assert not (Folder(str(folder), fill="background").mask("a") == IGNORE).any()
+    fit_tiny(tmp_path / "run", "--data", "Folder", "--data.init_args.root", folder, "--trainer.max_steps", "2")
+
+
+def test_coco_in_a_folder_and_contradictions(folder):
+    square = [[5, 5, 20, 5, 20, 20, 5, 20]]
+    shapes = [{"image_id": i, "category_id": 11, "area": 225, "segmentation": square} for i in range(10)]
+    coco(folder / "coco.json", shapes, images="abcdefghij")
+    assert (Folder(str(folder), fill="background").mask("a")[:3] == 0).all()
+    with pytest.raises(ValueError, match=r"data\.fill is 'grass'"):
+        Folder(str(folder), fill="grass")
+    (folder / "masks").mkdir()
+    with pytest.raises(ValueError, match=r"both coco\.json and masks/"):
+        Folder(str(folder))
+    (folder / "coco.json").unlink()
+    labelme(folder / "masks" / "a.json", ("dog", "point", [[1, 1]]))
+    Image.new("L", (40, 30)).save(folder / "masks" / "a.png")
+    with pytest.raises(ValueError, match="a picture and a JSON file for a"):
+        Folder(str(folder))
