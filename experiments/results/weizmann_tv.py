@@ -20,7 +20,7 @@ from typing import Any
 
 FRACTIONS = (0.0002, 0.001, 0.01, 1.0)
 SEEDS = (0, 1, 2)
-WEIGHTS = (0.1, 0.3, 1.0)
+WEIGHTS = (0.1, 0.3, 1.0, 3.0)
 Summary = dict[str, Any]
 
 
