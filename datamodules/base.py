@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,10 +19,10 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.batch import IGNORE
+from datamodules.cache import DiskCache, RamCache, Small, shrink
 from datamodules.files import find_images, read_image
 from datamodules.samplers import Draw, EpochSampler
 from datamodules.supervision import (
@@ -32,7 +33,7 @@ from datamodules.supervision import (
     shrink_mask,
     split_images,
 )
-from datamodules.transforms import draw_uniform, fit_size, pad_to, random_crop, resize_image
+from datamodules.transforms import draw_strong, draw_uniform, fit_size, pad_to, random_crop, strong_view
 
 Split = Literal["train", "val", "test"]
 Array = np.ndarray[Any, Any]
@@ -55,10 +56,15 @@ class SegmentationDataModule(LightningDataModule):
         num_workers: loader processes per device; they only decode and resize.
         seed: of the annotation, the order and the augmentation; the run's seed unless given.
         cache_dir: where drawn annotations are kept; default: $WEAKSEG_CACHE or ~/.cache/weakseg.
+        strong_views: strongly augmented views of each unlabelled image, see `datamodules.transforms.strong_view`.
+        cache: keep decoded, resized training and validation images, so that each is read once: `ram`, until the run
+            ends, shared by the loader processes of a device; `disk`, in `cache_dir`, for all runs and devices. Either
+            takes up to 3 x height x width bytes an image; the results are the same bit for bit.
     """
 
     class_names: Sequence[str] = ()
     colors: Sequence[tuple[int, int, int]] = ()
+    images: Mapping[str, Path] = {}  # file of each image, where there are files: for the disk cache
     background: int | None = None  # class id of the background, where the data set has one
     keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
 
@@ -74,6 +80,8 @@ class SegmentationDataModule(LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         cache_dir: str | None = None,
+        strong_views: int = 0,
+        cache: Literal["none", "ram", "disk"] = "none",
     ) -> None:
         super().__init__()
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -87,6 +95,13 @@ class SegmentationDataModule(LightningDataModule):
         self.scale, self.flip = (scale[0], scale[1]), flip
         self.num_workers, self.seed = num_workers, seed
         self.cache_dir = Path(cache_dir or os.environ.get("WEAKSEG_CACHE", "~/.cache/weakseg")).expanduser()
+        if strong_views < 0 or (strong_views and not unlabeled_batch_size):
+            raise ValueError(
+                f"data.strong_views is the number of views of an unlabelled image, got {strong_views} with "
+                f"data.unlabeled_batch_size {unlabeled_batch_size}: set both, or neither"
+            )
+        self.strong_views, self.cache = strong_views, cache
+        self._cache: RamCache | DiskCache | None = None  # made with the first loader
         self.predict_folder: Path | None = None  # set by `weakseg predict --images`
         # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.
         self.accumulation = 1
@@ -105,6 +120,10 @@ class SegmentationDataModule(LightningDataModule):
     def mask(self, name: str) -> Array | None:
         """uint8 (H, W), class id or 255; None where the image has no mask."""
         raise NotImplementedError
+
+    def image_file(self, name: str) -> Path | None:
+        """The file that `image` reads; None where there is none."""
+        return self.images.get(name)
 
     def has_mask(self, name: str) -> bool:
         """Whether a training image has a mask; the others are unlabelled, whatever `supervision` says."""
@@ -174,7 +193,7 @@ class SegmentationDataModule(LightningDataModule):
             for name in unlabeled:
                 self.image(name)
             for name in self.names("val"):
-                check_sizes(name, self.image(name), self.mask(name))
+                check_sizes(name, self.image(name).shape, self.mask(name))
             report = {
                 "images": len(labeled),
                 "labeled_pixels": int(counts.sum()),
@@ -199,7 +218,7 @@ class SegmentationDataModule(LightningDataModule):
         """The dense mask of a labelled image at the stored size, and what of it training may see."""
         mask = self.mask(name)
         assert mask is not None  # `lists` takes labelled images from those that have one
-        check_sizes(name, self.image(name), mask)
+        check_sizes(name, self.image(name).shape, mask)
         size = fit_size(mask.shape, self.size)
         small = shrink_mask(mask, size, keep_strokes=self.keep_strokes)
         if dense:
@@ -276,12 +295,12 @@ class SegmentationDataModule(LightningDataModule):
         if self.predict_folder is None:
             raise ValueError("which images? give `weakseg predict ... --images FOLDER`")
         files = find_images(self.predict_folder)
-        return self._evaluation_loader(list(files), lambda name: read_image(files[name]), lambda name: None)
+        return self._evaluation_loader(list(files), partial(_read_file, files, self.size), _no_mask)
 
     def _evaluation_loader(
         self,
         split: Split | list[str],
-        image: Callable[[str], Array] | None = None,
+        image: Callable[[str], Small] | None = None,
         mask: Callable[[str], Array | None] | None = None,
     ) -> DataLoader[Any]:
         names = split if isinstance(split, list) else self.names(split)
@@ -289,8 +308,26 @@ class SegmentationDataModule(LightningDataModule):
             raise ValueError(f"the {split} split has no image")
         # One image a time, unpadded, and no image twice: the same numbers on any number of processes.
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        images = WholeImages(names[rank::ranks], image or self.image, mask or self.mask, self.size)
+        images = WholeImages(names[rank::ranks], image or self._reader(), mask or self.mask)
         return self._loader(images, batch_size=1)
+
+    def _read(self, name: str) -> Small:
+        return shrink(self.image(name), self.size)
+
+    def _reader(self) -> Callable[[str], Small]:
+        """How loaders get an image. Called before their processes start, so that these share what is kept."""
+        if self.cache == "none":
+            return self._read
+        if self._cache is None and self.cache == "ram":
+            self._cache = RamCache([*self.names("train"), *self.names("val")], self.size, self._read)
+        elif self._cache is None:
+            self._cache = DiskCache(self.cache_dir / "images", self.size, self._read, self.image_file)
+            self._cache.path(self.names("train")[0])  # raises what is wrong before the run begins
+        return self._cache.get
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a spawned loader process gets; the trainer holds what cannot be sent.
+        return {**self.__dict__, "trainer": None}
 
     def _loader(self, dataset: Dataset[Any], **how: Any) -> DataLoader[Any]:
         return DataLoader(
@@ -308,7 +345,10 @@ class SegmentationDataModule(LightningDataModule):
         # Drawn on the host, where the keys are: asking the device for them would make it wait.
         for number, stream in enumerate(STREAMS):
             if stream in batch:
-                batch[stream]["draws"] = draw_uniform(self.seed * len(STREAMS) + number, batch[stream]["key"])
+                seed = self.seed * len(STREAMS) + number
+                batch[stream]["draws"] = draw_uniform(seed, batch[stream]["key"])
+                if stream == "unlabeled" and self.strong_views:
+                    batch[stream]["strong_draws"] = draw_strong(seed, batch[stream]["key"], self.strong_views)
         return batch
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -316,12 +356,15 @@ class SegmentationDataModule(LightningDataModule):
             return {stream: self._training_stream(batch[stream]) for stream in STREAMS if stream in batch}
         mask = batch["mask"].long()
         valid = torch.ones(mask.shape, dtype=torch.bool, device=mask.device)
-        return {**batch, "image": batch["image"].float() / 255, "mask": mask, "valid": valid}
+        return {**batch, "image": batch["image"].float().div_(255), "mask": mask, "valid": valid}
 
     def _training_stream(self, stream: dict[str, Any]) -> dict[str, Any]:
-        image = stream["image"].float() / 255
-        extent, draws = stream.pop("extent"), stream.pop("draws")
+        image = stream["image"].float().div_(255)
+        extent, draws, strong = stream.pop("extent"), stream.pop("draws"), stream.pop("strong_draws", None)
         image, mask, valid = random_crop(image, stream["mask"], extent, draws, self.crop, self.scale, self.flip)
+        if strong is not None:
+            views = [strong_view(image, strong[:, view]) for view in range(strong.shape[1])]
+            stream["strong"] = torch.stack(views, 1)
         return {**stream, "image": image, "mask": mask, "valid": valid}
 
 
@@ -329,7 +372,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
     """Training images padded to one size, with their drawn annotation (none: everything 255). Indexed by `Draw`."""
 
     def __init__(self, data: SegmentationDataModule, names: list[str], annotations: Path | None) -> None:
-        self.read, self.box, self.names, self.annotations = data.image, data.size, names, annotations
+        self.read, self.box, self.names, self.annotations = data._reader(), data.size, names, annotations
         tags = annotations / "tags.json" if annotations else None
         self.tags = json.loads(tags.read_text()) if tags and tags.exists() else None
 
@@ -338,24 +381,23 @@ class TrainingImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         name = self.names[draw.image]
-        image = self.read(name)
-        extent = fit_size(image.shape[:2], self.box)
-        small = resize_image(image, extent)
+        small, size = self.read(name)
+        extent = fit_size(size, self.box)
         mask = np.full(extent, IGNORE, np.uint8)
         if self.annotations is not None:
             mask = np.asarray(Image.open(self.annotations / f"{name}.png"))
         if mask.shape != extent:
-            raise ValueError(
-                f"image '{name}' is {image.shape[:2]}, its annotation {mask.shape}: delete {self.annotations}"
-            )
+            raise ValueError(f"image '{name}' is {size}, its annotation {mask.shape}: delete {self.annotations}")
+        image = torch.zeros(3, *self.box, dtype=torch.uint8)
+        image[:, : extent[0], : extent[1]] = torch.from_numpy(small)
         tags = {} if self.tags is None else {"tags": torch.tensor(self.tags[name])}
         return {
-            "image": as_tensor(pad_to(small, self.box, 0)),
+            "image": image,
             "mask": torch.from_numpy(pad_to(mask, self.box, IGNORE).copy()),
             "extent": torch.tensor(extent),
             "key": torch.tensor([draw.epoch, draw.position]),
             "name": name,
-            "size": torch.tensor(image.shape[:2]),
+            "size": torch.tensor(size),
             **tags,
         }
 
@@ -366,43 +408,44 @@ class WholeImages(Dataset[dict[str, Any]]):
     def __init__(
         self,
         names: list[str],
-        image: Callable[[str], Array],
+        image: Callable[[str], Small],
         mask: Callable[[str], Array | None],
-        box: tuple[int, int],
     ) -> None:
-        self.names, self.read, self.read_mask, self.box = names, image, mask, box
+        self.names, self.read, self.read_mask = names, image, mask
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.names[index]
-        image = self.read(name)
-        size = image.shape[:2]
+        image, size = self.read(name)
         mask = self.read_mask(name)
         if mask is None:
             mask = np.full(size, IGNORE, np.uint8)
-        check_sizes(name, image, mask)
+        check_sizes(name, size, mask)
         return {
-            "image": as_tensor(resize_image(image, fit_size(size, self.box))),
+            "image": torch.from_numpy(image),
             "mask": torch.from_numpy(mask.copy()),
             "name": name,
             "size": torch.tensor(size),
         }
 
 
-def check_sizes(name: str, image: Array, mask: Array | None) -> None:
-    """Raise ValueError if an image and its mask differ in size."""
-    if mask is not None and mask.shape != image.shape[:2]:
+def check_sizes(name: str, size: Sequence[int], mask: Array | None) -> None:
+    """Raise ValueError if an image (H, W, ...) and its mask differ in size."""
+    if mask is not None and mask.shape != tuple(size[:2]):
         raise ValueError(
-            f"image '{name}' is {image.shape[0]} x {image.shape[1]} pixels but its mask {mask.shape[0]} x "
+            f"image '{name}' is {size[0]} x {size[1]} pixels but its mask {mask.shape[0]} x "
             f"{mask.shape[1]}: replace one of them"
         )
 
 
-def as_tensor(image: Array) -> Tensor:
-    """uint8 (H, W, 3) array to (3, H, W) tensor."""
-    return torch.from_numpy(image.transpose(2, 0, 1).copy())
+def _read_file(files: Mapping[str, Path], box: tuple[int, int], name: str) -> Small:
+    return shrink(read_image(files[name]), box)
+
+
+def _no_mask(name: str) -> None:
+    """For images to predict."""
 
 
 def one_thread(worker: int) -> None:

@@ -79,12 +79,11 @@ def missing(runs: Path) -> list[str]:
             folder = supervised_dir(runs, fraction, seed)
             if read(folder) and not (folder / "mrf_val.json").exists():
                 lines.append(f"python -m experiments.tune_mrf '{folder}'")
-            for which in ("best", "last"):
-                if setting and f"{which}+mrf" not in read(folder).get("test", {}):
-                    lines.append(
-                        f"weakseg test --run '{folder}' --which {which} --model.init_args.postprocess.kind mrf --model."
-                        f"init_args.postprocess.weights {setting[0]} --model.init_args.postprocess.mu {setting[1]}"
-                    )
+            if setting and "best+mrf" not in read(folder).get("test", {}):
+                lines.append(
+                    f"weakseg test --run '{folder}' --model.init_args.postprocess.kind mrf "
+                    f"--model.init_args.postprocess.weights {setting[0]} --model.init_args.postprocess.mu {setting[1]}"
+                )
     return lines
 
 

@@ -1,0 +1,135 @@
+"""Decoded, resized images kept between epochs: in memory that the loader processes share, or in files.
+
+What is kept is what would be read, byte for byte. Two processes that fill one place write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from datamodules.transforms import fit_size, resize_image
+
+Array = np.ndarray[Any, Any]
+HEADER = 16  # bytes before a record's pixels: heights and widths of the small and the original image, 32 bits each
+FORMAT = 1  # of the disk cache; raise it when decoding or resizing gives other values
+
+
+class Small(NamedTuple):
+    """A decoded image that fits the training size: uint8 (3, h, w), and its original height and width."""
+
+    image: Array
+    size: tuple[int, int]
+
+
+def shrink(image: Array, box: tuple[int, int]) -> Small:
+    """uint8 (H, W, 3), resized to fit inside `box`."""
+    size = (image.shape[0], image.shape[1])
+    return Small(np.ascontiguousarray(resize_image(image, fit_size(size, box)).transpose(2, 0, 1)), size)
+
+
+class RamCache:
+    """Images in shared memory, read on first use. Each device's process has its own, shared with its loader processes
+    whether they are forked or spawned; files that change during a run are not noticed.
+
+    Args:
+        names: the images that are kept; others are read each time.
+        box: the most that an image can take, memory is only used for what it does take.
+        read: reads one.
+
+    Raises:
+        ValueError: there is less shared memory than the images can take.
+    """
+
+    def __init__(self, names: Sequence[str], box: tuple[int, int], read: Callable[[str], Small]) -> None:
+        self.slots, self.read = {name: slot for slot, name in enumerate(names)}, read
+        width = HEADER * -(-(HEADER + 3 * box[0] * box[1]) // HEADER)  # so that every header is aligned
+        shared = Path("/dev/shm")
+        if shared.is_dir() and len(names) * width > (free := shutil.disk_usage(shared).free):
+            raise ValueError(
+                f"data.cache=ram needs up to {len(names) * width / 2**30:.1f} GiB of shared memory for {len(names)} "
+                f"images, {shared} has {free / 2**30:.1f}: use data.cache=disk, a smaller data.size, or give the "
+                "container more (docker run --shm-size)"
+            )
+        # As torch's own loaders get theirs. `torch.zeros(...).share_memory_()` would touch every page.
+        storage = torch.UntypedStorage._new_shared(len(names) * width)
+        self.records = torch.empty(0, dtype=torch.uint8).set_(storage).view(len(names), width)
+
+    def get(self, name: str) -> Small:
+        if name not in self.slots:
+            return self.read(name)
+        record = self.records[self.slots[name]].numpy()
+        small = unpack(record)
+        if small is None:
+            small = self.read(name)
+            filled = pack(small)
+            # The header last: who sees it finds the pixels.
+            record[HEADER : len(filled)] = filled[HEADER:]
+            record[:HEADER] = filled[:HEADER]
+        return small
+
+
+class DiskCache:
+    """Images in files, for all runs and devices. A file's key is the image file (path, size and time of change) and the
+    training size, so an image that was replaced is read anew; delete the folder to free the space.
+
+    Args:
+        folder: where they are kept.
+        box: the training size.
+        read: reads one.
+        file: where an image comes from; None: from no file.
+    """
+
+    def __init__(
+        self, folder: Path, box: tuple[int, int], read: Callable[[str], Small], file: Callable[[str], Path | None]
+    ) -> None:
+        self.folder, self.box, self.read, self.file = folder, box, read, file
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path:
+        """Where an image is kept.
+
+        Raises:
+            ValueError: it comes from no file.
+        """
+        file = self.file(name)
+        if file is None:
+            raise ValueError("data.cache=disk is for images that come from files: use data.cache=ram")
+        state = file.stat()
+        key = (FORMAT, os.path.abspath(file), state.st_size, state.st_mtime_ns, *self.box)
+        return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.bin"
+
+    def get(self, name: str) -> Small:
+        path = self.path(name)
+        small = unpack(np.fromfile(path, np.uint8)) if path.exists() else None
+        if small is None:
+            small = self.read(name)
+            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as scratch:
+                pack(small).tofile(scratch)
+            os.replace(scratch.name, path)  # never half a file, whoever reads or is killed
+        return small
+
+
+def pack(small: Small) -> Array:
+    """A record: header, then the pixels."""
+    header = np.array([*small.image.shape[1:], *small.size], "<u4").view(np.uint8)
+    return np.concatenate([header, small.image.ravel()])
+
+
+def unpack(record: Array) -> Small | None:
+    """The image of a record (a view), or None if the record is empty or cut short."""
+    if len(record) < HEADER:
+        return None
+    height, width, *size = record[:HEADER].view("<u4").tolist()
+    end = HEADER + 3 * height * width
+    if end == HEADER or len(record) < end:
+        return None
+    return Small(record[HEADER:end].reshape(3, height, width), (size[0], size[1]))

@@ -1,0 +1,216 @@
+"""Images per second of loader and augmentation, against the usual pipeline in the loader's workers.
+
+    python -m experiments.benchmarks.data_pipeline > experiments/results/data_pipeline.md
+
+Both read the same JPEG images and PNG masks (drawn scenes, written to a temporary folder), and give the same: a random
+magnification, a crop, a flip, of image and mask alike, and one strong view where it says so. The usual pipeline does it
+in the workers with Pillow and torchvision and sends floats. Ours sends the decoded bytes and does the rest on the
+device, here the CPU of the training process. The pipelines take turns; a figure is the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms.functional import to_tensor
+
+from datamodules.base import TrainingImages
+from datamodules.folder import Folder
+from datamodules.samplers import EpochSampler
+from datamodules.synthetic import CLASSES, draw_scene
+from datamodules.transforms import draw_strong, strong_view
+
+SETS = {"camvid": (480, 360), "voc": (500, 375)}  # width and height
+SCALE = (0.5, 2.0)
+BATCH = 8
+CACHES = ("none", "ram", "disk")
+Loader = tuple[Iterable[Any], Callable[[Any], Any]]  # batches, and what the training process does to one
+
+
+class Figures(NamedTuple):
+    """What one pass over the loader cost."""
+
+    images_per_s: float
+    worker_ms: float  # CPU time of the workers per image
+    main_ms: float  # CPU time of the training process per image
+
+
+class UsualImages(Dataset[tuple[Tensor, ...]]):
+    """The pipeline of most repositories: everything in the worker, on Pillow images."""
+
+    def __init__(self, root: Path, names: list[str], crop: int, strong: bool) -> None:
+        self.root, self.names, self.crop, self.strong = root, names, crop, strong
+        self.jitter = transforms.RandomApply([transforms.ColorJitter(0.5, 0.5, 0.5, 0.25)], p=0.8)
+        self.grey = transforms.RandomGrayscale(p=0.2)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        name = self.names[index]
+        image: Image.Image = Image.open(self.root / "images" / f"{name}.jpg").convert("RGB")
+        mask: Image.Image = Image.open(self.root / "masks" / f"{name}.png")
+        zoom = SCALE[0] * (SCALE[1] / SCALE[0]) ** random.random()
+        size = (round(image.width * zoom), round(image.height * zoom))
+        image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
+        left, top = (random.randint(min(0, side - self.crop), max(0, side - self.crop)) for side in size)
+        image = image.crop((left, top, left + self.crop, top + self.crop))
+        mask = Image.eval(mask, lambda value: value + 1)  # so that what `crop` adds, 0, can become 255
+        mask = mask.crop((left, top, left + self.crop, top + self.crop))
+        if random.random() < 0.5:
+            image, mask = (one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in (image, mask))
+        label = torch.from_numpy((np.asarray(mask) - np.uint8(1)).astype(np.int64))
+        if not self.strong:
+            return to_tensor(image), label
+        view = self.grey(self.jitter(image))
+        if random.random() < 0.5:
+            view = view.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
+        return to_tensor(image), label, to_tensor(view)
+
+
+def write_set(root: Path, size: tuple[int, int], count: int) -> list[str]:
+    """A `Folder` data set of `count` training scenes; returns their names."""
+    names = [f"{number:04d}" for number in range(count + 2)]
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    for number, name in enumerate(names):
+        image, mask = draw_scene(0, number, size[0])
+        Image.fromarray(image[: size[1]]).save(root / "images" / f"{name}.jpg", quality=92)
+        Image.fromarray(mask[: size[1]]).save(root / "masks" / f"{name}.png")
+    for split, part in (("train", names[2:]), ("val", names[:1]), ("test", names[1:2])):
+        (root / f"{split}.txt").write_text("\n".join(part))
+    return names[2:]
+
+
+def usual_pipeline(root: Path, names: list[str], crop: int, workers: int, strong: bool, steps: int) -> Loader:
+    images = UsualImages(root, names, crop, strong)
+    # as many images as we read in `steps`: the list again and again
+    order = [index for _ in range(-(-steps * BATCH // len(names))) for index in torch.randperm(len(names)).tolist()]
+    return DataLoader(images, BATCH, sampler=order[: steps * BATCH], num_workers=workers), lambda batch: batch
+
+
+def our_pipeline(data: Folder, strong: bool, steps: int) -> Loader:
+    images = TrainingImages(data, data.names("train"), data.annotation_dir())
+    loader = data._loader(images, batch_sampler=EpochSampler(len(images), BATCH, steps, data.seed))
+
+    def finish(batch: Any) -> Any:
+        ready = data.on_after_batch_transfer(data.on_before_batch_transfer({"labeled": batch}, 0), 0)["labeled"]
+        return strong_view(ready["image"], draw_strong(0, ready["key"], 1)[:, 0]) if strong else ready
+
+    return loader, finish
+
+
+def sent_kb(loader: Loader) -> float:
+    """Kilobytes that an image takes from worker to training process."""
+    batch = next(iter(loader[0]))
+    values = batch.values() if isinstance(batch, dict) else batch
+    return sum(value.nbytes for value in values if isinstance(value, Tensor)) / BATCH / 1000
+
+
+def cpu_seconds(who: int) -> float:
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
+
+
+def measure(loader: Loader, steps: int) -> Figures:
+    """One pass; the clock starts at the first batch, when the workers run."""
+    workers, main = cpu_seconds(resource.RUSAGE_CHILDREN), cpu_seconds(resource.RUSAGE_SELF)
+    batches, finish = loader
+    start = 0.0
+    for batch in batches:
+        finish(batch)
+        start = start or time.perf_counter()
+    seconds, images = time.perf_counter() - start, steps * BATCH
+    return Figures(
+        (images - BATCH) / seconds,
+        1000 * (cpu_seconds(resource.RUSAGE_CHILDREN) - workers) / images,
+        1000 * (cpu_seconds(resource.RUSAGE_SELF) - main) / images,
+    )
+
+
+def run_set(title: str, args: argparse.Namespace, folder: Path) -> None:
+    size = SETS[title]
+    root = folder / "set"
+    names = write_set(root, size, args.images)
+    files = [sum(f.stat().st_size for f in (root / kind).iterdir()) / (args.images + 2) for kind in ("images", "masks")]
+    print(f"\n## {title}-like images, {size[0]} x {size[1]}\n")
+    print(
+        f"{args.images} images; a file has {files[0] / 1000:.0f} kB (JPEG), its mask {files[1] / 1000:.1f} kB (PNG);",
+        end=" ",
+    )
+    print(f"decoded, {size[0] * size[1] * 3 / 1000:.0f} and {size[0] * size[1] / 1000:.0f} kB.\n")
+    print(
+        "| strong view | workers | pipeline | images/s | ratio | CPU ms/image: workers | training process | kB sent |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for strong in (False, True):
+        for workers in args.workers:
+            loaders = {"usual": usual_pipeline(root, names, args.crop, workers, strong, args.steps)}
+            for cache in CACHES:
+                data = Folder(
+                    str(root), size=[size[1], size[0]], crop=[args.crop] * 2, batch_size=BATCH, num_workers=workers,
+                    scale=list(SCALE), cache=cast(Any, cache), cache_dir=str(folder / "cache"),
+                )  # fmt: skip
+                data.prepare_data()
+                loaders[f"weakseg, cache: {cache}"] = our_pipeline(data, strong, args.steps)
+            sent = {name: sent_kb(loader) for name, loader in loaders.items()}
+            for loader in loaders.values():  # fills the caches
+                measure(loader, args.steps)
+            rounds = [
+                {name: measure(loader, args.steps) for name, loader in loaders.items()} for _ in range(args.rounds)
+            ]
+            for name in loaders:
+                figures = Figures(*(median(column) for column in zip(*(one[name] for one in rounds), strict=True)))
+                ratio = median(one[name].images_per_s / one["usual"].images_per_s for one in rounds)
+                print(
+                    f"| {'yes' if strong else 'no'} | {workers} | {name} | {figures.images_per_s:.0f} | {ratio:.2f} | "
+                    f"{figures.worker_ms:.2f} | {figures.main_ms:.2f} | {sent[name]:.0f} |",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--crop", type=int, default=321)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    args = parser.parse_args()
+    print("# Speed of the data pipeline\n")
+    print(
+        f"Crops of {args.crop} px, batch {BATCH}, magnification {SCALE[0]} to {SCALE[1]}; medians of {args.rounds} "
+        f"alternating rounds of {args.steps} steps. {platform.machine()} CPU, {os.cpu_count()} cores,\n"
+        f"{torch.get_num_threads()} thread(s) in the training process, one in a worker; torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}, Pillow {PIL.__version__}, Python {platform.python_version()}.\n"
+        "Made by `python -m experiments.benchmarks.data_pipeline`. Nothing is trained: the training process only "
+        "augments (ours) or waits (usual).\nCPU time does not depend on what else the machine does, images/s does. "
+        "A cache is warm: its first epoch is as slow as without."
+    )
+    for title in args.sets:
+        with tempfile.TemporaryDirectory() as folder:
+            run_set(title, args, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
