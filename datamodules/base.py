@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from common.batch import IGNORE
 from datamodules.cache import DiskCache, RamCache, Small, shrink
 from datamodules.files import find_images, read_image
-from datamodules.samplers import Draw, EpochSampler
+from datamodules.images import TrainingImages, WholeImages, check_sizes, one_thread
+from datamodules.samplers import EpochSampler
 from datamodules.supervision import (
     Supervision,
     dense_names,
@@ -33,7 +34,7 @@ from datamodules.supervision import (
     shrink_mask,
     split_images,
 )
-from datamodules.transforms import draw_strong, draw_uniform, fit_size, pad_to, random_crop, strong_view
+from datamodules.transforms import draw_strong, draw_uniform, fit_size, random_crop, strong_view
 
 Split = Literal["train", "val", "test"]
 Array = np.ndarray[Any, Any]
@@ -278,7 +279,7 @@ class SegmentationDataModule(LightningDataModule):
         annotations = self.annotation_dir()
         loaders = {
             stream: self._loader(
-                TrainingImages(self, names, annotations if stream == "labeled" else None),
+                TrainingImages(names, self._reader(), self.size, annotations if stream == "labeled" else None),
                 batch_sampler=EpochSampler(len(names), batch, steps, self.seed, self.trainer),
             )
             for stream, (names, batch) in streams.items()
@@ -368,86 +369,9 @@ class SegmentationDataModule(LightningDataModule):
         return {**stream, "image": image, "mask": mask, "valid": valid}
 
 
-class TrainingImages(Dataset[dict[str, Any]]):
-    """Training images padded to one size, with their drawn annotation (none: everything 255). Indexed by `Draw`."""
-
-    def __init__(self, data: SegmentationDataModule, names: list[str], annotations: Path | None) -> None:
-        self.read, self.box, self.names, self.annotations = data._reader(), data.size, names, annotations
-        tags = annotations / "tags.json" if annotations else None
-        self.tags = json.loads(tags.read_text()) if tags and tags.exists() else None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        name = self.names[draw.image]
-        small, size = self.read(name)
-        extent = fit_size(size, self.box)
-        mask = np.full(extent, IGNORE, np.uint8)
-        if self.annotations is not None:
-            mask = np.asarray(Image.open(self.annotations / f"{name}.png"))
-        if mask.shape != extent:
-            raise ValueError(f"image '{name}' is {size}, its annotation {mask.shape}: delete {self.annotations}")
-        image = torch.zeros(3, *self.box, dtype=torch.uint8)
-        image[:, : extent[0], : extent[1]] = torch.from_numpy(small)
-        tags = {} if self.tags is None else {"tags": torch.tensor(self.tags[name])}
-        return {
-            "image": image,
-            "mask": torch.from_numpy(pad_to(mask, self.box, IGNORE).copy()),
-            "extent": torch.tensor(extent),
-            "key": torch.tensor([draw.epoch, draw.position]),
-            "name": name,
-            "size": torch.tensor(size),
-            **tags,
-        }
-
-
-class WholeImages(Dataset[dict[str, Any]]):
-    """Evaluation images at the training size, masks at the original one (255 everywhere where there is none)."""
-
-    def __init__(
-        self,
-        names: list[str],
-        image: Callable[[str], Small],
-        mask: Callable[[str], Array | None],
-    ) -> None:
-        self.names, self.read, self.read_mask = names, image, mask
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        name = self.names[index]
-        image, size = self.read(name)
-        mask = self.read_mask(name)
-        if mask is None:
-            mask = np.full(size, IGNORE, np.uint8)
-        check_sizes(name, size, mask)
-        return {
-            "image": torch.from_numpy(image),
-            "mask": torch.from_numpy(mask.copy()),
-            "name": name,
-            "size": torch.tensor(size),
-        }
-
-
-def check_sizes(name: str, size: Sequence[int], mask: Array | None) -> None:
-    """Raise ValueError if an image (H, W, ...) and its mask differ in size."""
-    if mask is not None and mask.shape != tuple(size[:2]):
-        raise ValueError(
-            f"image '{name}' is {size[0]} x {size[1]} pixels but its mask {mask.shape[0]} x "
-            f"{mask.shape[1]}: replace one of them"
-        )
-
-
 def _read_file(files: Mapping[str, Path], box: tuple[int, int], name: str) -> Small:
     return shrink(read_image(files[name]), box)
 
 
 def _no_mask(name: str) -> None:
     """For images to predict."""
-
-
-def one_thread(worker: int) -> None:
-    """Loader processes share the machine with the training process: one thread each."""
-    torch.set_num_threads(1)

@@ -125,13 +125,11 @@ def test_summary_says_what_was_trained_on_what(trained):
     assert found["parameters"] == sum(p.numel() for p in run.model.parameters())
     drawn = [np.asarray(Image.open(path)) for path in run.data.annotation_dir().glob("*.png")]
     labels = np.concatenate([picture[picture != IGNORE] for picture in drawn])
-    assert found["annotation"] == {
-        "images": 12,
-        "labeled_pixels": labels.size,
-        "pixels": sum(picture.size for picture in drawn),
-        "per_class": dict(zip(CLASSES, np.bincount(labels, minlength=6).tolist(), strict=True)),
-    }
-    assert len(drawn) == 12
+    annotation = found["annotation"]
+    assert annotation["images"] == len(drawn) == 12
+    assert annotation["labeled_pixels"] == labels.size
+    assert annotation["pixels"] == sum(picture.size for picture in drawn)
+    assert annotation["per_class"] == dict(zip(CLASSES, np.bincount(labels, minlength=6).tolist(), strict=True))
     metrics = {"val/miou", "val/accuracy", *(f"val/iou/{name}" for name in CLASSES)}
     assert set(found["last"]) == metrics
     assert found["best"]["val/miou"] >= found["last"]["val/miou"] - 1e-4
@@ -447,6 +445,32 @@ def test_only_methods_that_want_it_see_the_unlabelled_stream(tmp_path):
     head = "network.model.segmentation_head.0.weight"
     assert_equal(weights(tmp_path / "Supervised0"), weights(tmp_path / "Supervised8"))
     assert not torch.equal(weights(tmp_path / "TV0")[head], weights(tmp_path / "TV8")[head])
+
+
+# doctor ------------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_tells_versions_and_devices():
+    text = weakseg("doctor")
+    assert re.search(rf"^torch +{re.escape(torch.__version__.split('+')[0])}", text, re.MULTILINE)
+    assert "CPU threads" in text
+
+
+def test_doctor_counts_sound_data_and_names_every_problem(folder, tmp_path):
+    options = on_folder(folder)
+    text = weakseg("doctor", "--config", TINY, *options)
+    assert "Folder: 3 classes (ground, red thing, blue thing)" in text
+    assert "train: 6 images (6 with a mask), sizes (29, 29) to (53, 38)" in text
+    assert "no problem found" in text
+    broken = shutil.copytree(folder, tmp_path / "data")
+    (broken / "images" / "1.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(broken / "masks" / "6.png")
+    text = weakseg("doctor", "--config", TINY, *on_folder(broken), expect=1)
+    problems = [line for line in text.splitlines() if line.startswith("problem: ")]
+    assert len(problems) == 2
+    assert str(broken / "images" / "1.png") in problems[0]
+    assert "6: image 25 x 61, mask 9 x 9" in problems[1]
+    assert "2 problems in the data" in text.splitlines()[-1]
 
 
 # Shipped files -----------------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
 
-from datamodules.base import TrainingImages
 from datamodules.folder import Folder
+from datamodules.images import TrainingImages
 from datamodules.samplers import EpochSampler
 from datamodules.synthetic import CLASSES, draw_scene
 from datamodules.transforms import draw_strong, strong_view
@@ -109,7 +109,7 @@ def usual_pipeline(root: Path, names: list[str], crop: int, workers: int, strong
 
 
 def our_pipeline(data: Folder, strong: bool, steps: int) -> Loader:
-    images = TrainingImages(data, data.names("train"), data.annotation_dir())
+    images = TrainingImages(data.names("train"), data._reader(), data.size, data.annotation_dir())
     loader = data._loader(images, batch_sampler=EpochSampler(len(images), BATCH, steps, data.seed))
 
     def finish(batch: Any) -> Any:
