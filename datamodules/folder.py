@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from common.batch import IGNORE
 from datamodules.base import Array, SegmentationDataModule, Split
@@ -106,6 +107,18 @@ class Folder(SegmentationDataModule):
             )
         val, test = sorted(order[::5]), sorted(order[1::5])
         return {"train": sorted(self.images.keys() - {*val, *test}), "val": val, "test": test}
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        drawn = self.annotation_dir()
+        files = [self.root / "coco.json", *(self.root / "masks").glob("*")]
+        since = (drawn / "annotation.json").stat().st_mtime
+        changed = [file.name for file in files if file.exists() and file.stat().st_mtime > since]
+        if changed:
+            rank_zero_warn(
+                f"{len(changed)} masks ({', '.join(sorted(changed)[:3])}, ...) are newer than the annotation that was "
+                f"drawn from them: delete {drawn} to train on them"
+            )
 
     def source(self) -> str:
         return f"{self.root.resolve()} {self.fill}"

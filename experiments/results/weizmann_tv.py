@@ -7,6 +7,7 @@ Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weight
     python -m experiments.study experiments/sweeps/weizmann_lr.yaml -- FILES            # learning rate, on val
     python -m experiments.study experiments/sweeps/weizmann_supervised.yaml -- FILES    # baseline
     python -m experiments.study experiments/sweeps/weizmann_tv_weight.yaml -- FILES     # weight of the penalty, on val
+    python -m experiments.study experiments/sweeps/weizmann_tv_contrast.yaml -- FILES   # with contrast weights
     python -m experiments.results.weizmann_tv runs --missing                            # the other runs of the table
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 FRACTIONS = (0.0002, 0.001, 0.01, 1.0)
 SEEDS = (0, 1, 2)
 WEIGHTS = (0.1, 0.3, 1.0, 3.0)
+CONTRAST_WEIGHTS = (1.0, 3.0)
 Summary = dict[str, Any]
 
 
@@ -109,28 +111,44 @@ def table(runs: Path) -> str:
             ("supervised + MRF", f"{setting[0]}, mu {setting[1]:g}" if setting else ""): (base, "+mrf"),
             ("TV", f"lambda {weight:g}" if weight is not None else ""): (tv, ""),
         }
-        share = f"{fraction:.2%}".replace(".00%", "%")
         for (name, chosen), (summaries, suffix) in described.items():
             cells = [cell(summaries, w + suffix, m) for w, m in
                      (("best", "miou"), ("last", "miou"), ("best", "iou/horse"), ("best", "accuracy"))]  # fmt: skip
-            rows.append(f"| {share} | {name} | {chosen} | " + " | ".join(cells) + " |")
+            rows.append(f"| {share(fraction)} | {name} | {chosen} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
 def weights_table(runs: Path) -> str:
-    """How the weight was chosen: best val mIoU of seed 0, and the learning rate's."""
-    rows = ["| labelled pixels | " + " | ".join(f"lambda {w:g}" for w in WEIGHTS) + " | supervised |"]
-    rows.append("|---" * (len(WEIGHTS) + 2) + "|")
+    """How the settings were chosen: best val mIoU of seed 0, and for the MRF the mean over the seeds."""
+    columns = (
+        [f"lambda {w:g}" for w in WEIGHTS] + [f"contrast, lambda {w:g}" for w in CONTRAST_WEIGHTS] + ["supervised"]
+    )
+    rows = [f"| labelled pixels | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for fraction in FRACTIONS:
-        runs_of = [tv_dir(runs, fraction, w, 0) for w in WEIGHTS] + [supervised_dir(runs, fraction, 0)]
-        scores = [read(folder).get("best", {}).get("val/miou") for folder in runs_of]
+        folders = [tv_dir(runs, fraction, w, 0) for w in WEIGHTS]
+        folders += [runs / "weizmann_tv_contrast" / tv_dir(runs, fraction, w, 0).name for w in CONTRAST_WEIGHTS]
+        folders.append(supervised_dir(runs, fraction, 0))
+        scores = [read(folder).get("best", {}).get("val/miou") for folder in folders]
         cells = ["" if score is None else f"{score:.1f}" for score in scores]
-        rows.append(f"| {fraction:.2%} | " + " | ".join(cells) + " |")
-    rates = [
-        (path.name.split("lr=")[1].split(",")[0], read(path)) for path in sorted((runs / "weizmann_lr").glob("*0"))
-    ]
-    chosen = ", ".join(f"{rate}: {summary['best']['val/miou']:.1f}" for rate, summary in rates if summary)
-    return "\n".join(rows) + f"\n\nLearning rate of the decoder, supervised, 0.1 %, seed 0, best val mIoU: {chosen}."
+        rows.append(f"| {share(fraction)} | " + " | ".join(cells) + " |")
+    rates = {path.name.split("lr=")[1].split(",")[0]: read(path) for path in sorted((runs / "weizmann_lr").glob("*0"))}
+    chosen = ", ".join(f"{rate}: {summary['best']['val/miou']:.1f}" for rate, summary in rates.items() if summary)
+    rows.append(f"\nLearning rate of the decoder, supervised, 0.1 %, seed 0, best val mIoU: {chosen}.\n")
+    rows.append("MRF on the supervised networks, val mIoU, mean over the seeds:\n")
+    settings = [(kind, mu) for kind in ("potts", "contrast") for mu in ("0.3", "1", "3", "10")]
+    rows.append(f"| labelled pixels | none | {' | '.join(f'{kind}, mu {mu}' for kind, mu in settings)} |")
+    rows.append("|---" * (len(settings) + 2) + "|")
+    for fraction in FRACTIONS:
+        found = [read(supervised_dir(runs, fraction, seed), "mrf_val.json") for seed in SEEDS]
+        cells = [
+            f"{mean(one[kind][mu] for one in found):.1f}" for kind, mu in [("potts", "0"), *settings] if all(found)
+        ]
+        rows.append(f"| {share(fraction)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def share(fraction: float) -> str:
+    return f"{fraction:.2%}".replace(".00%", "%")
 
 
 def write(runs: Path, file: Path) -> None:

@@ -12,7 +12,8 @@ import timm
 import timm.models._builder
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save_file as save_contiguous
 from torch import Tensor
 
 from common.networks import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig, SegmentationNetwork, build_network
@@ -33,6 +34,11 @@ PAIRS = [
     ("DPT", "test_vit", SLIM_DPT),
 ]
 IDS = [f"{arch}-{encoder}" for arch, encoder, _ in PAIRS]
+
+
+def save_file(state, file, **more):
+    """safetensors refuses the channels-last layout that networks have."""
+    save_contiguous({name: value.contiguous() for name, value in state.items()}, file, **more)
 
 
 def tiny(**changes) -> SegmentationNetwork:

@@ -1,6 +1,9 @@
 """Annotations drawn with labelme and COCO tools, read by `Folder`."""
 
 import json
+import os
+import time
+import warnings
 
 import numpy as np
 import pytest
@@ -137,6 +140,20 @@ def test_scribbles_of_labelme_train_through_the_command(folder, tmp_path):
     assert (data.mask("a") == IGNORE).mean() > 0.8
     assert not (Folder(str(folder), fill="background").mask("a") == IGNORE).any()
     fit_tiny(tmp_path / "run", "--data", "Folder", "--data.init_args.root", folder, "--trainer.max_steps", "2")
+
+
+def test_masks_that_changed_after_the_draw_are_told_of(folder):
+    (folder / "masks").mkdir()
+    for name in "abcdefgh":
+        labelme(folder / "masks" / f"{name}.json", ("dog", "linestrip", [[5, 20], [30, 22]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Folder(str(folder)).prepare_data()
+        Folder(str(folder)).prepare_data()
+    later = time.time() + 5
+    os.utime(folder / "masks" / "c.json", (later, later))
+    with pytest.warns(UserWarning, match=r"1 masks \(c\.json.*delete"):
+        Folder(str(folder)).prepare_data()
 
 
 def test_coco_in_a_folder_and_contradictions(folder):
