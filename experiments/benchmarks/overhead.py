@@ -10,6 +10,7 @@ likewise; memory is the peak of a process of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
 import subprocess
 import sys
@@ -141,7 +142,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     sizes = (args.steps, args.side, args.batch)
-    loops = [(bare_loop(*sizes), project_loop(*sizes)) for _ in range(args.rounds)]
+    with contextlib.redirect_stdout(sys.stderr):  # what a run prints is not part of the table
+        loops = [(bare_loop(*sizes), project_loop(*sizes)) for _ in range(args.rounds)]
     losses = [(loss_step("Supervised", *sizes), loss_step("TV", *sizes)) for _ in range(args.rounds)]
     memory = [peak_memory(method, args.side, args.batch) for method in ("Supervised", "TV")]
     ratios = sorted(b / a for a, b in loops)
