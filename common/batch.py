@@ -26,9 +26,9 @@ class SegBatch(TypedDict, total=False):
 
 
 class Batch(TypedDict, total=False):
-    """What `training_step` receives."""
+    """What `training_step` receives: the streams that the data is set to give (a method says which it needs)."""
 
-    labeled: Required[SegBatch]
+    labeled: SegBatch
     unlabeled: SegBatch
 
 
@@ -51,3 +51,17 @@ def check_batch(stream: SegBatch, num_classes: int) -> None:
         require(value.dtype == dtype, f"{name} must be {dtype}, got {value.dtype}")
     strange = mask[(mask != IGNORE) & ((mask < 0) | (mask >= num_classes))]
     require(strange.numel() == 0, f"mask holds {strange[:1].tolist()} outside 0..{num_classes - 1} and {IGNORE}")
+
+
+def check_streams(method: Any, data: Any) -> None:
+    """Raise ValueError unless a data module's batches will hold the `streams` and `strong_views` that a method needs."""
+    name = type(method).__name__
+    if "unlabeled" in method.streams and "unlabeled" not in data.streams:
+        raise ValueError(
+            f"{name} learns from unlabelled images: set data.unlabeled_batch_size, with supervision.kind=image_subset "
+            "or data.unlabeled_pool=all"
+        )
+    if "labeled" in method.streams and "labeled" not in data.streams:
+        raise ValueError(f"{name} learns from labels: choose another supervision.kind than none")
+    if method.strong_views > data.strong_views:
+        raise ValueError(f"{name} learns from strong views: set data.strong_views to {method.strong_views}")

@@ -13,6 +13,15 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def all_sum(value: Tensor) -> Tensor:
+    """`value` summed over ranks, without gradient: for counts and shares that all ranks must agree on."""
+    value = value.detach()
+    if world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
     """`total / max(1, count)` with `count` taken over all ranks: the one way a loss is normalised.
 
@@ -26,11 +35,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     Returns:
         Scalar. Its mean over ranks is the loss of the global batch; an empty global set gives zero, not NaN.
     """
-    count = count.detach().to(total.dtype)
-    if world_size() > 1:
-        count = count.clone()
-        dist.all_reduce(count)
-    return total / (count.clamp(min=1) / world_size())
+    return total / (all_sum(count.to(total.dtype)).clamp(min=1) / world_size())
 
 
 def make_strategy(process_group_backend: str | None = None) -> DDPStrategy:

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from common.batch import Batch
+from common.batch import Batch, check_streams
 from common.distributed import average_buffers
 from common.inference import InferenceConfig, predict_probabilities
 from common.metrics import SegmentationMetrics
@@ -45,6 +45,9 @@ class SegmentationModule(LightningModule):
         inference: whole images or sliding window, flips.
         postprocess: refinement of `test` and `predict` results (never of `val`).
     """
+
+    streams: tuple[str, ...] = ("labeled",)  # what a method's batches must hold
+    strong_views = 0  # and how many strongly augmented views of each unlabelled image
 
     def __init__(
         self,
@@ -88,11 +91,15 @@ class SegmentationModule(LightningModule):
         """Finished fraction of the run's optimizer steps, for the schedules of loss weights."""
         return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
 
+    def draw_seed(self, number: int = 0) -> int:
+        """The run's seed for what is drawn from a sample's key (`common.mixing`); draw `number` of at most 64."""
+        return 64 * int(os.environ.get("PL_GLOBAL_SEED", "0")) + number
+
     # Training ------------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout and the like start anew in each step, so that a resumed run continues as the unbroken one.
-        seed = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.current_epoch, batch_idx, self.global_rank)
+        seed = (self.draw_seed(), self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(hash(seed) % 2**63)  # the hash of a tuple of integers is the same in every process
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -137,6 +144,8 @@ class SegmentationModule(LightningModule):
     # Evaluation ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_streams(self, cast(Any, self.trainer).datamodule)
         self.metrics = nn.ModuleDict({name: SegmentationMetrics(self.num_classes) for name in self.eval_networks()})
 
     def _metric(self, name: str) -> SegmentationMetrics:

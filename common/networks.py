@@ -88,6 +88,11 @@ class SegmentationNetwork(nn.Module):
 
         They cover the image padded at the bottom and right to a multiple of `self.stride`.
         """
+        maps, tokens = self.encode(image)
+        return maps, self.decode(maps, tokens)
+
+    def encode(self, image: Tensor) -> tuple[list[Tensor], list[Tensor | None] | None]:
+        """(B, 3, H, W) RGB in [0, 1] -> smp's list of encoder maps (B, C, h, w), and a plain ViT's prefix tokens."""
         height, width = image.shape[-2:]
         normalised = (image - self.mean) / self.std
         # After the normalisation, so that padding looks like the mean colour and not like black.
@@ -95,9 +100,12 @@ class SegmentationNetwork(nn.Module):
         # Convolutions are 20 to 30 % faster on CPUs (measured, Unet and FPN) and not slower on GPUs in this layout.
         padded = padded.contiguous(memory_format=torch.channels_last)
         encoded = self.model.encoder(padded)
-        if isinstance(encoded, tuple):  # DPT: maps and prefix tokens
-            return encoded[0], self.model.decoder(*encoded)
-        return encoded, self.model.decoder(encoded)
+        return encoded if isinstance(encoded, tuple) else (encoded, None)  # DPT has prefix tokens, the others have none
+
+    def decode(self, maps: list[Tensor], tokens: list[Tensor | None] | None = None) -> Tensor:
+        """What `encode` gave -> the decoder's output (B, C, h, w); between the two, features can be perturbed."""
+        decoded: Tensor = self.model.decoder(maps) if tokens is None else self.model.decoder(maps, tokens)
+        return decoded
 
     def classify(self, decoded: Tensor, height: int, width: int) -> Tensor:
         """The decoder's output of a height x width image -> its logits (B, K, height, width)."""

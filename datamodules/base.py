@@ -51,6 +51,8 @@ class SegmentationDataModule(LightningDataModule):
         crop: [height, width] of a training sample; default: `size`.
         batch_size: labelled images per optimizer step, over all devices and accumulated batches.
         unlabeled_batch_size: unlabelled images per optimizer step, likewise; 0 leaves the unlabelled stream out.
+        unlabeled_pool: the unlabelled stream holds `rest`, the images without an annotation (as in CPS and UniMatch),
+            or `all` training images, without their labels (as in CutMix-Seg; also for weak labels on every image).
         supervision: what is labelled, see `datamodules.supervision.Supervision`.
         scale: range of the random magnification, [1, 1] for none.
         flip: mirror half of the training samples.
@@ -82,6 +84,7 @@ class SegmentationDataModule(LightningDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
         strong_views: int = 0,
+        unlabeled_pool: Literal["rest", "all"] = "rest",
         cache: Literal["none", "ram", "disk"] = "none",
     ) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class SegmentationDataModule(LightningDataModule):
         if batch_size < 1 or unlabeled_batch_size < 0:
             raise ValueError(f"batch sizes must be positive, got {batch_size} and {unlabeled_batch_size}")
         self.batch_size, self.unlabeled_batch_size = batch_size, unlabeled_batch_size
-        self.supervision = supervision
+        self.supervision, self.unlabeled_pool = supervision, unlabeled_pool
         self.scale, self.flip = (scale[0], scale[1]), flip
         self.num_workers, self.seed = num_workers, seed
         self.cache_dir = Path(cache_dir or os.environ.get("WEAKSEG_CACHE", "~/.cache/weakseg")).expanduser()
@@ -145,13 +148,25 @@ class SegmentationDataModule(LightningDataModule):
         return len(self.class_names)
 
     def lists(self) -> tuple[list[str], list[str]]:
-        """Labelled and unlabelled training images."""
+        """Labelled images, and those of the unlabelled stream."""
         names = self.names("train")
+        if self.supervision.kind == "none":
+            return [], sorted(names)
         with_mask = [name for name in names if self.has_mask(name)]
         if not with_mask:
-            raise ValueError(f"none of the {len(names)} training images has a mask: label some of them")
+            raise ValueError(
+                f"none of the {len(names)} training images has a mask: label some of them, or learn without labels "
+                "(supervision.kind=none, and a method that can)"
+            )
         labeled, rest = split_images(with_mask, self.supervision, self.annotation_seed)
-        return labeled, sorted({*names} - {*with_mask} | {*rest})
+        unlabeled = {*names} - {*with_mask} | {*rest}
+        return labeled, sorted(names if self.unlabeled_pool == "all" else unlabeled)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What a training batch holds."""
+        wanted = {"labeled": self.supervision.kind != "none", "unlabeled": self.unlabeled_batch_size > 0}
+        return tuple(stream for stream in STREAMS if wanted[stream])
 
     @property
     def annotation_seed(self) -> int:
@@ -189,7 +204,7 @@ class SegmentationDataModule(LightningDataModule):
                     empty.append(name)
                 present = np.isin(np.arange(self.num_classes), small)
                 tags[name] = present.tolist()
-            if not counts.any() and self.supervision.kind != "tags":
+            if not counts.any() and self.supervision.kind not in ("tags", "none"):
                 raise ValueError(f"no pixel of the {len(labeled)} labelled images has a label: check the masks")
             for name in unlabeled:
                 self.image(name)
@@ -238,7 +253,7 @@ class SegmentationDataModule(LightningDataModule):
         if stage != "fit":
             return
         report = self.annotation_report()
-        share = report["labeled_pixels"] / report["pixels"]
+        share = report["labeled_pixels"] / max(1, report["pixels"])
         rank_zero_only(print)(
             f"labelled: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%} of them), "
             f"drawn once into {self.annotation_dir()} (delete it to draw again)"
@@ -248,13 +263,15 @@ class SegmentationDataModule(LightningDataModule):
         if report["images_without_label"]:
             rank_zero_warn(f"{report['images_without_label']} of the labelled images have no label at all")
         missing = [name for name, count in report["per_class"].items() if not count]
-        if missing and self.supervision.kind != "tags":
+        if missing and self.supervision.kind not in ("tags", "none"):
             rank_zero_warn(f"no labelled pixel of class {', '.join(missing)}: it cannot be learned")
         if self.unlabeled_batch_size and not self.lists()[1]:
             raise ValueError(
                 "data.unlabeled_batch_size asks for unlabelled images, but every training image is labelled: "
-                "set it to 0, or use supervision.kind=image_subset"
+                "set it to 0, use supervision.kind=image_subset, or data.unlabeled_pool=all"
             )
+        if not self.unlabeled_batch_size and self.supervision.kind == "none":
+            raise ValueError("supervision kind none labels no image: set data.unlabeled_batch_size above 0")
         self.train_dataloader(), self.val_dataloader()  # raise what is wrong now, before the run begins
 
     def _micro_batch(self, batch: int) -> int:
@@ -268,10 +285,8 @@ class SegmentationDataModule(LightningDataModule):
     def _stream_lengths(self) -> dict[str, tuple[list[str], int]]:
         """Per stream: its list and its images per forward pass over all devices."""
         labeled, unlabeled = self.lists()
-        streams = {"labeled": (labeled, self._micro_batch(self.batch_size))}
-        if self.unlabeled_batch_size:
-            streams["unlabeled"] = (unlabeled, self._micro_batch(self.unlabeled_batch_size))
-        return streams
+        both = {"labeled": (labeled, self.batch_size), "unlabeled": (unlabeled, self.unlabeled_batch_size)}
+        return {stream: (both[stream][0], self._micro_batch(both[stream][1])) for stream in self.streams}
 
     def train_dataloader(self) -> CombinedLoader:
         streams = self._stream_lengths()
@@ -334,7 +349,7 @@ class SegmentationDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             num_workers=self.num_workers,
-            persistent_workers=False,
+            persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=one_thread,
             **how,
@@ -353,7 +368,7 @@ class SegmentationDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        if "labeled" in batch:
+        if "image" not in batch:
             return {stream: self._training_stream(batch[stream]) for stream in STREAMS if stream in batch}
         mask = batch["mask"].long()
         valid = torch.ones(mask.shape, dtype=torch.bool, device=mask.device)

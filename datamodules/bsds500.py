@@ -11,12 +11,13 @@ from scipy.io import loadmat
 
 from datamodules.base import Array, SegmentationDataModule, Split
 from datamodules.files import default_color, find_images, read_image
+from datamodules.supervision import Supervision
 
 
 class BSDS500(SegmentationDataModule):
     """BSDS500, 500 images with several human segmentations each and no classes (Arbelaez et al., TPAMI 2011).
 
-    For unsupervised methods: no image has a mask, all training images are unlabelled, and the classes are the `phases`
+    For unsupervised methods, no image has a mask, and the classes are the `phases`
     into which a method parts an image; their order means nothing. What people drew is in `segmentations`; scores that
     need no class, such as segmentation covering, compare with it.
 
@@ -27,15 +28,24 @@ class BSDS500(SegmentationDataModule):
     Args:
         root: folder that holds `data/`. A split without a folder is missing until one asks for it.
         phases: number of kinds of region that a method tells apart.
+        supervision: kind `none`, nothing else.
         kwargs: see `datamodules.base.SegmentationDataModule`.
 
     Raises:
         FileNotFoundError: there is no image, or no segmentation of one.
-        ValueError: fewer than two phases, or a file that cannot be read.
+        ValueError: fewer than two phases, another supervision, or a file that cannot be read.
     """
 
-    def __init__(self, root: str, phases: int = 2, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        root: str,
+        phases: int = 2,
+        supervision: Supervision = Supervision(kind="none"),  # noqa: B008 (frozen)
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(supervision=supervision, **kwargs)
+        if supervision.kind != "none":
+            raise ValueError("BSDS500 has no class labels: set data.supervision.kind=none")
         if phases < 2:
             raise ValueError(f"data.phases must be at least 2, got {phases}")
         self.class_names = [f"phase {number}" for number in range(1, phases + 1)]
@@ -45,16 +55,6 @@ class BSDS500(SegmentationDataModule):
         self.files = {split: find_images(folder) for split, folder in folders.items() if folder.is_dir()}
         if not self.files:
             raise FileNotFoundError(f"folder {folders['train']} does not exist, nor val or test: check the path")
-
-    def lists(self) -> tuple[list[str], list[str]]:
-        return [], self.names("train")
-
-    def prepare_data(self) -> None:
-        """There is no annotation to draw."""
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit":
-            raise ValueError("BSDS500 has no class labels to fit to: use it with validate, test or predict")
 
     def source(self) -> str:
         return str(self.root.resolve())

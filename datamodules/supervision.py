@@ -26,6 +26,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "scribbles": ("length", "width", "real", "dense_images"),
     "boxes": ("dense_images",),
     "tags": ("dense_images",),
+    "none": (),
 }
 NEEDED = {"image_subset": ("fraction", "number", "list_file"), "pixels": ("fraction",)}  # exactly one of these
 
@@ -37,8 +38,9 @@ class Supervision:
     Args:
         kind: `dense`: every pixel that the masks label; `image_subset`: some images densely, the others not at all;
             `pixels`: a share of the pixels of every image; `points`: single pixels; `scribbles`: strokes; `boxes`: what
-            the bounding boxes say: background outside, nothing inside; `tags`: no pixel at all. With boxes and tags the
-            batch has `tags`, the classes that occur in each image.
+            the bounding boxes say: background outside, nothing inside; `tags`: no pixel at all; `none`: no image is
+            labelled, for methods that learn without. With boxes and tags the batch has `tags`, the classes that occur
+            in each image.
         fraction: of the images (`image_subset`) or of the pixels (`pixels`), above 0 and up to 1.
         number: of labelled images (`image_subset`).
         list_file: file with the labelled images' ids, such as a published list (`image_subset`).
@@ -53,7 +55,7 @@ class Supervision:
         ValueError: an option that is missing, out of range, or without effect for this kind.
     """
 
-    kind: Literal["dense", "image_subset", "pixels", "points", "scribbles", "boxes", "tags"] = "dense"
+    kind: Literal["dense", "image_subset", "pixels", "points", "scribbles", "boxes", "tags", "none"] = "dense"
     fraction: float | None = None
     number: int | None = None
     list_file: str | None = None

@@ -45,7 +45,7 @@ def picture(path: Path, runs: dict[str, Run], names: list[str]) -> None:
         row = [image, mark_pixels(tensor, drawn, data.colors), colorize(mask, data.colors)]
         batch = {"image": tensor[None], "size": torch.tensor([image.shape[:2]])}
         for run in runs.values():
-            labels, _ = run.model.predict_labels(run.model.network, batch, refine=False)
+            labels, _ = run.model.predict_labels(run.network, batch, refine=False)
             row.append(colorize(labels[0].numpy(), data.colors))
         rows.append(row)
     save_grid(path, rows, ["image", "labelled pixels", "truth", *runs])

@@ -16,6 +16,7 @@ warnings.filterwarnings("ignore", ".*LeafSpec.*")  # torch deprecates what light
 warnings.filterwarnings("ignore", ".*not resumable.*")  # EpochSampler resumes by itself
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # num_workers is the user's choice
 warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # --resume continues in its directory
+warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # teachers always are
 warnings.filterwarnings("ignore", ".*isinstance.treespec.*")  # torch's pytree again
 warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # evaluation needs none of them
 

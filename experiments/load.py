@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
 
 import datamodules
 import methods
@@ -22,6 +23,11 @@ class Run:
     path: Path
     model: SegmentationModule
     data: SegmentationDataModule
+
+    @property
+    def network(self) -> nn.Module:
+        """The network whose score is `val/miou` (of a method with a teacher, the teacher): RGB in [0, 1] to logits."""
+        return next(iter(self.model.eval_networks().values()))
 
     @property
     def class_names(self) -> Sequence[str]:

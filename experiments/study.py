@@ -38,8 +38,9 @@ def grid(sweep: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def run_name(point: dict[str, Any]) -> str:
-    """A folder name from the last words of the parameters: `fraction=0.001,seed_everything=0`."""
-    return ",".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in point.items())
+    """A folder name from the last words of the parameters: `fraction=0.001,seed_everything=0`; of a file its stem."""
+    shown = {k: Path(v).stem if isinstance(v, str) and v.endswith(".yaml") else v for k, v in point.items()}
+    return ",".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in shown.items())
 
 
 def command(sweep: dict[str, Any], point: dict[str, Any], run_dir: Path, extra: list[str]) -> list[str]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import methods
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
@@ -55,8 +59,53 @@ def weakseg_process(*arguments, **environment) -> subprocess.Popen:
     )
 
 
+TWO_PROCESSES = """
+import sys
+import torch
+import torch.distributed as dist
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+"""
+
+
+def two_processes(script: str, folder: Path) -> None:
+    """Run a script in two processes that form a gloo group; it finds its `rank` and the `folder`."""
+    content = f"{TWO_PROCESSES}\n{script}\ndist.barrier()\ndist.destroy_process_group()\n"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", content, str(rank), str(folder)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    try:  # a failure ends the wait of the other
+        end = time.monotonic() + 300
+        while None in (codes := [rank.poll() for rank in ranks]) and not any(codes) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert codes == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+def needs(method: str) -> list[str]:
+    """Options that give a method the streams that it learns from, in a tiny run."""
+    found, options = getattr(methods, method), {}
+    if "unlabeled" in found.streams:
+        options |= {"unlabeled_batch_size": 4, "unlabeled_pool": "all"}
+    if found.strong_views:
+        options |= {"strong_views": found.strong_views}
+    return [word for name, value in options.items() for word in (f"--data.init_args.{name}", str(value))]
+
+
 def fit_tiny(run_dir, *arguments, expect: int = 0) -> str:
-    return weakseg("fit", "--config", TINY, "--run_dir", run_dir, *arguments, expect=expect)
+    """Fit the method that `--model NAME` names among the arguments (default: Supervised)."""
+    named = [after for word, after in itertools.pairwise(arguments) if word == "--model"]
+    options = needs(named[0]) if named and named[0] in methods.CLASSES else []
+    return weakseg("fit", "--config", TINY, "--run_dir", run_dir, *options, *arguments, expect=expect)
 
 
 def draw_folder(root: Path) -> Path:

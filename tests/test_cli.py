@@ -427,7 +427,8 @@ def test_every_method_takes_an_unlabelled_stream(method, tmp_path, monkeypatch):
         "--data.init_args.batch_size",
         "2",
     ]
-    fit_tiny(tmp_path / "run", "--model", method, *subset, "--data.init_args.unlabeled_batch_size", "4")
+    subset += ["--data.init_args.unlabeled_batch_size", "4", "--data.init_args.unlabeled_pool", "rest"]
+    fit_tiny(tmp_path / "run", "--model", method, *subset)
     labeled, unlabeled = ({name for batch in seen for name in batch[key]} for key in ("labeled", "unlabeled"))
     assert len(seen) == 8
     assert {(len(batch["labeled"]), len(batch["unlabeled"])) for batch in seen} == {(2, 4)}

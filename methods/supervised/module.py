@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
 from common.batch import Batch
+from common.ema import EMATeacher
 from common.losses import partial_cross_entropy
 from common.module import SegmentationModule, StepOutput
 
@@ -11,7 +16,24 @@ class Supervised(SegmentationModule):
     """Supervised baseline: cross entropy on the labelled pixels, nothing else.
 
     With sparse labels this is partial cross entropy (pCE). An unlabelled stream, if the data has one, is not looked at.
+
+    Args:
+        ema_decay: evaluate a moving average of the network too, as the baseline of methods that evaluate a teacher:
+            it is `val/miou` then, and the network itself `val/miou_network`.
+        kwargs: see `common.module.SegmentationModule`.
     """
+
+    def __init__(self, num_classes: int, ema_decay: float | None = None, **kwargs: Any) -> None:
+        super().__init__(num_classes, **kwargs)
+        self.average = None if ema_decay is None else EMATeacher(self.network, ema_decay, warmup=True)
+
+    def after_step(self) -> None:
+        if self.average is not None:
+            self.average.update(self.network)
+
+    def eval_networks(self) -> dict[str, nn.Module]:
+        average = {} if self.average is None else {"average": self.average.network}
+        return {**average, "network": self.network}
 
     def compute_loss(self, batch: Batch) -> StepOutput:
         labeled = batch["labeled"]

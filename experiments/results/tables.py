@@ -1,0 +1,62 @@
+"""What the pages of this folder are made with: reading runs, evaluating them on test, and filling in tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from experiments.cli import main as weakseg
+
+Summary = dict[str, Any]
+
+
+def read(folder: Path) -> Summary:
+    """A run's `summary.json`; empty while the run is not finished."""
+    path = folder / "summary.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def evaluate(folders: Iterable[Path], which: Sequence[str] = ("best", "last")) -> None:
+    """Run `weakseg test` on each finished run that lacks it."""
+    for folder in folders:
+        for one in which:
+            if (summary := read(folder)) and one not in summary.get("test", {}):
+                status = weakseg(
+                    ["test", "--run", str(folder), "--which", one, "--trainer.enable_progress_bar", "false"]
+                )
+                if status:
+                    raise RuntimeError(f"weakseg test failed on {folder}")
+
+
+def cell(values: Sequence[float], expected: int) -> str:
+    """`mean ± standard deviation`; says how many values there are if fewer than expected, empty if there is none."""
+    if not values:
+        return ""
+    text = f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    return text + ("" if len(values) == expected else f" (n={len(values)})")
+
+
+def fill(page: Path, contents: Mapping[str, str]) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` of a page; the words around are the writer's."""
+    text = page.read_text()
+    for name, content in contents.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        text = text[: text.index(start) + len(start)] + f"\n{content}\n" + text[text.index(end) :]
+    page.write_text(text)
+
+
+def about(summaries: Sequence[Summary]) -> str:
+    """What the artefacts say of the runs themselves."""
+    found = [one for one in summaries if one]
+    if not found:
+        return "No run yet."
+    commits = ", ".join(sorted({str(one["commit"]) for one in found}))
+    seconds = [float(one["seconds"]) for one in found]
+    versions = ", ".join(sorted({str(one["versions"]["torch"]) for one in found}))
+    return (
+        f"{len(found)} runs, {mean(seconds):.0f} s each on average ({found[0]['devices']}, shared machine), "
+        f"commits {commits}, torch {versions}."
+    )
