@@ -54,7 +54,7 @@ def check_batch(stream: SegBatch, num_classes: int) -> None:
 
 
 def check_streams(method: Any, data: Any) -> None:
-    """Raise ValueError unless a data module's batches will hold the `streams` and `strong_views` that a method needs."""
+    """Raise ValueError unless a data module gives the streams and strong views that a method learns from."""
     name = type(method).__name__
     if "unlabeled" in method.streams and "unlabeled" not in data.streams:
         raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.profilers import PassThroughProfiler
 from PIL import Image
 
+from common.memory import resident_gb
 from common.module import SegmentationModule
 from common.pictures import colorize, overlay, picture_row, save_grid
 
@@ -82,7 +82,7 @@ def peak_memory_gb() -> float:
     """Highest memory so far: of the GPU's allocator where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    return resident_gb("VmHWM")
 
 
 class PredictionPictures(Callback):

@@ -23,7 +23,7 @@ from common.pictures import colorize, mark_pixels, save_grid
 from datamodules.base import SegmentationDataModule
 from datamodules.supervision import Supervision, draw_annotation, shrink_mask
 from datamodules.transforms import fit_size, resize_image
-from experiments.lightning_cli import expand_configs
+from experiments.compose import expand_configs
 from experiments.messages import Parser
 
 REGIMES = [

@@ -13,7 +13,7 @@ import datamodules
 import methods
 from common.module import SegmentationModule
 from datamodules.base import SegmentationDataModule
-from experiments.lightning_cli import read_checkpoint, stored_config
+from experiments.compose import read_checkpoint, stored_config
 
 
 @dataclass

@@ -27,7 +27,8 @@ import methods
 from common.losses import partial_cross_entropy
 from common.module import SegmentationModule
 from datamodules.synthetic import Synthetic
-from experiments.lightning_cli import WeaksegCLI, expand_configs
+from experiments.compose import expand_configs
+from experiments.lightning_cli import WeaksegCLI
 
 CONFIG = """
 compose: [{configs}/base.yaml]
@@ -127,9 +128,9 @@ def loss_step(method: str, steps: int, side: int, batch: int) -> float:
 def peak_memory(method: str, side: int, batch: int) -> float:
     """Peak GB of a process that does three steps of a method."""
     code = (
-        "import resource; from experiments.benchmarks.overhead import loss_step; "
+        "from common.memory import resident_gb; from experiments.benchmarks.overhead import loss_step; "
         f"loss_step('{method}', 6, {side}, {batch}); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+        "print(resident_gb('VmHWM'))"
     )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 

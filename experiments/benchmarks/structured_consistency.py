@@ -68,9 +68,9 @@ def seconds(form: str, side: int, channels: int, repeats: int) -> float:
 def peak_mib(form: str, side: int, channels: int) -> float:
     """Growth of the peak memory of a process that computes the loss and its gradient once."""
     code = (
-        "import resource as r; from experiments.benchmarks.structured_consistency import seconds\n"
-        "seconds('exact', 8, 4, 1); before = r.getrusage(r.RUSAGE_SELF).ru_maxrss\n"
-        f"seconds('{form}', {side}, {channels}, 1); print((r.getrusage(r.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+        "from common.memory import *; from experiments.benchmarks.structured_consistency import seconds\n"
+        "seconds('exact', 8, 4, 1); before = resident_gb('VmRSS'); reset_peak()\n"
+        f"seconds('{form}', {side}, {channels}, 1); print(1024 * (resident_gb('VmHWM') - before))"
     )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 

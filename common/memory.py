@@ -1,0 +1,20 @@
+"""Memory of this process, as Linux counts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def resident_gb(entry: Literal["VmRSS", "VmHWM"]) -> float:
+    """What is resident now (`VmRSS`), or the most that was (`VmHWM`), in units of 2^30 bytes.
+
+    Not `getrusage`: its peak begins with that of the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(entry))) / 2**20
+
+
+def reset_peak() -> None:
+    """Let `VmHWM` start anew from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
