@@ -44,7 +44,8 @@ STREAMS = ("labeled", "unlabeled")
 class SegmentationDataModule(LightningDataModule):
     """Labelled and unlabelled images, three splits, one way to load them.
 
-    A data set subclasses this, sets `class_names` and `colors`, and implements `names`, `image` and `mask`.
+    A data set subclasses this, sets `class_names`, `colors`, `root`, `splits` and `images`, and implements `mask`; one
+    without files implements `names`, `image` and `source` instead.
 
     Args:
         size: images are resized to fit inside [height, width] (one number: a square), keeping their proportions.
@@ -67,7 +68,9 @@ class SegmentationDataModule(LightningDataModule):
 
     class_names: Sequence[str] = ()
     colors: Sequence[tuple[int, int, int]] = ()
-    images: Mapping[str, Path] = {}  # file of each image, where there are files: for the disk cache
+    root: Path  # the data set's folder, where it has one
+    splits: Mapping[str, Sequence[str]] = {}  # image ids of train, val and test
+    images: Mapping[str, Path] = {}  # file of each image
     background: int | None = None  # class id of the background, where the data set has one
     keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
 
@@ -115,11 +118,11 @@ class SegmentationDataModule(LightningDataModule):
 
     def names(self, split: Split) -> list[str]:
         """Image ids of a split, sorted."""
-        raise NotImplementedError
+        return sorted(self.splits[split])
 
     def image(self, name: str) -> Array:
         """uint8 (H, W, 3) RGB."""
-        raise NotImplementedError
+        return read_image(self.images[name])
 
     def mask(self, name: str) -> Array | None:
         """uint8 (H, W), class id or 255; None where the image has no mask."""
@@ -139,7 +142,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def source(self) -> str:
         """What tells this set's files from another's (the folder): part of the annotation cache's key."""
-        raise NotImplementedError
+        return str(self.root.resolve())
 
     # Shared --------------------------------------------------------------------------------------------------------
 

@@ -56,9 +56,6 @@ class BSDS500(SegmentationDataModule):
         if not self.files:
             raise FileNotFoundError(f"folder {folders['train']} does not exist, nor val or test: check the path")
 
-    def source(self) -> str:
-        return str(self.root.resolve())
-
     def names(self, split: Split) -> list[str]:
         if split not in self.files:
             raise FileNotFoundError(f"folder {self.root / 'data' / 'images' / split} does not exist: check the path")

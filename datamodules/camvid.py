@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.batch import IGNORE
-from datamodules.base import Array, SegmentationDataModule, Split
-from datamodules.files import find_images, read_image, read_list, read_mask
+from datamodules.base import Array, SegmentationDataModule
+from datamodules.files import find_images, read_list, read_mask
 
 VOID = 11
 
@@ -59,15 +59,6 @@ class CamVid(SegmentationDataModule):
                     raise ValueError(f"{listed} lists '{name}', which is in another list too: keep it in one of them")
                 self.images[name], self.masks[name] = images[name], masks[name]
                 self.splits.setdefault(split, []).append(name)
-
-    def source(self) -> str:
-        return str(self.root.resolve())
-
-    def names(self, split: Split) -> list[str]:
-        return sorted(self.splits[split])
-
-    def image(self, name: str) -> Array:
-        return read_image(self.images[name])
 
     def mask(self, name: str) -> Array:
         mask = read_mask(self.masks[name], VOID + 1, None)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.batch import IGNORE
-from datamodules.base import Array, SegmentationDataModule, Split
-from datamodules.files import find_images, read_image, read_list, read_mask
+from datamodules.base import Array, SegmentationDataModule
+from datamodules.files import find_images, hold_out, read_list, read_mask
 
 # labelIds run to 33; these are the 19 that are evaluated, in the order of their train ids.
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -62,8 +62,8 @@ class Cityscapes(SegmentationDataModule):
                 raise ValueError(f"{self.root / 'gtFine'} has neither {stem}TrainIds.png nor {stem}Ids.png")
             self.masks[name] = mask
         listed = self.supervision.list_file
-        val = sorted(train.keys() - {*(read_list(Path(listed)) if listed else [])})[4::5]
-        self.splits = {"train": sorted(train.keys() - {*val}), "val": val, "test": sorted(test)}
+        rest, val = hold_out(train, read_list(Path(listed)) if listed else ())
+        self.splits = {"train": rest, "val": val, "test": sorted(test)}
 
     def _files(self, kind: str, part: str) -> dict[str, Path]:
         folder = self.root / kind / part
@@ -74,15 +74,6 @@ class Cityscapes(SegmentationDataModule):
             )
         cities = [city for city in sorted(folder.iterdir()) if city.is_dir()]
         return {name: path for city in cities for name, path in find_images(city).items()}
-
-    def source(self) -> str:
-        return str(self.root.resolve())
-
-    def names(self, split: Split) -> list[str]:
-        return self.splits[split]
-
-    def image(self, name: str) -> Array:
-        return read_image(self.images[name])
 
     def mask(self, name: str) -> Array:
         path = self.masks[name]

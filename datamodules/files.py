@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,6 +161,14 @@ def read_classes(path: Path) -> tuple[list[ClassInfo], dict[Color, int]]:
     if len(classes) < 2:
         raise ValueError(f"{path} names {len(classes)} classes, at least 2 are needed (background is one of them)")
     return classes, palette
+
+
+def hold_out(names: Iterable[str], keep: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """`names` in order, parted into training and validation images where the authors give no validation set: every
+    fifth, from the fifth on, is for validation; those in `keep` (a published list of labelled images) are not."""
+    every = sorted(names)
+    val = sorted({*every} - {*keep})[4::5]
+    return sorted({*every} - {*val}), val
 
 
 def default_color(number: int) -> Color:

@@ -12,9 +12,9 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from common.batch import IGNORE
-from datamodules.base import Array, SegmentationDataModule, Split
+from datamodules.base import Array, SegmentationDataModule
 from datamodules.drawn import read_coco, read_labelme
-from datamodules.files import find_images, read_classes, read_image, read_list, read_mask
+from datamodules.files import find_images, read_classes, read_list, read_mask
 
 
 class Folder(SegmentationDataModule):
@@ -123,14 +123,8 @@ class Folder(SegmentationDataModule):
     def source(self) -> str:
         return f"{self.root.resolve()} {self.fill}"
 
-    def names(self, split: Split) -> list[str]:
-        return self.splits[split]
-
     def has_mask(self, name: str) -> bool:
         return name in self.masks
-
-    def image(self, name: str) -> Array:
-        return read_image(self.images[name])
 
     def mask(self, name: str) -> Array | None:
         return self.masks[name]() if name in self.masks else None

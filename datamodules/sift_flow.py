@@ -11,8 +11,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from scipy.io import loadmat
 
 from common.batch import IGNORE
-from datamodules.base import Array, SegmentationDataModule, Split
-from datamodules.files import default_color, find_images, read_image, read_list
+from datamodules.base import Array, SegmentationDataModule
+from datamodules.files import default_color, find_images, hold_out, read_list
 
 SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
 LISTS = ("TestSet1.txt", "test.txt")
@@ -54,8 +54,8 @@ class SIFTFlow(SegmentationDataModule):
                 f"{self._inner('SemanticLabels')} has no labels of {', '.join(missing[:5])} ({len(missing)} in all)"
             )
         test = self._test()
-        rest = sorted(self.images.keys() - {*test})
-        self.splits = {"train": [n for i, n in enumerate(rest) if i % 5 != 4], "val": rest[4::5], "test": test}
+        train, val = hold_out(self.images.keys() - {*test})
+        self.splits = {"train": train, "val": val, "test": test}
 
     def _inner(self, kind: str) -> Path:
         folder = self.root / kind / SCENES
@@ -75,15 +75,6 @@ class SIFTFlow(SegmentationDataModule):
         rank_zero_warn(f"{self.root} has no {LISTS[0]}: the test set is a draw of ours, not the official one")
         order = sorted(self.images, key=lambda name: hashlib.sha256(name.encode()).digest())
         return sorted(order[: max(1, len(order) * 200 // 2688)])
-
-    def source(self) -> str:
-        return str(self.root.resolve())
-
-    def names(self, split: Split) -> list[str]:
-        return self.splits[split]
-
-    def image(self, name: str) -> Array:
-        return read_image(self.images[name])
 
     def mask(self, name: str) -> Array:
         path = self._labels(name)

@@ -10,8 +10,8 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from common.batch import IGNORE
-from datamodules.base import Array, SegmentationDataModule, Split
-from datamodules.files import find_images, read_image
+from datamodules.base import Array, SegmentationDataModule
+from datamodules.files import find_images, hold_out
 
 
 class StanfordBackground(SegmentationDataModule):
@@ -55,20 +55,11 @@ class StanfordBackground(SegmentationDataModule):
             rank_zero_warn(f"{self.root / 'images'} has {len(self.images)} images, not 715: the splits are others")
         order = sorted(self.images, key=lambda name: hashlib.sha256(name.encode()).digest())
         test = sorted(order[fold::5])
-        rest = sorted({*order} - {*test})
-        self.splits = {"train": [n for i, n in enumerate(rest) if i % 5 != 4], "val": rest[4::5], "test": test}
+        train, val = hold_out(self.images.keys() - {*test})
+        self.splits = {"train": train, "val": val, "test": test}
 
     def _labels(self, name: str) -> Path:
         return self.root / "labels" / f"{name}.regions.txt"
-
-    def source(self) -> str:
-        return str(self.root.resolve())
-
-    def names(self, split: Split) -> list[str]:
-        return self.splits[split]
-
-    def image(self, name: str) -> Array:
-        return read_image(self.images[name])
 
     def mask(self, name: str) -> Array:
         path = self._labels(name)

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.base import Array, SegmentationDataModule, Split
-from datamodules.files import default_color, find_images, read_image, read_list, read_mask
+from datamodules.base import Array, SegmentationDataModule
+from datamodules.files import default_color, find_images, hold_out, read_list, read_mask
 from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribble_png, read_scribble_xml
 
 VOC = Path("VOCdevkit", "VOC2012")
@@ -73,9 +73,9 @@ class PascalVOC(SegmentationDataModule):
         self.splits = self._own(Path(splits).expanduser()) if splits else self._official()
         if "val" not in self.splits:
             listed = self.supervision.list_file
-            train = sorted(self.splits["train"])
-            val = sorted({*train} - {*(read_list(Path(listed)) if listed else [])})[4::5]
-            self.splits |= {"train": sorted({*train} - {*val}), "val": val}
+            self.splits["train"], self.splits["val"] = hold_out(
+                self.splits["train"], read_list(Path(listed)) if listed else ()
+            )
         owner: dict[str, str] = {}
         for split, names in self.splits.items():
             for name in names:
@@ -141,14 +141,8 @@ class PascalVOC(SegmentationDataModule):
     def source(self) -> str:
         return f"{self.root.resolve()} {self.kind} {self.scribbles} {self.click_file}"
 
-    def names(self, split: Split) -> list[str]:
-        return self.splits[split]
-
     def has_mask(self, name: str) -> bool:
         return name in self.masks
-
-    def image(self, name: str) -> Array:
-        return read_image(self.images[name])
 
     def mask(self, name: str) -> Array | None:
         return read_mask(self.masks[name], self.num_classes, None) if name in self.masks else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import Array, SegmentationDataModule, Split
-from datamodules.files import find_images, read_image, read_mask
+from datamodules.base import Array, SegmentationDataModule
+from datamodules.files import find_images, hold_out, read_mask
 
 
 class WeizmannHorse(SegmentationDataModule):
@@ -44,18 +44,9 @@ class WeizmannHorse(SegmentationDataModule):
             raise ValueError(
                 f"{self.root / 'rgb'} has {len(self.images)} usable images, not 327: the split would differ"
             )
-
-    def source(self) -> str:
-        return str(self.root.resolve())
-
-    def names(self, split: Split) -> list[str]:
         every = sorted(self.images)
-        train = every[:200]
-        parts = {"train": [n for i, n in enumerate(train) if i % 5 != 4], "val": train[4::5], "test": every[-127:]}
-        return parts[split]
-
-    def image(self, name: str) -> Array:
-        return read_image(self.images[name])
+        train, val = hold_out(every[:200])
+        self.splits = {"train": train, "val": val, "test": every[-127:]}
 
     def mask(self, name: str) -> Array:
         return read_mask(self.masks[name], self.num_classes, None)

@@ -509,7 +509,11 @@ def test_sift_flow_without_the_official_list_or_the_sub_folder(drawn, tmp_path):
 
 def test_bsds_has_segmentations_and_no_masks(tmp_path):
     root = draw_bsds(tmp_path / "data")
-    data = BSDS500(str(root), phases=3)
+    data = BSDS500(str(root), phases=3, size=40, num_workers=0, cache_dir=str(tmp_path / "cache"))
+    assert data.supervision.kind == "none"
+    for kind in ("dense", "tags"):
+        words = ["BSDS500 has no class labels", "supervision.kind=none"]
+        refused(ValueError, words, BSDS500, str(root), supervision=Supervision(kind=kind))
     assert [data.names(split) for split in SPLITS] == [["12003"], ["3096"], ["2018"]]
     assert list(data.class_names) == ["phase 1", "phase 2", "phase 3"]
     assert data.lists() == ([], ["12003"])
@@ -519,7 +523,21 @@ def test_bsds_has_segmentations_and_no_masks(tmp_path):
     assert [np.unique(one).tolist() for one in drawings] == [[1, 2], [1, 2, 3], [1, 2, 3, 4]]
     assert all(one.shape == data.image("3096").shape[:2] for one in drawings)
     data.prepare_data()
-    refused(ValueError, ["no class labels"], data.setup, "fit")
+    drawn = list((tmp_path / "cache").rglob("*"))
+    assert [path.name for path in drawn if path.is_file()] == ["annotation.json"]
+    report = data.annotation_report()
+    assert (report["images"], report["labeled_pixels"], report["pixels"]) == (0, 0, 0)
+    refused(ValueError, ["labels no image", "data.unlabeled_batch_size above 0"], data.setup, "fit")
+    data.unlabeled_batch_size = 1
+    assert data.streams == ("unlabeled",)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))[0]
+    assert list(batch) == ["unlabeled"]
+    assert (batch["unlabeled"]["mask"] == IGNORE).all()
+    batch = data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)
+    assert list(batch) == ["unlabeled"]
+    assert batch["unlabeled"]["image"].shape == (1, 3, 40, 40)
+    assert batch["unlabeled"]["image"].max() <= 1
     assert len(data.val_dataloader()) == 1
     folder = root / "data" / "groundTruth" / "val"
     (folder / "3096.mat").write_bytes(b"no mat file")

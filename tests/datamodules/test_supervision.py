@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from common.batch import IGNORE
 from datamodules.supervision import Supervision, draw_annotation, shrink_mask, split_images
+from datamodules.synthetic import Synthetic
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"
 quick = settings(max_examples=40, deadline=None)
@@ -39,6 +40,8 @@ def masks(draw, max_side=20):
         ({"kind": "pixels", "fraction": float("nan")}, ["supervision.fraction", "nan"]),
         ({"kind": "image_subset", "number": 0}, ["supervision.number", "0", "at least 1"]),
         ({"kind": "points", "per_class": -2}, ["supervision.per_class", "-2", "at least 1"]),
+        ({"kind": "none", "fraction": 0.5}, ["supervision.fraction=0.5", "none", "leave it out"]),
+        ({"kind": "none", "dense_images": 2}, ["supervision.dense_images=2", "none", "leave it out"]),
     ],
 )
 def test_bad_options_are_named(options, words):
@@ -251,3 +254,50 @@ def test_a_thin_stroke_survives_and_ties_go_to_the_lowest_id():
     cell[0, :2], cell[4, :2] = 4, 1
     assert shrink_mask(cell, (1, 1), keep_strokes=True).tolist() == [[1]]
     assert shrink_mask(np.asfortranarray(cell), (1, 1), keep_strokes=True).tolist() == [[1]]
+
+
+# Streams ------------------------------------------------------------------------------------------------------------
+
+
+def streams(tmp_path, **options):
+    """A tiny data module, set up to train, and the names that each stream of its first epoch holds."""
+    data = Synthetic(train=8, val=1, side=16, size=16, batch_size=2, num_workers=0, cache_dir=str(tmp_path), **options)
+    data.prepare_data()
+    data.setup("fit")
+    seen = {}
+    for batch, _, _ in data.train_dataloader():
+        assert tuple(batch) == data.streams
+        for stream, part in batch.items():
+            assert ((part["mask"] != IGNORE).flatten(1).any(1) == (stream == "labeled")).all()
+            seen.setdefault(stream, set()).update(part["name"])
+    lists = dict(zip(("labeled", "unlabeled"), data.lists(), strict=True))
+    assert all(names == {*lists[stream]} for stream, names in seen.items())
+    return lists
+
+
+@pytest.mark.parametrize("pool", ["rest", "all"])
+def test_the_unlabelled_stream_holds_the_rest_or_all_and_never_a_label(tmp_path, pool):
+    some = Supervision(kind="image_subset", number=4)
+    lists = streams(tmp_path, supervision=some, unlabeled_batch_size=2, unlabeled_pool=pool)
+    everything = {f"train{number:05d}" for number in range(8)}
+    assert len(lists["labeled"]) == 4
+    assert {*lists["unlabeled"]} == (everything if pool == "all" else everything - {*lists["labeled"]})
+    assert lists["unlabeled"] == sorted(lists["unlabeled"])
+
+
+def test_weak_labels_on_every_image_leave_no_rest_but_all(tmp_path):
+    points = Supervision(kind="points")
+    with pytest.raises(ValueError, match=r"every training image is labelled.*data.unlabeled_pool=all"):
+        streams(tmp_path, supervision=points, unlabeled_batch_size=2)
+    lists = streams(tmp_path, supervision=points, unlabeled_batch_size=2, unlabeled_pool="all")
+    assert lists["labeled"] == lists["unlabeled"]
+    assert len(lists["labeled"]) == 8
+
+
+def test_kind_none_labels_no_image(tmp_path):
+    none = Supervision(kind="none")
+    lists = streams(tmp_path / "one", supervision=none, unlabeled_batch_size=2)
+    assert (lists["labeled"], len(lists["unlabeled"])) == ([], 8)
+    assert [path.name for path in (tmp_path / "one").rglob("*") if path.is_file()] == ["annotation.json"]
+    with pytest.raises(ValueError, match=r"kind none labels no image: set data.unlabeled_batch_size above 0"):
+        streams(tmp_path / "two", supervision=none)
