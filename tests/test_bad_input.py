@@ -97,6 +97,40 @@ OPTIONS = {
         ["data.unlabeled_batch_size", "every training image is labelled", "image_subset"],
         1,
     ),
+    "a method without its unlabelled images": (
+        ["--model", "SCL", UNLABELED, "0"],
+        ["SCL learns from unlabelled images", "data.unlabeled_batch_size", "data.unlabeled_pool=all"],
+        1,
+    ),
+    "a method without its strong views": (
+        ["--model", "UniMatch", "--data.init_args.strong_views", "1"],
+        ["UniMatch learns from strong views", "set data.strong_views to 2"],
+        1,
+    ),
+    "a method without its labels": (
+        ["--data.init_args.supervision", "{kind: none, fraction: null}", UNLABELED, "4"],
+        ["Supervised learns from labels", "another supervision.kind than none"],
+        1,
+    ),
+    "no label and no unlabelled image": (
+        ["--data.init_args.supervision", "{kind: none, fraction: null}"],
+        ["supervision kind none labels no image", "data.unlabeled_batch_size above 0"],
+        1,
+    ),
+    "labels of a set without classes": (
+        [
+            *("--data", "BSDS500", "--data.init_args.root", "none"),
+            *("--data.init_args.supervision", "{kind: dense, fraction: null}"),
+        ],
+        ["BSDS500 has no class labels", "data.supervision.kind=none"],
+        1,
+    ),
+    "SCL with a share above all": (["--model", "SCL", f"{TV}.ramp_up", "2"], ["ramp_up", "lie in [0, 1]"], 1),
+    "pairs across a box with nothing around it": (
+        ["--model", "SCL", f"{TV}.mixing", "cutout", f"{TV}.pairs", "cross"],
+        ["cutout leaves nothing outside the box", "pairs"],
+        1,
+    ),
     "more labelled images than there are": (
         ["--data.init_args.supervision", "{kind: image_subset, number: 13, fraction: null}"],
         ["supervision.number", "13 of 12"],

@@ -479,7 +479,8 @@ def test_doctor_counts_sound_data_and_names_every_problem(folder, tmp_path):
 
 def parse(arguments):
     """The settings that `weakseg fit` would run with; no class is built."""
-    from experiments.lightning_cli import WeaksegCLI, expand_configs
+    from experiments.compose import expand_configs
+    from experiments.lightning_cli import WeaksegCLI
 
     class ParseOnly(WeaksegCLI):
         def instantiate_classes(self):

@@ -82,6 +82,8 @@ class SCL(SegmentationModule):
         super().__init__(num_classes, **kwargs)
         if min(consistency_weight, structured_weight, relaxation) < 0 or stride < 1 or samples < 2:
             raise ValueError("weights and relaxation must be >= 0, stride >= 1, samples >= 2")
+        if mixing == "cutout" and pairs == "cross":
+            raise ValueError("mixing cutout leaves nothing outside the box: set pairs to another than cross")
         if not 0 <= threshold <= 1 or not 0 <= ramp_up <= 1:
             raise ValueError("threshold is a probability and ramp_up a share of the run: both lie in [0, 1]")
         self.consistency_weight, self.structured_weight = consistency_weight, structured_weight

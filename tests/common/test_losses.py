@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.distributed import all_sum
 from common.losses import (
     contrast_weights,
     neighbour_pairs,
@@ -602,16 +603,32 @@ def test_losses_compile_without_graph_breaks() -> None:
     torch.testing.assert_close(gradient(compiled, logits), gradient(f, logits))
 
 
+def test_all_sum_of_one_process_is_the_value_without_gradient() -> None:
+    for value in (torch.tensor(7), torch.tensor([0.25, 1], dtype=torch.float64, requires_grad=True)):
+        total = all_sum(value)
+        assert torch.equal(total, value.detach())
+        assert total.dtype == value.dtype
+        assert not total.requires_grad
+
+
 # ---------------------------------------------------------------------------------------------- two processes
 
 TWO_RANKS = """
 import sys
 import torch
 import torch.distributed as dist
+from common.distributed import all_sum
 from common.losses import partial_cross_entropy, total_variation
 
 store, rank, data, out = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+for value in (torch.tensor(3 - rank), torch.tensor([0.5, rank], dtype=torch.float64, requires_grad=True)):
+    copy = value.detach().clone()
+    total = all_sum(value)
+    assert total.tolist() == ([1.0, 1.0] if value.is_floating_point() else 5), total
+    assert total.dtype == value.dtype
+    assert not total.requires_grad
+    assert torch.equal(value, copy)
 results = []
 for features, weight, mask, valid in torch.load(data):
     part = slice(2 * rank, 2 * rank + 2)

@@ -153,6 +153,29 @@ def test_features_feed_classify():
         assert torch.equal(network.classify(decoded, 50, 70), network(image))
 
 
+@pytest.mark.parametrize("number", [0, 4, -1], ids=["Unet", "DeepLabV3Plus", "DPT"])
+def test_encode_and_decode_are_the_two_halves_of_features(number):
+    arch, encoder, decoder = PAIRS[number]
+    network = tiny(arch=arch, encoder=encoder, decoder=decoder)
+    image = torch.rand(2, 3, 50, 70)
+    with torch.no_grad():
+        maps, tokens = network.encode(image)
+        assert (tokens is None) == (arch != "DPT")
+        both_maps, both = network.features(image)
+        assert all(torch.equal(a, b) for a, b in zip(maps, both_maps, strict=True))
+        decoded = network.decode(maps, tokens)
+        assert torch.equal(decoded, both)
+        assert torch.equal(network.classify(decoded, 50, 70), network(image))
+        # what is done to the maps between the two arrives
+        assert not torch.allclose(network.decode([2 * one for one in maps], tokens), both)
+        # maps of several batches can be put together
+        more, parts = network.encode(image.flip(0))
+        joined = [torch.cat(pair) for pair in zip(maps, more, strict=True)]
+        if tokens is not None:
+            tokens = [None if a is None else torch.cat([a, b]) for a, b in zip(tokens, parts, strict=True)]
+        torch.testing.assert_close(network.decode(joined, tokens), torch.cat([both, both.flip(0)]))
+
+
 def test_state_dict_round_trip_carries_the_normalisation():
     source, target = tiny(mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7]), tiny()
     image = torch.rand(1, 3, 33, 33)

@@ -6,13 +6,21 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from common.optim import ChainedOptimizer, build_optimizer, lr_schedule
-from common.schedules import ramp
+from common.schedules import ramp, sigmoid_ramp
 
 
 def test_ramp_at_its_ends():
     assert [ramp(p, 0.2, 0.1) for p in (0.0, 0.2, 0.25, 0.3, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
     assert ramp(0.0, 0.0, 0.0) == 1.0
     assert ramp(0.49, 0.5, 0.0) == 0.0
+
+
+def test_sigmoid_ramp_at_its_ends():
+    values = [sigmoid_ramp(p, 0.2) for p in (0.0, 0.1, 0.2, 1.0)]
+    assert values == pytest.approx([math.exp(-5), math.exp(-1.25), 1, 1])
+    assert values[2:] == [1, 1]
+    assert 0.99 < sigmoid_ramp(0.2 - 1e-3, 0.2) < 1  # no jump
+    assert sigmoid_ramp(0.0, 0.0) == 1.0
 
 
 @pytest.mark.parametrize(
