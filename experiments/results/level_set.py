@@ -9,7 +9,8 @@ Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weight
     python -m experiments.study experiments/sweeps/weizmann_level_set.yaml -- FILES
     python -m experiments.study experiments/sweeps/weizmann_level_set_full.yaml -- FILES
 
-The rest of the page is from experiments/results/bsds500_level_set.py and experiments/benchmarks/level_set_loss.py.
+The rest of the page is from bsds500_level_set.py (--side 128 --steps 100), level_set_light.py and
+experiments/benchmarks/level_set_loss.py.
 """
 
 from __future__ import annotations
