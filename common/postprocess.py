@@ -1,4 +1,4 @@
-"""Labels from class probabilities: argmax, or a Markov random field solved by graph cuts.
+"""Labels from class probabilities: argmax, a Markov random field solved by graph cuts, or a dense CRF by mean field.
 
 The total-variation paper compares its loss with an MRF applied after supervised training, but the kind of MRF and its
 parameters are unknown to us. What is written here is this project's choice ([ours]), not a reproduction: a 4-neighbour
@@ -7,7 +7,8 @@ Potts model, with or without contrast-sensitive weights,
     E(l) = sum_i -log max(p_i(l_i), 1e-6) + mu * sum_{4-neighbour pairs} w_ij [l_i != l_j].
 
 Energies are in nats; `mu` is what a unit of boundary (one pixel side, at weight 1) costs, and is tuned on held-out
-images. Everything runs on one image at a time, on the CPU, in float64. Crop padding away first.
+images. The MRF runs on the CPU, in float64; the dense CRF (`dense_crf`) where the probabilities are. Everything runs on
+one image at a time. Crop padding away first.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import Tensor
+from torch.nn import functional as F
+
+from common.affinity import gaussian_sum, position_kernel, positions, stack_modalities
+from common.losses import at_least_fp32
 
 Weights = Literal["potts", "contrast"]
 Floats = NDArray[np.float64]
@@ -38,22 +43,38 @@ class PostprocessConfig:
     """What turns probabilities into labels at test and predict time.
 
     Attributes:
-        kind: "none" is argmax, "mrf" is `mrf`. Kind and parameters of the paper's MRF are unknown, these are [ours].
-        mu: cost in nats of a unit of boundary, at least 0 (0 is the argmax).
-        weights: "potts", or "contrast" for boundaries that are cheaper along image edges.
+        kind: "none" is argmax, "mrf" is `mrf`, "dense_crf" is `dense_crf`. The parameters are [ours], those of the
+            papers are unknown.
+        mu: MRF: cost in nats of a unit of boundary, at least 0 (0 is the argmax).
+        weights: MRF: "potts", or "contrast" for boundaries that are cheaper along image edges.
+        crf_weight, crf_sigma_xy, crf_sigma_rgb, crf_smooth_weight, crf_smooth_sigma, crf_iterations, crf_normalise,
+            crf_stride: dense CRF, see there.
 
     Raises:
-        ValueError: unknown `kind` or `weights`, or `mu` negative or not finite.
+        ValueError: unknown `kind` or `weights`; a parameter out of its range.
     """
 
-    kind: Literal["none", "mrf"] = "none"
+    kind: Literal["none", "mrf", "dense_crf"] = "none"
     mu: float = 1.0
     weights: Weights = "potts"
+    crf_weight: float = 5.0
+    crf_sigma_xy: float = 80.0
+    crf_sigma_rgb: float = 13.0
+    crf_smooth_weight: float = 3.0
+    crf_smooth_sigma: float = 3.0
+    crf_iterations: int = 10
+    crf_normalise: bool = True
+    crf_stride: int = 4
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "mrf"):
-            raise ValueError(f"postprocess: kind must be none or mrf, got {self.kind!r}")
+        if self.kind not in ("none", "mrf", "dense_crf"):
+            raise ValueError(f"postprocess: kind must be none, mrf or dense_crf, got {self.kind!r}")
         _check_parameters(self.mu, self.weights)
+        _check_crf(**self.crf())
+
+    def crf(self) -> dict[str, Any]:
+        """The arguments of `dense_crf`."""
+        return {name.removeprefix("crf_"): value for name, value in vars(self).items() if name.startswith("crf_")}
 
 
 def postprocess(probabilities: Tensor, image: Tensor, config: PostprocessConfig) -> Tensor:
@@ -61,8 +82,8 @@ def postprocess(probabilities: Tensor, image: Tensor, config: PostprocessConfig)
 
     Args:
         probabilities: (K, H, W), any float type and device.
-        image: (3, H, W), RGB in [0, 1], not normalised; read by contrast weights only.
-        config: argmax or MRF.
+        image: (3, H, W), RGB in [0, 1], not normalised; read by contrast weights and the dense CRF only.
+        config: argmax, MRF or dense CRF.
 
     Returns:
         (H, W) int64 on the device of `probabilities`.
@@ -73,8 +94,74 @@ def postprocess(probabilities: Tensor, image: Tensor, config: PostprocessConfig)
     _check_shapes(probabilities, image)
     if config.kind == "none":
         return probabilities.argmax(0)
+    if config.kind == "dense_crf":
+        return dense_crf(probabilities, image, **config.crf()).argmax(0)
     labels = mrf(probabilities, image, mu=config.mu, weights=config.weights)
     return torch.from_numpy(labels).to(probabilities.device)
+
+
+@torch.no_grad()
+def dense_crf(
+    probabilities: Tensor,
+    image: Tensor,
+    *,
+    weight: float = 5.0,
+    sigma_xy: float = 80.0,
+    sigma_rgb: float = 13.0,
+    smooth_weight: float = 3.0,
+    smooth_sigma: float = 3.0,
+    iterations: int = 10,
+    normalise: bool = True,
+    stride: int = 4,
+) -> Tensor:
+    """Mean field of a dense CRF with Potts costs: `Q <- softmax(log p + w1 (W1 Q - Q) + w2 (W2 Q - Q))`, from Q = p.
+
+    W1 is a Gaussian kernel over position and colour, W2 one over position; a pixel sends itself nothing. The iteration
+    is the standard one; its parameters are [ours], to be tuned on held-out images: the papers that use it as
+    post-processing take those of another, unknown to us. Time grows with the square of the number of pixels.
+
+    Args:
+        probabilities: (K, H, W), any float type; values below 1e-6 count as 1e-6. float64 is exact and slow.
+        image: (3, H, W), RGB in [0, 1].
+        weight: w1 in nats. Without `normalise` it weighs a sum over thousands of pixels and must be as much smaller.
+        sigma_xy: of W1, in pixels of this image.
+        sigma_rgb: of W1, in grey levels, of RGB in 0..255.
+        smooth_weight: w2 in nats.
+        smooth_sigma: of W2, in pixels.
+        iterations: of the mean field; 0 returns p.
+        normalise: each kernel is `D^-1/2 W D^-1/2` with D its row sums, so that weights do not depend on bandwidths.
+        stride: W1 sums over cells of stride x stride pixels, at their mean position and colour, stride^2 times faster;
+            1 is exact.
+
+    Returns:
+        Q (K, H, W), probabilities in at least float32.
+
+    Raises:
+        ValueError: wrong shapes, or a parameter out of its range.
+    """
+    _check_shapes(probabilities, image)
+    _check_crf(weight, sigma_xy, sigma_rgb, smooth_weight, smooth_sigma, iterations, normalise, stride)
+    p = at_least_fp32(probabilities)[None]
+    unary = p.clamp(min=FLOOR).log()
+    colors = 255 * image[None].to(p.dtype)
+    features = stack_modalities([(positions(colors), sigma_xy), (colors, sigma_rgb)])
+    cells = F.avg_pool2d(features, stride, ceil_mode=True, count_include_pad=False)
+
+    def appearance(values: Tensor) -> Tensor:
+        summed = F.avg_pool2d(values, stride, ceil_mode=True, divisor_override=1)
+        f, c, v = (maps.flatten(2).mT for maps in (features, cells, summed))
+        return gaussian_sum(f, c, v).mT.unflatten(2, values.shape[2:])
+
+    one, q = torch.ones_like(p[:, :1]), p
+    # What a pixel sends itself through its cell; 1 at stride 1, where cells are pixels.
+    mine = cells.repeat_interleave(stride, 2).repeat_interleave(stride, 3)[..., : p.shape[2], : p.shape[3]]
+    itself = (-0.5 * (features - mine).square().sum(1, keepdim=True)).exp()
+    kernels = [(weight, appearance, itself), (smooth_weight, position_kernel(smooth_sigma), one)]
+    used = [(w, k, own, k(one).clamp(min=1).rsqrt() if normalise else one) for w, k, own in kernels if w > 0]
+    for _ in range(iterations):
+        messages = [w * scale * (kernel(scale * q) - own * scale * q) for w, kernel, own, scale in used]
+        q = torch.stack([unary, *messages]).sum(0).softmax(1)
+    return q[0]
 
 
 def mrf(probabilities: Array, image: Array | None, *, mu: float, weights: Weights = "potts") -> Ints:
@@ -139,12 +226,29 @@ def _check_parameters(mu: float, weights: str) -> None:
         raise ValueError(f"mrf: weights must be potts or contrast, got {weights!r}")
 
 
+def _check_crf(
+    weight: float,
+    sigma_xy: float,
+    sigma_rgb: float,
+    smooth_weight: float,
+    smooth_sigma: float,
+    iterations: int,
+    normalise: bool,
+    stride: int,
+) -> None:
+    weights, sigmas = (weight, smooth_weight), (sigma_xy, sigma_rgb, smooth_sigma)
+    if not all(math.isfinite(value) for value in (*weights, *sigmas)) or min(weights) < 0 or min(sigmas) <= 0:
+        raise ValueError(f"dense_crf: weights must be >= 0 and sigmas > 0, all finite, got {weights} and {sigmas}")
+    if iterations < 0 or stride < 1:
+        raise ValueError(f"dense_crf: iterations must be >= 0 and stride >= 1, got {iterations} and {stride}")
+
+
 def _check_shapes(probabilities: Array, image: Array | None) -> None:
     shape = tuple(probabilities.shape)
     picture = None if image is None else tuple(image.shape)
     if len(shape) != 3 or 0 in shape or picture not in (None, (3, *shape[1:])):
         raise ValueError(
-            f"mrf: probabilities must be (K, H, W) and image (3, H, W) of the same size, got {shape} and {picture}"
+            f"probabilities must be (K, H, W) and image (3, H, W) of the same size, got {shape} and {picture}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The MRF against enumeration, dynamic programming and a slow loop written from the formula."""
+"""The MRF against enumeration, dynamic programming and a slow loop written from the formula; so the dense CRF."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.postprocess import PostprocessConfig, mrf, mrf_energy, postprocess
+from common.postprocess import PostprocessConfig, dense_crf, mrf, mrf_energy, postprocess
 
 WEIGHTS = ["potts", "contrast"]
 
@@ -304,7 +304,14 @@ def test_postprocess_takes_tensors(dtype: torch.dtype) -> None:
     assert not torch.equal(smooth, plain)
 
 
-@pytest.mark.parametrize("bad", [{"mu": -0.1}, {"mu": math.nan}, {"mu": math.inf}, {"kind": "crf"}, {"weights": "x"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *({"mu": -0.1}, {"mu": math.nan}, {"mu": math.inf}, {"kind": "crf"}, {"weights": "x"}),
+        *({"crf_weight": -1.0}, {"crf_smooth_weight": math.nan}, {"crf_sigma_xy": 0.0}, {"crf_sigma_rgb": math.inf}),
+        *({"crf_smooth_sigma": -3.0}, {"crf_iterations": -1}, {"crf_stride": 0}),
+    ],
+)
 def test_config_refuses(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         PostprocessConfig(**bad)
@@ -318,7 +325,7 @@ def test_wrong_shapes_are_refused(shape: tuple[int, ...], picture: tuple[int, ..
     values, image = torch.zeros(shape), torch.zeros(picture)
     with pytest.raises(ValueError, match="same size, got"):
         mrf(values, image, mu=1.0)
-    for kind in ("none", "mrf"):
+    for kind in ("none", "mrf", "dense_crf"):
         with pytest.raises(ValueError, match="same size, got"):
             postprocess(values, image, PostprocessConfig(kind=kind))
 
@@ -337,3 +344,118 @@ def test_other_bad_arguments() -> None:
     for labels in (np.zeros((4, 3)), np.full((3, 4), 2), np.full((3, 4), -1)):
         with pytest.raises(ValueError, match="labels must be"):
             mrf_energy(labels, values, image, 1.0)
+
+
+# The dense CRF -------------------------------------------------------------------------------------------------------
+
+
+def slow_mean_field(values: Any, image: Any, normalise: bool, iterations: int) -> Any:
+    """The iteration as its formula stands, for weights 3 and 2, sigmas 4 pixels, 60 grey levels and 1.5 pixels."""
+    _, height, width = values.shape
+    pixels = list(itertools.product(range(height), range(width)))
+    w = np.zeros((2, len(pixels), len(pixels)))
+    for (i, a), (j, b) in itertools.product(enumerate(pixels), repeat=2):
+        distance = (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2
+        color = sum((255 * image[c][a] - 255 * image[c][b]) ** 2 for c in range(3))
+        w[0, i, j] = math.exp(-distance / (2 * 4.0**2) - color / (2 * 60.0**2))
+        w[1, i, j] = math.exp(-distance / (2 * 1.5**2))
+    if normalise:
+        root = np.sqrt(w.sum(2))
+        w = w / root[:, :, None] / root[:, None]
+    w[:, range(len(pixels)), range(len(pixels))] = 0  # a pixel sends itself nothing
+    p = values.reshape(len(values), -1)
+    q = p
+    for _ in range(iterations):
+        logits = np.log(np.maximum(p, 1e-6)) + 3 * q @ w[0] + 2 * q @ w[1]
+        q = np.exp(logits - logits.max(0)) / np.exp(logits - logits.max(0)).sum(0)
+    return q.reshape(values.shape)
+
+
+SLOW = {"weight": 3.0, "sigma_xy": 4.0, "sigma_rgb": 60.0, "smooth_weight": 2.0, "smooth_sigma": 1.5, "stride": 1}
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_mean_field_equals_the_slow_loop(normalise: bool) -> None:
+    for seed, iterations in [(0, 1), (1, 3)]:
+        values, image = random_case(np.random.default_rng(seed), 3, 5, 6)
+        expected = torch.from_numpy(slow_mean_field(values, image, normalise, iterations))
+        tensors = torch.from_numpy(values), torch.from_numpy(image)
+        found = dense_crf(*tensors, **SLOW, normalise=normalise, iterations=iterations)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        half = dense_crf(tensors[0].float(), tensors[1].float(), **SLOW, normalise=normalise, iterations=iterations)
+        torch.testing.assert_close(half.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_two_pixels_by_hand() -> None:
+    """One iteration; the kernels between the two are exp(-1/2) and 1, their row sums 1 + exp(-1/2) and 2."""
+    values = torch.tensor([[[0.9, 0.5]], [[0.1, 0.5]]], dtype=torch.float64)
+    image = torch.zeros(3, 1, 2, dtype=torch.float64)
+    w = math.exp(-0.5)
+    options: dict[str, Any] = {"sigma_xy": 1.0, "smooth_weight": 0.0, "iterations": 1, "stride": 1}
+    for normalise, message in ((False, 2 * w), (True, 2 * w / (1 + w))):
+        q = dense_crf(values, image, weight=2.0, normalise=normalise, **options)
+        assert float(torch.logit(q[0, 0, 1])) == pytest.approx(message * 0.8)
+        assert float(torch.logit(q[0, 0, 0])) == pytest.approx(math.log(9))
+    q = dense_crf(values, image, weight=0.0, smooth_sigma=1e6, **(options | {"smooth_weight": 3.0}))
+    assert float(torch.logit(q[0, 0, 1])) == pytest.approx(3 * 0.8 / 2)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_dense_crf_without_weight_iteration_or_neighbours_returns_the_probabilities(classes: int) -> None:
+    values, image = (torch.from_numpy(x) for x in random_case(np.random.default_rng(3), classes, 5, 7))
+    values = values.clamp(min=1e-3)
+    values = values / values.sum(0)
+    for options in ({"weight": 0.0, "smooth_weight": 0.0}, {"iterations": 0}):
+        torch.testing.assert_close(dense_crf(values, image, **options), values)
+    single = values[:, :1, :1]
+    torch.testing.assert_close(dense_crf(single, image[:, :1, :1]), single)
+
+
+def noisy_disc(height: int = 40, width: int = 46) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = np.random.default_rng(9)
+    y, x = np.mgrid[:height, :width]
+    truth = ((y - 20) ** 2 + (x - 24) ** 2 < 12**2).astype(int)
+    image = 0.3 + np.stack([truth / 3.0] * 3) + 0.02 * generator.random((3, height, width))
+    logits = 1.5 * (np.arange(2)[:, None, None] == truth) + generator.normal(size=(2, height, width))
+    values = np.exp(logits) / np.exp(logits).sum(0)
+    return torch.from_numpy(values).float(), torch.from_numpy(image).float(), torch.from_numpy(truth)
+
+
+def test_dense_crf_denoises_and_cells_change_little() -> None:
+    values, image, truth = noisy_disc()
+    assert (values.argmax(0) == truth).double().mean() < 0.9
+    exact = dense_crf(values, image, sigma_xy=20.0, stride=1)
+    assert (exact.argmax(0) == truth).double().mean() > 0.98
+    torch.testing.assert_close(exact.sum(0), torch.ones(40, 46))
+    for stride in (2, 4, 7):
+        cells = dense_crf(values, image, sigma_xy=20.0, stride=stride)
+        assert (cells.argmax(0) == exact.argmax(0)).double().mean() > 0.98
+
+
+def test_a_pixel_unlike_every_cell_is_finite() -> None:
+    values, image = torch.full((2, 8, 8), 0.5), torch.zeros(3, 8, 8)
+    values[0, 0, 0], values[1, 0, 0] = 0.7, 0.3
+    image[:, 0, 0] = 1.0
+    q = dense_crf(values, image, sigma_rgb=1.0, smooth_weight=0.0, stride=4)
+    torch.testing.assert_close(q[:, 0, 0], values[:, 0, 0])
+
+
+def test_dense_crf_is_chosen_by_name_and_changes_nothing_it_is_given() -> None:
+    values, image, _ = noisy_disc()
+    before = values.clone(), image.clone()
+    config = PostprocessConfig(kind="dense_crf", crf_sigma_xy=20.0, crf_iterations=4, crf_normalise=True)
+    labels = postprocess(values.requires_grad_(), image, config)
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, dense_crf(values, image, sigma_xy=20.0, iterations=4).argmax(0))
+    assert not torch.equal(labels, values.argmax(0))
+    assert torch.equal(values, before[0])
+    assert torch.equal(image, before[1])
+    assert config.crf().keys() == {*SLOW, "normalise", "iterations"}
+    half = postprocess(values.detach().bfloat16(), image, config)
+    assert (half == labels).double().mean() > 0.99
+
+
+def test_dense_crf_swaps_classes_with_its_input() -> None:
+    values, image, _ = noisy_disc()
+    q, swapped = dense_crf(values, image), dense_crf(values.flip(0), image)
+    torch.testing.assert_close(swapped, q.flip(0), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,126 @@
+"""Regularised losses for scribbles: dense CRF, normalised cut, kernel cut (Tang et al. 2018), Gated CRF."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.affinity import dense_kernel, positions, stack_modalities, window_kernel
+from common.batch import IGNORE, Batch
+from common.losses import at_least_fp32, partial_cross_entropy
+from common.module import SegmentationModule, StepOutput
+from common.schedules import ramp
+from methods.regularized.losses import clamp_seeds, crf, gated_crf, missing_label_penalty, normalized_cut
+
+PRESETS: dict[str, dict[str, Any]] = {  # what an option left at null is, by term; sources in README.md
+    "crf": {"crf_weight": 2.0, "nc_weight": 0.0, "sigma_xy": 100.0, "sigma_rgb": 15.0, "stride": 2, "radius": None},
+    "normalized_cut": {"crf_weight": 0.0, "nc_weight": 1.6},
+    "kernel_cut": {"crf_weight": 2.0, "nc_weight": 0.4},
+    "gated_crf": {"crf_weight": 0.1, "nc_weight": 0.0, "sigma_xy": 24.0, "sigma_rgb": 5.75, "stride": 4, "radius": 5},
+}
+
+
+class Regularized(SegmentationModule):
+    """Regularised loss: pCE, then + CRF, normalised cut, kernel cut or Gated CRF (Tang et al. 2018, 1803.09569).
+
+    From the papers: the energies, clamped seeds, two phases. Normalised weights are this project's proposal, see
+    README.md of this folder, which also converts the published ones. An option at None takes its term's value.
+
+    Args:
+        term: `crf`, `normalized_cut`, `kernel_cut` (both), or `gated_crf` (in a window, per pixel).
+        crf_weight: of the CRF energy as a share of disagreement in [0, 1]; of the loss itself for `gated_crf`.
+        nc_weight: of the normalised cut, a sum over classes in [0, K - 1].
+        sigma_xy: bandwidth of position in pixels of the batch's images.
+        sigma_rgb: bandwidth of colour in grey levels, of RGB in 0..255.
+        stride: the term is taken on probabilities and colours averaged over stride x stride pixels.
+        radius: pairs at most so many steps apart; None: all pairs (`gated_crf`: 5).
+        dilation: pixels per step of such a window.
+        reduction: `normalised`, or the code's `raw` sum; with `crf`.
+        missing_weight: of the mean probability of classes that have no label in the image.
+        max_labelled: images with a larger share of labelled pixels count as fully labelled: the term leaves them out.
+        start: fraction of the run with pCE alone, the first phase; 0 is a single phase.
+        ramp: fraction of the run over which the term's weight then rises.
+        kwargs: see `common.module.SegmentationModule`.
+
+    Raises:
+        ValueError: options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        term: Literal["crf", "normalized_cut", "kernel_cut", "gated_crf"] = "crf",
+        crf_weight: float | None = None,
+        nc_weight: float | None = None,
+        sigma_xy: float | None = None,
+        sigma_rgb: float | None = None,
+        stride: int | None = None,
+        radius: int | None = None,
+        dilation: int = 1,
+        reduction: Literal["normalised", "raw"] = "normalised",
+        missing_weight: float = 0.0,
+        max_labelled: float = 0.5,
+        start: float = 0.5,
+        ramp: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        given = {"crf_weight": crf_weight, "nc_weight": nc_weight, "sigma_xy": sigma_xy, "sigma_rgb": sigma_rgb}
+        given |= {"stride": stride, "radius": radius}
+        chosen = PRESETS["crf"] | PRESETS[term] | {name: value for name, value in given.items() if value is not None}
+        other = "crf_weight" if term == "normalized_cut" else "nc_weight"
+        if term != "kernel_cut" and chosen[other]:
+            raise ValueError(f"term {term} has no use for {other}: leave it out, or take term kernel_cut")
+        if reduction == "raw" and term != "crf":
+            raise ValueError("reduction raw is that of the code for crf: set term to crf, or reduction to normalised")
+        if min(chosen["crf_weight"], chosen["nc_weight"], missing_weight) < 0 or not 0 <= max_labelled <= 1:
+            raise ValueError("crf_weight, nc_weight and missing_weight must be >= 0, max_labelled a share in [0, 1]")
+        if min(chosen["sigma_xy"], chosen["sigma_rgb"]) <= 0 or not 0 <= start <= 1 or not 0 <= ramp <= 1:
+            raise ValueError("sigma_xy and sigma_rgb must be positive, start and ramp fractions of the run in [0, 1]")
+        self.stride, self.radius, self.dilation = chosen["stride"], chosen["radius"], dilation
+        if min(self.stride, self.dilation) < 1 or (self.radius is not None and self.radius < 1):
+            raise ValueError("stride, radius and dilation must be >= 1 (radius: or null, for all pairs)")
+        if dilation > 1 and self.radius is None:
+            raise ValueError("dilation is that of a window: set radius, or dilation to 1")
+        self.crf_weight, self.nc_weight = float(chosen["crf_weight"]), float(chosen["nc_weight"])
+        self.sigma_xy, self.sigma_rgb = float(chosen["sigma_xy"]), float(chosen["sigma_rgb"])
+        self.term, self.reduction, self.start, self.ramp = term, reduction, start, ramp
+        self.missing_weight, self.max_labelled = missing_weight, max_labelled
+
+    def compute_loss(self, batch: Batch) -> StepOutput:
+        # The labelled and, where the data has any, the unlabelled images in one forward.
+        streams = [batch["labeled"]] + ([batch["unlabeled"]] if "unlabeled" in batch else [])
+        image, mask, valid = (torch.cat([s[key] for s in streams]) for key in ("image", "mask", "valid"))
+        logits = self.network(image)
+        pce = partial_cross_entropy(logits, mask, valid)
+        weight = ramp(self.progress, self.start, self.ramp)
+        if weight == 0:  # the first phase; no parameter hangs on the terms alone, so they are not computed
+            return StepOutput(pce, {"pce": pce, "ramp": weight})
+        terms = self.regularizer(logits, image, mask, valid)
+        weights = {"crf": self.crf_weight, "nc": self.nc_weight, "missing": self.missing_weight}
+        energy = sum((weights[name] * value for name, value in terms.items()), torch.zeros_like(pce))
+        return StepOutput(pce + weight * energy, {"pce": pce, **terms, "ramp": weight})
+
+    def regularizer(self, logits: Tensor, image: Tensor, mask: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """The energies `crf`, `nc` and `missing` that have a weight, before it."""
+        p, terms = at_least_fp32(logits).softmax(1), {}
+        share = ((mask != IGNORE) & valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+        valid = valid & (share <= self.max_labelled)[:, None, None]
+        if self.missing_weight > 0:
+            terms["missing"] = missing_label_penalty(p, mask, valid)
+        cells = -F.max_pool2d(-valid[:, None].float(), self.stride)[:, 0] > 0  # a cell with padding is padding
+        colors = F.avg_pool2d(255 * image, self.stride)
+        features = stack_modalities([(positions(colors), self.sigma_xy / self.stride), (colors, self.sigma_rgb)])
+        kernel = dense_kernel(features, cells)
+        if self.radius is not None:
+            kernel = window_kernel(features, cells, radius=self.radius, dilation=self.dilation)
+        if self.crf_weight > 0:
+            q = F.avg_pool2d(p, self.stride)
+            gated = self.term == "gated_crf"
+            terms["crf"] = gated_crf(q, kernel, cells) if gated else crf(q, kernel, self.reduction)
+        if self.nc_weight > 0:  # labels are finer than cells, so they are set before
+            terms["nc"] = normalized_cut(F.avg_pool2d(clamp_seeds(p, mask), self.stride), kernel)
+        return terms
