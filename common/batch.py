@@ -53,6 +53,13 @@ def check_batch(stream: SegBatch, num_classes: int) -> None:
     require(strange.numel() == 0, f"mask holds {strange[:1].tolist()} outside 0..{num_classes - 1} and {IGNORE}")
 
 
+def all_images(*streams: SegBatch | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, mask and valid of the given streams together (None: the batch has none of it), for one forward pass."""
+    given = [stream for stream in streams if stream is not None]
+    image, mask, valid = (torch.cat([s[key] for s in given]) for key in ("image", "mask", "valid"))
+    return image, mask, valid
+
+
 def check_streams(method: Any, data: Any) -> None:
     """Raise ValueError unless a data module gives the streams and strong views that a method learns from."""
     name = type(method).__name__

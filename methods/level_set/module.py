@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.batch import Batch
+from common.batch import Batch, all_images
 from common.losses import at_least_fp32, partial_cross_entropy, total_variation_sum
 from common.module import SegmentationModule, StepOutput
 from common.partition import MatchedMetrics
@@ -81,10 +80,8 @@ class LevelSet(SegmentationModule):
         return super().parameter_groups() + head
 
     def compute_loss(self, batch: Batch) -> StepOutput:
-        # The labelled and, where the data has any, the unlabelled images in one forward.
         unlabeled = None if self.mode == "supervised" else batch.get("unlabeled")
-        streams = [stream for stream in (batch.get("labeled"), unlabeled) if stream is not None]
-        image, mask, valid = (torch.cat([s[key] for s in streams]) for key in ("image", "mask", "valid"))
+        image, mask, valid = all_images(batch.get("labeled"), unlabeled)
         decoded = self.network.features(image)[1]
         logits = self.network.classify(decoded, *image.shape[-2:])
         terms = self.level_set(logits, decoded, image, valid)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.affinity import dense_kernel, positions, stack_modalities, window_kernel
-from common.batch import IGNORE, Batch
+from common.batch import IGNORE, Batch, all_images
 from common.losses import at_least_fp32, partial_cross_entropy
 from common.module import SegmentationModule, StepOutput
 from common.schedules import ramp
@@ -91,9 +91,7 @@ class Regularized(SegmentationModule):
         self.missing_weight, self.max_labelled = missing_weight, max_labelled
 
     def compute_loss(self, batch: Batch) -> StepOutput:
-        # The labelled and, where the data has any, the unlabelled images in one forward.
-        streams = [batch["labeled"]] + ([batch["unlabeled"]] if "unlabeled" in batch else [])
-        image, mask, valid = (torch.cat([s[key] for s in streams]) for key in ("image", "mask", "valid"))
+        image, mask, valid = all_images(batch["labeled"], batch.get("unlabeled"))
         logits = self.network(image)
         pce = partial_cross_entropy(logits, mask, valid)
         weight = ramp(self.progress, self.start, self.ramp)
@@ -114,8 +112,9 @@ class Regularized(SegmentationModule):
         cells = -F.max_pool2d(-valid[:, None].float(), self.stride)[:, 0] > 0  # a cell with padding is padding
         colors = F.avg_pool2d(255 * image, self.stride)
         features = stack_modalities([(positions(colors), self.sigma_xy / self.stride), (colors, self.sigma_rgb)])
-        kernel = dense_kernel(features, cells)
-        if self.radius is not None:
+        if self.radius is None:
+            kernel = dense_kernel(features, cells)
+        else:
             kernel = window_kernel(features, cells, radius=self.radius, dilation=self.dilation)
         if self.crf_weight > 0:
             q = F.avg_pool2d(p, self.stride)

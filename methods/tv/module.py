@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.batch import Batch
+from common.batch import Batch, all_images
 from common.losses import contrast_weights, partial_cross_entropy, total_variation
 from common.module import SegmentationModule, StepOutput
 from common.schedules import ramp
@@ -72,9 +72,7 @@ class TV(SegmentationModule):
         self.start, self.ramp = start, ramp
 
     def compute_loss(self, batch: Batch) -> StepOutput:
-        # The labelled and, where the data has any, the unlabelled images in one forward.
-        streams = [batch["labeled"]] + ([batch["unlabeled"]] if "unlabeled" in batch else [])
-        image, mask, valid = (torch.cat([s[key] for s in streams]) for key in ("image", "mask", "valid"))
+        image, mask, valid = all_images(batch["labeled"], batch.get("unlabeled"))
         logits = self.network(image)
         pce = partial_cross_entropy(logits, mask, valid)
         variation, directional = self.regularizer(logits, image, mask, valid)
