@@ -561,8 +561,9 @@ def test_recipe_on_horses_runs_two_steps(path, tmp_path):
     network = ["--model.init_args.network.weights", "null", "--trainer.limit_val_batches", "2"]
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.enable_progress_bar", "false"]
     weakseg("fit", "--config", path, "--run_dir", tmp_path / "run", *data, *network, *steps)
-    assert summary(tmp_path / "run")["steps"] == 2
-    assert summary(tmp_path / "run")["annotation"]["images"] == 160
+    result, supervision = summary(tmp_path / "run"), parse(["--config", path, *data]).data.init_args.supervision
+    share = supervision.fraction if supervision.kind == "image_subset" else 1
+    assert (result["steps"], result["annotation"]["images"]) == (2, 160 * share)
 
 
 # Two processes -----------------------------------------------------------------------------------------------------
