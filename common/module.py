@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
@@ -66,7 +65,7 @@ class SegmentationModule(LightningModule):
         self.optimizer_factory = optimizer
         self.encoder_lr_scale, self.schedule, self.warmup = encoder_lr_scale, schedule, warmup
         self.inference, self.postprocess = inference, postprocess
-        self._last: tuple[Batch, StepOutput] | None = None  # for the report of a non-finite step
+        self.last_step: tuple[Batch, StepOutput] | None = None  # for the report of a non-finite step
 
     # What a method says --------------------------------------------------------------------------------------------
 
@@ -99,37 +98,17 @@ class SegmentationModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout and the like start anew in each step, so that a resumed run continues as the unbroken one.
-        seed = (self.draw_seed(), self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(hash(seed) % 2**63)  # the hash of a tuple of integers is the same in every process
+        position = (self.draw_seed(), self.current_epoch, batch_idx, self.global_rank)
+        self.step_seed = hash(position) % 2**63  # the hash of a tuple of integers is the same in every process
+        torch.manual_seed(self.step_seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self.compute_loss(batch)
-        self._last = (batch, out)
+        self.last_step = (batch, out)
         self.log("train/loss", out.loss.detach(), prog_bar=True)
         for name, value in out.logs.items():
             self.log(f"train/{name}", value.detach() if isinstance(value, Tensor) else value)
         return out.loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # One check a step, after the all-reduce: all ranks see the same gradients and stop together.
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return  # the fp16 scaler skips such steps and lowers its scale: infinite gradients are its normal course
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if gradients and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            self._stop_non_finite()
-
-    def _stop_non_finite(self) -> NoReturn:
-        assert self._last is not None
-        batch, out = self._last
-        terms = {"loss": out.loss.detach(), **{k: torch.as_tensor(v).detach() for k, v in out.logs.items()}}
-        bad = [name for name, value in terms.items() if not torch.isfinite(value).all()]
-        path = Path(self.trainer.default_root_dir) / f"nonfinite_rank{self.global_rank}.pt"
-        torch.save({"batch": batch, "terms": terms, "step": self.global_step}, path)
-        what = f"the terms {', '.join(bad)} are not finite" if bad else "every term is finite, a gradient is not"
-        raise FloatingPointError(
-            f"non-finite gradient at step {self.global_step}: {what}. Stopped before the optimizer step; the batch is "
-            f"in {path}. Lower the learning rate or the term's weight, clip gradients, or use fp32"
-        )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

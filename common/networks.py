@@ -39,6 +39,11 @@ class NetworkConfig:
         std: as `mean`.
         dropout: share of the decoder's output channels dropped in training, before the segmentation head. Some
             architectures have a dropout of their own, set through `decoder`.
+        freeze_bn: BatchNorm keeps the statistics of the weights (its scale and shift still learn): for small batches,
+            and so that accumulated parts and devices see what one large batch would.
+        checkpoint_activations: compute the encoder's activations again in the backward pass instead of keeping them;
+            timm encoders only, and with BatchNorm only if it is frozen, whose statistics would move twice a step.
+        compile: torch.compile of encoder, decoder and head; the first steps take a minute, checkpoints stay the same.
 
     Raises:
         ValueError: mean, std or dropout out of range.
@@ -51,6 +56,9 @@ class NetworkConfig:
     mean: list[float] | None = None
     std: list[float] | None = None
     dropout: float = 0.0
+    freeze_bn: bool = False
+    checkpoint_activations: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -68,15 +76,24 @@ class SegmentationNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Any, stride: int, mean: list[float], std: list[float], dropout: float) -> None:
+    def __init__(
+        self, model: Any, stride: int, mean: list[float], std: list[float], dropout: float, freeze_bn: bool = False
+    ) -> None:
         super().__init__()
         self.model = model  # an smp.base.SegmentationModel, whose parts smp does not declare
-        self.stride = stride
+        self.stride, self.freeze_bn = stride, freeze_bn
         self.dropout = nn.Dropout2d(dropout)
         # Persistent: trained weights mean nothing under another normalisation, so it travels with them in every
         # checkpoint, also to where the pretrained weights that stated it are not at hand.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def train(self, mode: bool = True) -> SegmentationNetwork:
+        super().train(mode)
+        if self.freeze_bn:
+            for module in batch_norms(self):
+                module.eval()
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> (B, K, H, W) logits."""
@@ -175,9 +192,33 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
     stride = int(model.encoder.output_stride)
     if arch is smp.DPT:  # its i-th map is resampled to stride 2^(i + 2), also beyond the patch size
         stride = max(stride, 2 ** (len(model.encoder.out_channels) + 1))
-    network = SegmentationNetwork(model, stride, mean, std, config.dropout)
+    network = SegmentationNetwork(model, stride, mean, std, config.dropout, config.freeze_bn)
     _try_out(network, num_classes, pair)
+    if config.checkpoint_activations:
+        _checkpoint_activations(network, config)
+    if config.compile:
+        for part in (model.encoder, model.decoder, model.segmentation_head):  # methods call them one by one
+            part.compile()
     return network.to(memory_format=torch.channels_last)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Its layers with batch statistics."""
+    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
+def _checkpoint_activations(network: SegmentationNetwork, config: NetworkConfig) -> None:
+    inner: Any = getattr(network.model.encoder, "model", None)
+    if not hasattr(inner, "set_grad_checkpointing"):
+        raise ValueError(
+            f"checkpoint_activations needs a timm encoder, {config.encoder!r} is smp's: set it to false or take a tu-"
+        )
+    if batch_norms(network.model.encoder) and not config.freeze_bn:
+        raise ValueError(
+            f"checkpoint_activations would move the BatchNorm statistics of {config.encoder!r} twice a step: set "
+            "freeze_bn to true, or checkpoint_activations to false"
+        )
+    inner.set_grad_checkpointing()
 
 
 def _unknown(kind: str, name: str, known: Iterable[str], whole_list: str) -> ValueError:

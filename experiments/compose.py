@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def expand_configs(arguments: list[str]) -> list[str]:
         else:
             expanded.append(argument)
     return expanded
+
+
+def stated(arguments: list[str], *keys: str) -> Any:
+    """What the config texts among expanded arguments say at `keys`, the last one that says it; None if none does."""
+    found = None
+    for option, text in itertools.pairwise(arguments):
+        if option in CONFIG_OPTIONS:
+            content = yaml.safe_load(text)
+            for key in keys:
+                content = content.get(key) if isinstance(content, dict) else None
+            found = found if content is None else content
+    return found
 
 
 def set_to_null(option: str) -> str:

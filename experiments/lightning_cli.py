@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ warnings.filterwarnings("ignore", ".*does not have many workers.*")  # num_worke
 warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # --resume continues in its directory
 warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # teachers always are
 warnings.filterwarnings("ignore", ".*isinstance.treespec.*")  # torch's pytree again
+warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # torchmetrics has added the counts of all ranks
 warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # evaluation needs none of them
 
 import torch  # noqa: E402
@@ -38,12 +41,13 @@ from common.callbacks import (  # noqa: E402
     RunSummary,
     Throughput,
 )
-from common.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoint  # noqa: E402
+from common.checkpoints import AtomicCheckpointIO, LastCheckpoint, Stopped, best_checkpoint  # noqa: E402
 from common.distributed import make_strategy  # noqa: E402
 from common.loggers import CSVLogger  # noqa: E402
 from common.module import SegmentationModule  # noqa: E402
+from common.nonfinite import NonFiniteGuard  # noqa: E402
 from datamodules.base import SegmentationDataModule  # noqa: E402
-from experiments.compose import check_method, expand_configs, from_run, read_checkpoint  # noqa: E402
+from experiments.compose import check_method, expand_configs, from_run, read_checkpoint, stated  # noqa: E402
 from experiments.messages import FILES, Parser  # noqa: E402
 
 RUN_OPTIONS = ("run_dir", "name", "resume", "init_from", "overwrite")  # about one start, not part of the saved config
@@ -57,7 +61,7 @@ class WeaksegCLI(LightningCLI):
     config links cannot reach into lists."""
 
     def __init__(self, verb: str, arguments: list[str], options: argparse.Namespace | None = None) -> None:
-        self.verb, self.options = verb, options
+        self.verb, self.options, self.arguments = verb, options, arguments
         for package in (methods, datamodules):
             for name in package.CLASSES:
                 getattr(package, name)  # imported, so that the short class name is known
@@ -91,6 +95,7 @@ class WeaksegCLI(LightningCLI):
         parser.add_argument("--init_from", type=str | None, help="start from the weights of this checkpoint, at step 0")
         parser.add_argument("--overwrite", type=bool, default=False, help="replace the run that is in run_dir")
         parser.add_argument("--checkpoint_every", type=int, default=50, help="optimizer steps between last.ckpt files")
+        parser.add_argument("--skip_nonfinite", type=int, default=0, help="steps of no finite gradient to leave out")
         parser.add_argument("--tensorboard", type=bool, default=False, help="log to TensorBoard too")
         parser.add_argument("--wandb", type=Literal["off", "online", "offline"], default="off", help="log to W&B too")
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -121,6 +126,19 @@ class WeaksegCLI(LightningCLI):
         name = self.settings.name or f"{regime.kind}{amount}-seed{self.settings.seed_everything}"
         return Path("runs", str(data.class_path).rsplit(".", 1)[-1], self.method, name)
 
+    def before_instantiate_classes(self) -> None:
+        """A batch size that overrides the config's changes the learning rate with it, linearly for SGD, by the square
+        root for others, unless that is given too. Nothing else does: devices and accumulation share the batch."""
+        if self.verb != "fit":
+            return
+        batch, optimizer = self.settings.data.init_args.batch_size, self.settings.model.init_args.optimizer
+        before = stated(self.arguments, "data", "init_args", "batch_size") or batch
+        rate, ratio = optimizer.init_args.lr, batch / before
+        given = re.compile(r"--model\.(init_args\.)?optimizer\.(init_args\.)?lr(=|$)")
+        if ratio != 1 and not any(map(given.match, self.arguments)):
+            optimizer.init_args.lr = rate * (ratio if optimizer.class_path.endswith(".SGD") else ratio**0.5)
+            rank_zero_only(print)(f"batch {before} -> {batch}: learning rate {rate:g} -> {optimizer.init_args.lr:g}")
+
     def config_text(self) -> str:
         """The resolved config, enough to repeat the run, without the options about this start."""
         config = self.settings.clone()
@@ -148,6 +166,7 @@ class WeaksegCLI(LightningCLI):
             callbacks = [
                 RunStart(folder, self.method, self.config_text(), bool(self.settings.overwrite), self.more_loggers),
                 *callbacks,
+                NonFiniteGuard(folder, self.settings.skip_nonfinite),
                 Throughput(),
                 PredictionPictures(folder),
                 best_checkpoint(checkpoints),
@@ -208,6 +227,10 @@ class WeaksegCLI(LightningCLI):
         if source:
             check_method(Path(source), self.method)
             self.model.load_state_dict(read_checkpoint(Path(source))["state_dict"])
+        data, devices, parts = self.settings.data.init_args, self.trainer.world_size, self.datamodule.accumulation
+        share = f"{data.batch_size // (devices * parts)} per device" + (f", {parts} accumulated" if parts > 1 else "")
+        rate = self.settings.model.init_args.optimizer.init_args.lr
+        rank_zero_only(print)(f"global batch {data.batch_size} ({share}), learning rate {rate:g}")
         rank_zero_only(print)(f"run directory: {folder}")
         self.trainer.fit(ckpt_path=checkpoint, weights_only=True, **kwargs)
         if self.trainer.global_step == 0:
@@ -301,7 +324,8 @@ def run(verb: str, arguments: list[str]) -> None:
 
     Raises:
         ValueError, OSError: a wrong input, with the way out.
-        SystemExit: a wrong command line (jsonargparse has printed why).
+        SystemExit: a wrong command line (jsonargparse has printed why); with status 75 (EX_TEMPFAIL) after a signal:
+            the run is saved, and to be started again with --resume auto.
     """
     for name in QUIET:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
@@ -313,6 +337,9 @@ def run(verb: str, arguments: list[str]) -> None:
         arguments, options = from_run(verb, arguments)
     try:
         WeaksegCLI(verb, arguments, options)
+    except Stopped as stop:
+        rank_zero_only(print)(f"weakseg: {stop}", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
     except MisconfigurationException as error:  # trainer options that contradict each other or this machine
         raise ValueError(str(error)) from error
     except RuntimeError as error:

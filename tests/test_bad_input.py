@@ -9,7 +9,7 @@ from PIL import Image
 
 import methods.supervised.module
 import methods.tv.module
-from common.module import SegmentationModule
+from common.nonfinite import NonFiniteGuard
 from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
 
 
@@ -387,18 +387,18 @@ def test_broken_test_image_is_named_also_from_a_worker_process(workers, tmp_path
 )
 def test_non_finite_loss_stops_before_the_step(method, module, function, bad, good, tmp_path, monkeypatch):
     seen = []
-    original, check = getattr(module, function), SegmentationModule.on_before_optimizer_step
+    original, check = getattr(module, function), NonFiniteGuard.on_before_optimizer_step
 
     def break_at_step_two(*arguments, **options):
         value = original(*arguments, **options)
         return value * float("nan") if len(seen) == 2 else value
 
-    def remember(self, optimizer):
-        seen.append((self, {name: p.detach().clone() for name, p in self.named_parameters()}))
-        check(self, optimizer)
+    def remember(self, trainer, module, optimizer):
+        seen.append((module, {name: p.detach().clone() for name, p in module.named_parameters()}))
+        check(self, trainer, module, optimizer)
 
     monkeypatch.setattr(module, function, break_at_step_two)
-    monkeypatch.setattr(SegmentationModule, "on_before_optimizer_step", remember)
+    monkeypatch.setattr(NonFiniteGuard, "on_before_optimizer_step", remember)
     start = ["--model.init_args.start", "0"] if method == "TV" else []
     run_dir = tmp_path / "run"
     text = message(fit_tiny(run_dir, "--model", method, *start, "--checkpoint_every", "1", expect=1))
@@ -418,6 +418,7 @@ def test_non_finite_loss_stops_before_the_step(method, module, function, bad, go
     assert saved["step"] == 2
     assert saved["batch"]["labeled"]["image"].shape == (4, 3, 32, 32)
     assert len(saved["batch"]["labeled"]["name"]) == 4
+    assert saved["seed"] == model.step_seed
     assert all(torch.isfinite(saved["terms"][name]) for name in good)
     last = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2

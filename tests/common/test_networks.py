@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save_file as save_contiguous
 from torch import Tensor
 
-from common.networks import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig, SegmentationNetwork, build_network
+from common.networks import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig, SegmentationNetwork, batch_norms, build_network
 
 REAL_FILE = Path(__file__).parents[3] / "shared/weights/mobilenet_v2_imagenet_fp16.safetensors"
 SLIM_UNET = {"decoder_channels": [16, 16, 8, 8, 8]}
@@ -421,3 +421,78 @@ def test_the_real_file_gives_the_features_of_torchvision():
         theirs = reference.features((image - 128) / 128)
         torch.testing.assert_close(network.features(image / 255)[0][-1], theirs, rtol=1e-4, atol=1e-4)
         assert theirs.std() > 0.1  # far above the tolerance
+
+
+# Switches for large encoders and small batches ---------------------------------------------------------------------
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scale():
+    network = build_network(NetworkConfig("Unet", "tu-test_resnet", decoder=SLIM_UNET, freeze_bn=True), 3).train()
+    layers = batch_norms(network)
+    assert layers
+    before = [layer.running_mean.clone() for layer in layers]
+    image = torch.rand(4, 3, 64, 64)
+    network(image).sum().backward()
+    assert all(torch.equal(layer.running_mean, mean) for layer, mean in zip(layers, before, strict=True))
+    assert all(layer.weight.grad is not None for layer in layers)
+    torch.testing.assert_close(network(image[:2]), network(image)[:2])  # an image does not see the others
+    assert network.training
+    assert not any(layer.training for layer in batch_norms(copy.deepcopy(network).train()))
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder", "decoder"),
+    [
+        ("UPerNet", "tu-swin_tiny_patch4_window7_224", {}),
+        ("DPT", "tu-test_vit", {"decoder_fusion_channels": 16, "decoder_intermediate_channels": [8, 8, 8, 8]}),
+        ("Unet", "tu-test_resnet", SLIM_UNET),
+    ],
+)
+def test_checkpointed_activations_give_the_same_gradient_from_less_memory(arch, encoder, decoder):
+    def run(switch):
+        torch.manual_seed(0)
+        config = NetworkConfig(arch, encoder, decoder=decoder, freeze_bn=True, checkpoint_activations=switch)
+        network = build_network(config, 3)
+        kept = {}
+
+        def keep(tensor):
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = network(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        out.square().mean().backward()
+        return sum(kept.values()), [p.grad for p in network.parameters() if p.grad is not None]
+
+    memory, gradients = run(False)
+    less, same = run(True)
+    assert less < memory
+    for one, two in zip(gradients, same, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"), [("mobilenet_v2", "needs a timm encoder"), ("tu-test_resnet", "set freeze_bn to true")]
+)
+def test_checkpointed_activations_are_refused_where_they_would_be_wrong(encoder, words):
+    with pytest.raises(ValueError, match=words):
+        build_network(NetworkConfig("Unet", encoder, checkpoint_activations=True), 3)
+
+
+@pytest.mark.slow  # half a minute of compilation
+def test_a_compiled_network_computes_the_same_and_its_checkpoint_is_a_plain_one():
+    def build(switch):
+        torch.manual_seed(0)
+        return build_network(NetworkConfig("Unet", "tu-test_resnet", decoder=SLIM_UNET, compile=switch), 3).double()
+
+    plain, compiled = build(False), build(True)
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    for side in (64, 96):  # evaluation takes every image at its own size
+        image = torch.rand(2, 3, side, side, dtype=torch.double)
+        one, two = plain(image), compiled(image)
+        torch.testing.assert_close(one, two)
+        gradients = [torch.autograd.grad(out.square().mean(), net.encoder_parameters())
+                     for out, net in ((one, plain), (two, compiled))]  # fmt: skip
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b)
+    torch.testing.assert_close(plain.eval()(image), copy.deepcopy(compiled).eval()(image))
