@@ -21,7 +21,7 @@ import methods
 from conftest import ROOT, weakseg
 from datamodules.supervision import OPTIONS, Supervision
 
-PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("methods/*/README.md"), *ROOT.glob("experiments/**/*.md")})
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("methods/*/README.md"), *ROOT.glob("experiments/**/*.md")})
 RUN = [ROOT / "README.md", *sorted(ROOT.glob("methods/*/README.md"))]  # CONTRIBUTING has tests of its own
 SKIPPED = {
     "source .venv/bin/activate": "changes the reader's shell",
@@ -125,6 +125,14 @@ def run(words):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {target}"
         case _:
             raise AssertionError(f"not a command that this test knows: {shlex.join(words)}")
+
+
+def test_every_promise_names_a_test_that_there_is():
+    text = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    rows = [row for row in table((ROOT / "docs" / "reliability.md").read_text()) if row[2].startswith("test_")]
+    assert len(rows) > 10
+    for name in (name for row in rows for name in row[2].split(", ")):
+        assert f"def {name}(" in text, name
 
 
 # README and the methods' pages -------------------------------------------------------------------------------------
