@@ -13,21 +13,24 @@ from experiments.cli import main as weakseg
 Summary = dict[str, Any]
 
 
-def read(folder: Path) -> Summary:
-    """A run's `summary.json`; empty while the run is not finished."""
-    path = folder / "summary.json"
+def read(folder: Path, name: str = "summary.json") -> Summary:
+    """A run's `summary.json` (or another of its files); empty while the run is not finished."""
+    path = folder / name
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def evaluate(folders: Iterable[Path], which: Sequence[str] = ("best", "last")) -> None:
-    """Run `weakseg test` on each finished run that lacks it."""
+def evaluate(
+    folders: Iterable[Path], which: Sequence[str] = ("best", "last"), refined: Mapping[str, str] | None = None
+) -> None:
+    """Run `weakseg test` on each finished run that lacks it, with the given `postprocess` options if any."""
+    options = [word for name, value in (refined or {}).items()
+               for word in (f"--model.init_args.postprocess.{name}", value)]  # fmt: skip
     for folder in folders:
         for one in which:
-            if (summary := read(folder)) and one not in summary.get("test", {}):
-                status = weakseg(
-                    ["test", "--run", str(folder), "--which", one, "--trainer.enable_progress_bar", "false"]
-                )
-                if status:
+            name = one + (f"+{refined['kind']}" if refined else "")
+            if (summary := read(folder)) and name not in summary.get("test", {}):
+                words = ["test", "--run", str(folder), "--which", one, "--trainer.enable_progress_bar", "false"]
+                if weakseg([*words, *options]):
                     raise RuntimeError(f"weakseg test failed on {folder}")
 
 

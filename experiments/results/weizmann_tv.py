@@ -13,17 +13,16 @@ Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weight
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+
+from experiments.results.tables import Summary, read
 
 FRACTIONS = (0.0002, 0.001, 0.01, 1.0)
 SEEDS = (0, 1, 2)
 WEIGHTS = (0.1, 0.3, 1.0, 3.0)
 CONTRAST_WEIGHTS = (1.0, 3.0)
-Summary = dict[str, Any]
 
 
 def supervised_dir(runs: Path, fraction: float, seed: int) -> Path:
@@ -32,11 +31,6 @@ def supervised_dir(runs: Path, fraction: float, seed: int) -> Path:
 
 def tv_dir(runs: Path, fraction: float, weight: float, seed: int) -> Path:
     return runs / "weizmann_tv_weight" / f"fraction={fraction},tv_weight={weight},seed_everything={seed}"
-
-
-def read(folder: Path, file: str = "summary.json") -> Summary:
-    path = folder / file
-    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def best_weight(runs: Path, fraction: float) -> float | None:
@@ -80,7 +74,7 @@ def missing(runs: Path) -> list[str]:
         for seed in SEEDS:
             folder = supervised_dir(runs, fraction, seed)
             if read(folder) and not (folder / "mrf_val.json").exists():
-                lines.append(f"python -m experiments.tune_mrf '{folder}'")
+                lines.append(f"python -m experiments.tune_postprocess mrf '{folder}'")
             if setting and "best+mrf" not in read(folder).get("test", {}):
                 lines.append(
                     f"weakseg test --run '{folder}' --model.init_args.postprocess.kind mrf "

@@ -1,0 +1,98 @@
+"""Writes regularized.md from the runs' artefacts, after testing those that are not tested yet.
+
+    python -m experiments.results.regularized runs experiments/results/regularized.md
+
+Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE:
+
+    python -m experiments.study experiments/sweeps/weizmann_crf_weight.yaml -- FILES             # these three: chosen
+    python -m experiments.study experiments/sweeps/weizmann_normalized_cut_weight.yaml -- FILES  # on val
+    python -m experiments.study experiments/sweeps/weizmann_gated_crf_weight.yaml -- FILES
+    python -m experiments.study experiments/sweeps/weizmann_scribbles.yaml -- FILES
+    python -m experiments.study experiments/sweeps/weizmann_regularized.yaml -- FILES
+    python -m experiments.tune_postprocess dense_crf runs/weizmann_scribbles/*kind=scribbles,seed_everything=0
+
+The times are from experiments/benchmarks/affinity.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from experiments.results.tables import Summary, about, cell, evaluate, fill, read
+
+SEEDS = (0, 1, 2)
+KINDS = {"scribbles": "scribbles", "clicks": "points"}
+ROWS = {
+    "partial cross entropy": ("weizmann_scribbles", "weizmann_scribbles"),
+    "dense CRF": ("weizmann_regularized", "weizmann_regularized"),
+    "normalised cut": ("weizmann_regularized", "weizmann_normalized_cut"),
+    "kernel cut": ("weizmann_regularized", "weizmann_kernel_cut"),
+    "Gated CRF": ("weizmann_regularized", "weizmann_gated_crf"),
+}
+SEARCH = {
+    "dense CRF": ("weizmann_crf_weight", "config=weizmann_regularized,crf_weight={}", (0.3, 1.0, 2.0), (15, 40)),
+    "normalised cut": (
+        "weizmann_normalized_cut_weight",
+        "config=weizmann_normalized_cut,nc_weight={}",
+        (0.1, 0.4, 1.6),
+        (15, 40),
+    ),
+    "Gated CRF": ("weizmann_gated_crf_weight", "config=weizmann_gated_crf,crf_weight={}", (0.1, 0.3, 1.0), (None,)),
+}
+# Chosen on val with the baseline's first run (dense_crf_val.json): its weight. Stride and iterations are for speed.
+REFINED = {"kind": "dense_crf", "crf_weight": "3.0", "crf_stride": "8", "crf_iterations": "5"}
+
+
+def folders(runs: Path, kind: str, row: str) -> list[Path]:
+    sweep, recipe = ROWS[row]
+    return [runs / sweep / f"config={recipe},kind={kind},seed_everything={seed}" for seed in SEEDS]
+
+
+def scores(summaries: list[Summary], which: str) -> list[float]:
+    return [one["test"][which]["test/miou"] for one in summaries if which in one.get("test", {})]
+
+
+def table(runs: Path) -> str:
+    rows = ["| labels | loss | mIoU last | gain, seed by seed | best | last, with dense-CRF post-processing |"]
+    rows.append("|---" * 6 + "|")
+    for label, kind in KINDS.items():
+        base: list[float] = []
+        for row in ROWS:
+            summaries = [read(path) for path in folders(runs, kind, row)]
+            last, gains = scores(summaries, "last"), ""
+            if not base:
+                base = last
+            else:
+                gains = ", ".join(f"{a - b:+.1f}" for a, b in zip(last, base, strict=False))
+            cells = [cell(last, len(SEEDS)), gains]
+            cells += [cell(scores(summaries, which), len(SEEDS)) for which in ("best", "last+dense_crf")]
+            rows.append(f"| {label} | {row} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def search_table(runs: Path) -> str:
+    """Val mIoU of the last step, seed 0, scribbles."""
+    rows = ["| loss | sigma_xy | weight: val mIoU |", "|---|---|---|"]
+    for name, (sweep, start, weights, sigmas) in SEARCH.items():
+        for sigma in sigmas:
+            middle = "" if sigma is None else f",sigma_xy={sigma}"
+            ends = {weight: start.format(weight) + f"{middle},seed_everything=0" for weight in weights}
+            found = {w: read(runs / sweep / end).get("last", {}).get("val/miou") for w, end in ends.items()}
+            cells = ", ".join(f"{w:g}: {value:.1f}" for w, value in found.items() if value is not None)
+            rows.append(f"| {name} | {sigma or ''} | {cells} |")
+    crf = read(folders(runs, "scribbles", "partial cross entropy")[0], "dense_crf_val.json").get("weight", {})
+    rows.append(f"| post-processing of the first | 80 | {', '.join(f'{w}: {v:.1f}' for w, v in crf.items())} |")
+    return "\n".join(rows)
+
+
+def main(runs: Path, page: Path) -> None:
+    paths = [path for kind in KINDS.values() for row in ROWS for path in folders(runs, kind, row)]
+    evaluate(paths)
+    evaluate(paths, ("last",), REFINED)
+    summaries = [read(path) for path in paths]
+    fill(page, {"weizmann": table(runs), "search": search_table(runs), "runs": about(summaries)})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
