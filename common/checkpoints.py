@@ -119,13 +119,17 @@ class LastCheckpoint(Callback):
         stop = self._stop_asked(trainer)
         if trainer.global_step and (stop or trainer.global_step % self.every == 0):
             # This batch has not begun as far as the checkpoint is concerned. Lightning counts batches that began and
-            # did not end twice, and would validate at other steps from then on.
-            counts = (loop.batch_progress.total, loop.batch_progress.current)
+            # did not end twice, and would validate at other steps from then on; and if this batch is the epoch's last
+            # and the step before was validated, it would leave this one out.
+            progress = loop.batch_progress
+            counts, is_last = (progress.total, progress.current), progress.is_last_batch
+            progress.is_last_batch = False
             for count in counts:
                 count.ready -= 1
             self._save(trainer)
             for count in counts:
                 count.ready += 1
+            progress.is_last_batch = is_last
         if stop:
             raise Stopped(f"stopped at step {trainer.global_step}, continue with the same command and --resume auto")
 

@@ -12,7 +12,7 @@ import torch
 import methods
 from conftest import TINY, fit_tiny, weakseg, weakseg_process
 
-LONG = ["--trainer.max_steps", "14", "--trainer.val_check_interval", "4", "--checkpoint_every", "3"]
+LONG = ["--trainer.max_steps", "14", "--trainer.val_check_interval", "4", "--checkpoint_every", "1"]
 
 
 def load(run_dir, which="last"):
@@ -57,7 +57,7 @@ def whole(tmp_path_factory):
     def run(method):
         if method not in done:
             done[method] = tmp_path_factory.mktemp(f"whole-{method}")
-            fit_tiny(done[method], "--model", method, "--checkpoint_every", "1")
+            fit_tiny(done[method], "--model", method, *LONG)
         return done[method]
 
     return run
@@ -65,17 +65,17 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("method", methods.CLASSES)
 def test_same_seed_twice_gives_the_same_run_and_another_seed_another(method, whole, tmp_path):
-    fit_tiny(tmp_path / "two", "--model", method, "--checkpoint_every", "1")
-    fit_tiny(tmp_path / "other", "--model", method, "--checkpoint_every", "1", "--seed_everything", "1")
+    fit_tiny(tmp_path / "two", "--model", method, *LONG)
+    fit_tiny(tmp_path / "other", "--model", method, *LONG, "--seed_everything", "1")
     assert_same_run(whole(method), tmp_path / "two")
     key = "network.model.segmentation_head.0.weight"
     assert not torch.equal(load(whole(method))["state_dict"][key], load(tmp_path / "other")["state_dict"][key])
 
 
 @pytest.mark.parametrize("method", methods.CLASSES)
-@pytest.mark.parametrize("stop", [3, 4])
+@pytest.mark.parametrize("stop", [3, 8])
 def test_stopped_at_a_checkpoint_and_resumed_equals_the_unbroken_run(method, stop, whole, tmp_path):
-    """`stop` falls at and after a validation and the end of an epoch."""
+    """After 3 steps an epoch ends, after 8 a validation was made and an epoch's last batch follows."""
     with pytest.MonkeyPatch.context() as patch:
         from common.checkpoints import LastCheckpoint
 
@@ -87,9 +87,9 @@ def test_stopped_at_a_checkpoint_and_resumed_equals_the_unbroken_run(method, sto
                 raise ValueError("the power is gone")
 
         patch.setattr(LastCheckpoint, "_save", save_and_die)
-        fit_tiny(tmp_path / "cut", "--model", method, "--checkpoint_every", "1", expect=1)
+        fit_tiny(tmp_path / "cut", "--model", method, *LONG, expect=1)
     assert load(tmp_path / "cut")["global_step"] == stop
-    fit_tiny(tmp_path / "cut", "--model", method, "--checkpoint_every", "1", "--resume", "auto")
+    fit_tiny(tmp_path / "cut", "--model", method, *LONG, "--resume", "auto")
     assert_same_run(whole(method), tmp_path / "cut")
 
 
