@@ -114,8 +114,12 @@ class SegmentationModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.after_step()
 
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer; an adversarial method chains its own to it (`common.optim.ChainedOptimizer`)."""
+        return build_optimizer(self.optimizer_factory, self.parameter_groups())
+
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.optimizer_factory, self.parameter_groups())
+        optimizer = self.make_optimizer()
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = lr_schedule(optimizer, steps, self.schedule, self.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -16,7 +16,10 @@ ScheduleName = Literal["constant", "poly", "cosine"]
 
 
 def lr_schedule(optimizer: Optimizer, total_steps: int, name: ScheduleName, warmup: float) -> LambdaLR:
-    """Linear warm-up over the fraction `warmup` of `total_steps`, then constant, poly (power 0.9) or cosine to 0."""
+    """Linear warm-up over the fraction `warmup` of `total_steps`, then constant, poly (power 0.9) or cosine to 0.
+
+    A parameter group with `constant_lr: True` (a discriminator's) keeps its learning rate.
+    """
     rise = round(warmup * total_steps)
 
     def factor(step: int) -> float:
@@ -27,7 +30,9 @@ def lr_schedule(optimizer: Optimizer, total_steps: int, name: ScheduleName, warm
             return float((1 - done) ** 0.9)
         return 0.5 * (1 + math.cos(math.pi * done)) if name == "cosine" else 1.0
 
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(
+        optimizer, [(lambda step: 1.0) if group.get("constant_lr") else factor for group in optimizer.param_groups]
+    )
 
 
 def build_optimizer(factory: Callable[[Iterable[Any]], Optimizer], groups: Sequence[dict[str, Any]]) -> Optimizer:

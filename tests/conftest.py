@@ -101,11 +101,16 @@ def needs(method: str) -> list[str]:
     return [word for name, value in options.items() for word in (f"--data.init_args.{name}", str(value))]
 
 
+# Defaults of a method that are not for images of 32 pixels.
+SMALL = {"RRN": ["--model.init_args.region_conv", "1"]}
+
+
 def fit_tiny(run_dir, *arguments, expect: int = 0) -> str:
     """Fit the method that `--model NAME` names among the arguments (default: Supervised)."""
     named = [after for word, after in itertools.pairwise(arguments) if word == "--model"]
     options = needs(named[0]) if named and named[0] in methods.CLASSES else []
-    return weakseg("fit", "--config", TINY, "--run_dir", run_dir, *options, *arguments, expect=expect)
+    small = SMALL.get(named[0], []) if named else []
+    return weakseg("fit", "--config", TINY, "--run_dir", run_dir, *options, *arguments, *small, expect=expect)
 
 
 def draw_folder(root: Path) -> Path:

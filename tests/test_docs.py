@@ -21,7 +21,8 @@ import methods
 from conftest import ROOT, weakseg
 from datamodules.supervision import OPTIONS, Supervision
 
-PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("methods/*/README.md"), *ROOT.glob("experiments/**/*.md")})
+FOLDERS = ("*.md", "docs/*.md", "methods/*/README.md", "experiments/**/*.md")
+PAGES = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
 RUN = [ROOT / "README.md", *sorted(ROOT.glob("methods/*/README.md"))]  # CONTRIBUTING has tests of its own
 SKIPPED = {
     "source .venv/bin/activate": "changes the reader's shell",
@@ -32,7 +33,7 @@ SKIPPED = {
 # What is laid over the documented fits: two steps of a tiny network on small images, no download.
 TINY = """
 trainer: {max_steps: 2, val_check_interval: 2, log_every_n_steps: 1, enable_progress_bar: false}
-data: {init_args: {num_workers: 0, size: 32, batch_size: 4}}
+data: {init_args: {num_workers: 0, size: 64, batch_size: 4}}
 model:
   init_args:
     network: {encoder: tu-test_resnet, weights: null, decoder: {decoder_channels: [16, 16, 8, 8], encoder_depth: 4}}

@@ -26,7 +26,7 @@ from test_resume import assert_same_run, load, metrics
 import common.checkpoints
 import methods
 from common.module import SegmentationModule
-from conftest import TINY, fit_tiny, needs, two_processes, weakseg, weakseg_process
+from conftest import SMALL, TINY, fit_tiny, needs, two_processes, weakseg, weakseg_process
 
 LONG = ["--trainer.max_steps", "14", "--trainer.val_check_interval", "4", "--checkpoint_every", "3"]
 
@@ -56,6 +56,15 @@ def state(run_dir):
 # Accumulated parts, two processes ----------------------------------------------------------------------------------
 
 
+# Adversaries drop channels as they train, drawn for the part of the batch that a process sees.
+NO_DROPOUT = "torch.nn.functional.dropout2d = lambda planes, *_, **__: planes"
+
+
+@pytest.fixture
+def no_dropout(monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "dropout2d", lambda planes, *_, **__: planes)
+
+
 @pytest.fixture(scope="session")
 def exact(tmp_path_factory):
     """Runs of two exact steps, one per method, and how far they went."""
@@ -76,7 +85,7 @@ def exact(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", methods.CLASSES)
-def test_accumulated_parts_make_the_step_of_the_whole_batch(method, exact, tmp_path):
+def test_accumulated_parts_make_the_step_of_the_whole_batch(method, exact, no_dropout, tmp_path):
     whole, moved = exact(method)
     fit_tiny(tmp_path, "--model", method, *EXACT, *active(method), "--trainer.accumulate_grad_batches", "2")
     assert load(tmp_path)["global_step"] == 2
@@ -95,11 +104,11 @@ for method, arguments in json.load(open(f"{folder}/arguments.json")).items():
 """
 
 
-def test_two_processes_train_and_test_as_one_does_for_every_method(exact, tmp_path):
+def test_two_processes_train_and_test_as_one_does_for_every_method(exact, no_dropout, tmp_path):
     """Weights after two steps to 1e-5 of their way, in float64; the test metrics, of integer counts, exactly."""
     arguments = {method: [*EXACT, *active(method)] for method in methods.CLASSES}
     (tmp_path / "arguments.json").write_text(json.dumps(arguments))
-    two_processes(f"sys.path.insert(0, 'tests')\n{BOTH}", tmp_path)
+    two_processes(f"sys.path.insert(0, 'tests')\n{NO_DROPOUT}\n{BOTH}", tmp_path)
     for method in methods.CLASSES:
         one, moved = exact(method)
         assert (state(tmp_path / method) - state(one)).abs().max().item() < 1e-5 * moved, method
@@ -202,7 +211,7 @@ def test_stopped_at_a_random_step_and_resumed_equals_the_unbroken_run(method, fa
         "while writing": lambda: kill_while_writing(write),
     }[fault]
     said = f"step {step}, delay {delay}, write {write}"
-    arguments = ["--model", method, *needs(method), *LONG]
+    arguments = ["--model", method, *needs(method), *SMALL.get(method, []), *LONG]
     status, text = in_child(prepare, tmp_path / "cut", *arguments)
     if fault.startswith("SIG") and fault != "SIGKILL":
         assert (status, load(tmp_path / "cut")["global_step"]) == (os.EX_TEMPFAIL, step + 1), text + said

@@ -118,3 +118,12 @@ def test_chained_refuses_nothing_and_a_shared_parameter():
         ChainedOptimizer([])
     with pytest.raises(ValueError, match="two of the chained"):
         ChainedOptimizer([SGD(first.parameters(), lr=math.pi), SGD([first.weight], lr=1.0)])
+
+
+def test_a_group_of_constant_lr_takes_part_in_no_schedule():
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = SGD([{"params": [a]}, {"params": [b], "constant_lr": True}], lr=1.0)
+    schedule = lr_schedule(optimizer, 120, "poly", warmup=20 / 120)
+    assert [factor(0) for factor in schedule.lr_lambdas] == pytest.approx([1 / 21, 1])
+    assert [factor(70) for factor in schedule.lr_lambdas] == pytest.approx([0.5**0.9, 1])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1 / 21, 1])

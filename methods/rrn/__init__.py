@@ -1,0 +1,1 @@
+"""Region relevance network: region discriminators on cross pseudo-supervision (Chen et al. 2023, arXiv 2304.11539)."""
