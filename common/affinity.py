@@ -242,3 +242,40 @@ def position_kernel(sigma: float, valid: Tensor | None = None) -> Kernel:
         return along(values.shape[2], values) @ values @ along(values.shape[3], values)
 
     return _between_valid(plain, valid)
+
+
+# The energy of a kernel ----------------------------------------------------------------------------------------------
+
+
+def products(p: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """`sum_k S^k W S^k` by pixel and class, and the degrees, from one application of the kernel.
+
+    `S sg[A] * 2 - sg[S A]` with `A = W S` and `sg` the stopped gradient has the value `S A` and, summed, the gradient
+    `2 A` of the quadratic form (W is symmetric); the kernel is not applied again in the backward pass [ours].
+
+    Returns:
+        (B, K, H, W) with that gradient, whose sum over pixels is `S^k' W S^k`; degrees (B, 1, H, W), constant.
+    """
+    with torch.no_grad():
+        filtered = kernel(torch.cat([p, torch.ones_like(p[:, :1])], 1))
+        a, degrees = filtered[:, :-1], filtered[:, -1:]
+        value = p * a
+    return 2 * p * a - value, degrees
+
+
+def potts(p: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Disagreement of related pixels, the relaxed Potts cost: `R_CRF = sum_k S^k' W (1 - S^k)`
+    (Tang et al. 2018, arXiv 1803.09569, eq. 4).
+
+    Args:
+        p: (B, K, H, W) probabilities.
+
+    Returns:
+        `R_CRF` (B,), with the gradient `-2 W S^k` (eq. 11), which leaves out `d`: that is the same for all classes, and
+        vanishes in the gradient of logits. And the mass of the kernel `1' W 1` (B,), constant.
+    """
+    p = at_least_fp32(p)
+    agreement, degrees = products(p, kernel)
+    # By pixel, where degree and agreement nearly cancel; the sums would lose digits. Its gradient at d is stopped.
+    ties = (p.detach() * degrees).sum(1) - agreement.sum(1)
+    return ties.sum((1, 2)), degrees.sum((1, 2, 3))

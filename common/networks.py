@@ -16,6 +16,7 @@ import timm
 import torch
 from safetensors import safe_open
 from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING as ARCHITECTURES
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,6 +133,21 @@ class SegmentationNetwork(nn.Module):
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The trained parameters of the encoder, for a learning rate of their own."""
         return [p for p in self.model.encoder.parameters() if p.requires_grad]
+
+    def encoder_layers(self) -> list[list[nn.Parameter]]:
+        """The encoder's trained parameters layer by layer, from the image on: the layers that a timm model states, else
+        by the first number in a name, which counts stages or blocks (`block1.0`, `features.7`, `layers_2`)."""
+        model = getattr(self.model.encoder, "model", self.model.encoder)
+        if hasattr(model, "group_matcher"):
+            layer = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        else:
+            numbers = {name: re.search(r"\d+", name) for name, _ in model.named_parameters()}
+            layer = {name: int(number[0]) if number else -1 for name, number in numbers.items()}
+        found: dict[int, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                found.setdefault(layer[name], []).append(parameter)
+        return [found[number] for number in sorted(found)]
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """The trained parameters of everything but the encoder."""

@@ -1,4 +1,4 @@
-"""Textured scenes drawn by a seed: the default data set, which needs no download.
+"""Textured scenes drawn by a seed: the default data set, which needs no download, and a simpler one of two textures.
 
 A scene is a two-part background, up to two ragged blobs of clutter (background too) and two to five objects that hide
 each other, under uneven light, with shadows and noise. The class of an object is its shape; texture and colour only
@@ -42,6 +42,10 @@ _COSINE = (
 )  # fmt: skip
 
 
+TEXTURES: tuple[str, ...] = ("rows", "columns")
+TEXTURE_COLORS: tuple[tuple[int, int, int], ...] = ((70, 130, 220), (245, 190, 60))
+
+
 class Synthetic(SegmentationDataModule):
     """Drawn scenes of textured shapes, 6 classes; needs no files, the same on every machine.
 
@@ -76,6 +80,63 @@ class Synthetic(SegmentationDataModule):
 
     def mask(self, name: str) -> Array:
         return self._scene(name)[1]
+
+
+class Textures(SegmentationDataModule):
+    """Two drawn textures of equal colours, stripes across and stripes down; needs no files, the same on every machine.
+
+    Both are the same stripes, turned by about a quarter: the same two tones in the same shares, anew in each scene,
+    also in means over small squares. So no colour tells the classes apart and their border is no edge: a kernel over
+    colour cannot see it, one over learned features can.
+
+    Args:
+        train: number of training scenes.
+        val: number of validation scenes.
+        test: number of test scenes.
+        side: height and width of a scene in pixels.
+        kwargs: see `datamodules.base.SegmentationDataModule`.
+    """
+
+    class_names = TEXTURES
+    colors = TEXTURE_COLORS
+
+    def __init__(self, train: int = 200, val: int = 50, test: int = 100, side: int = 64, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.counts, self.side = {"train": train, "val": val, "test": test}, side
+
+    def source(self) -> str:
+        return f"{self.side}"
+
+    def names(self, split: Split) -> list[str]:
+        return [f"{split}{number:05d}" for number in range(self.counts[split])]
+
+    def _scene(self, name: str) -> tuple[Array, Array]:
+        split, number = name[:-5], int(name[-5:])
+        return draw_textures(("train", "val", "test").index(split), number, self.side)
+
+    def image(self, name: str) -> Array:
+        return self._scene(name)[0]
+
+    def mask(self, name: str) -> Array:
+        return self._scene(name)[1]
+
+
+def draw_textures(seed: int, index: int, size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Image (size, size, 3) and mask (size, size) with ids into `TEXTURES`; `seed` and `index` as in `draw_scene`."""
+    bits = PCG64([seed, index])
+    axis = ((2 * np.arange(size, dtype=np.int64) + 1) << 11) // size
+    mask = _noise(bits, axis, axis, 3) > _pick(bits, -40, 40)
+    frequency = (1 << 20) // _pick(bits, 300, 460)  # periods of 5 to 7 pixels at 64 x 64
+
+    def stripes(angle: int) -> _Ints:
+        cos, sin = _direction(angle + _pick(bits, -6, 7))  # up to 22 degrees either way
+        phase = (axis * cos + axis[:, None] * sin >> 10) * frequency >> 10
+        return _clip((np.abs((phase & 1023) - 512) - 256) * 4, -256, 256)
+
+    pattern = np.where(mask, stripes(0), stripes(24))
+    hue, saturation, value = _pick(bits, 0, 1536), _pick(bits, 20, 150), _pick(bits, 90, 200)
+    one, two = (_rgb(hue, saturation, value + step) for step in (0, _pick(bits, 35, 55)))
+    return _noisy(bits, (one << 4) + ((two - one) * (pattern + 256) >> 5)), mask.astype(np.uint8)
 
 
 def draw_scene(seed: int, index: int, size: int = 96) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -175,11 +236,16 @@ def _photograph(bits: PCG64, axis: _Ints, color: _Ints) -> NDArray[np.uint8]:
     """Uneven light, then noise: bytes, (size, size, 3)."""
     x, y = axis - 2048, axis[:, None] - 2048
     light = 235 + (x * _pick(bits, -80, 80) + y * _pick(bits, -80, 80) >> 11) + (_noise(bits, axis, axis, 3) >> 3)
+    return _noisy(bits, color * light >> 8)
+
+
+def _noisy(bits: PCG64, color: _Ints) -> NDArray[np.uint8]:
+    """Bytes (h, w, 3) of colours (3, h, w) in 1/16 grey levels, with noise."""
     strength = _pick(bits, 1, 8)  # the noise's deviation in grey levels
     # one 64-bit number gives the noise of four values: the sum of two bytes is a triangle of deviation 104
     words = bits.random_raw((color.size + 3) // 4).astype("<u8").view("<u2")[: color.size].astype(np.int64)
     noise = ((words & 255) + (words >> 8) - 255).reshape(color.shape)
-    image = (color * light >> 8) + (noise * (strength * 10) >> 6)
+    image = color + (noise * (strength * 10) >> 6)
     return _clip(image + 8 >> 4, 0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
 
 

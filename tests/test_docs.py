@@ -36,7 +36,11 @@ trainer: {max_steps: 2, val_check_interval: 2, log_every_n_steps: 1, enable_prog
 data: {init_args: {num_workers: 0, size: 64, batch_size: 4}}
 model:
   init_args:
-    network: {encoder: tu-test_resnet, weights: null, decoder: {decoder_channels: [16, 16, 8, 8], encoder_depth: 4}}
+    network:
+      arch: Unet
+      encoder: tu-test_resnet
+      weights: null
+      decoder: {decoder_channels: [16, 16, 8, 8], encoder_depth: 4}
 """
 FEW_SCENES = "data: {init_args: {train: 24, val: 2, test: 2}}"
 COPIED = ("common", "datamodules", "methods", "experiments", "tests", "pyproject.toml")

@@ -17,47 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.affinity import Kernel
+from common.affinity import Kernel, potts, products
 from common.batch import IGNORE
 from common.distributed import global_mean
 from common.losses import at_least_fp32, check_plane
 
 EPS = 1e-6  # in the denominator of a class's ratio, in units of summed kernel [ours]; the papers have 0/0
-
-PLANE = (1, 2)
-
-
-def products(p: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """`sum_k S^k W S^k` by pixel and class, and the degrees, from one application of the kernel.
-
-    `S sg[A] * 2 - sg[S A]` with `A = W S` and `sg` the stopped gradient has the value `S A` and, summed, the gradient
-    `2 A` of the quadratic form (W is symmetric); the kernel is not applied again in the backward pass [ours].
-
-    Returns:
-        (B, K, H, W) with that gradient, whose sum over pixels is `S^k' W S^k`; degrees (B, 1, H, W), constant.
-    """
-    with torch.no_grad():
-        filtered = kernel(torch.cat([p, torch.ones_like(p[:, :1])], 1))
-        a, degrees = filtered[:, :-1], filtered[:, -1:]
-        value = p * a
-    return 2 * p * a - value, degrees
-
-
-def potts(p: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """Disagreement of related pixels, the relaxed Potts cost: `R_CRF = sum_k S^k' W (1 - S^k)` (paper, eq. 4).
-
-    Args:
-        p: (B, K, H, W) probabilities.
-
-    Returns:
-        `R_CRF` (B,), with the gradient `-2 W S^k` (eq. 11), which leaves out `d`: that is the same for all classes, and
-        vanishes in the gradient of logits. And the mass of the kernel `1' W 1` (B,), constant.
-    """
-    p = at_least_fp32(p)
-    agreement, degrees = products(p, kernel)
-    # By pixel, where degree and agreement nearly cancel; the sums would lose digits. Its gradient at d is stopped.
-    ties = (p.detach() * degrees).sum(1) - agreement.sum(1)
-    return ties.sum(PLANE), degrees.sum((1, 2, 3))
 
 
 def crf(p: Tensor, kernel: Kernel, reduction: Literal["normalised", "raw"] = "normalised") -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules import synthetic
-from datamodules.synthetic import CLASSES, COLORS, draw_scene
+from datamodules.synthetic import CLASSES, COLORS, TEXTURE_COLORS, TEXTURES, Textures, draw_scene, draw_textures
 
 
 def scenes(seed, count, size=96):
@@ -98,3 +98,75 @@ def test_colour_alone_does_not_tell_the_class():
     table = np.bincount(masks.ravel() * number + guess, minlength=number**2).reshape(number, number)
     hits = np.diag(table)
     assert (hits / (table.sum(0) + table.sum(1) - hits)).mean() < 0.4
+
+
+# Two textures of equal colours ---------------------------------------------------------------------------------------
+
+
+def textures(seed, count, size=64):
+    images, masks = zip(*(draw_textures(seed, index, size) for index in range(count)), strict=True)
+    return np.stack(images), np.stack(masks)
+
+
+def test_the_textures_are_frozen():
+    found = hashlib.sha256()
+    for seed, index, size in ((0, 0, 64), (0, 1, 64), (1, 0, 96), (2, 12345, 33)):
+        for array in draw_textures(seed, index, size):
+            found.update(array.tobytes())
+    assert found.hexdigest() == "f3b744150e842c5b9d1f313b11f3cf3418a1c8a8ce2e04c3f303d112185d3f35"
+
+
+def test_both_textures_are_in_every_scene_in_like_shares():
+    images, masks = textures(0, 100)
+    assert (images.shape, images.dtype, masks.dtype) == ((100, 64, 64, 3), np.uint8, np.uint8)
+    shares = masks.mean((1, 2))
+    assert 0.4 < shares.mean() < 0.6
+    assert shares.min() > 0.02
+    assert shares.max() < 0.98
+    assert (np.diff(masks.astype(int), axis=2) != 0).mean() < 0.05  # few, smooth borders
+    assert len(TEXTURES) == len(TEXTURE_COLORS) == 2
+    data = Textures(train=3, val=2, test=1)
+    names = [name for split in ("train", "val", "test") for name in data.names(split)]
+    assert len({data.image(name).tobytes() for name in names}) == len({*names}) == 6
+
+
+def test_neither_mean_nor_tone_tells_the_textures_apart():
+    means, tones = [], []
+    for image, mask in zip(*textures(0, 60), strict=True):
+        grey = image.astype(float).mean(-1)
+        one, two = grey[mask == 1], grey[mask == 0]
+        means.append(abs(one.mean() - two.mean()) / grey.std())
+        edges = np.quantile(grey, np.linspace(0, 1, 9)[1:-1])
+        parts = [np.bincount(np.searchsorted(edges, half), minlength=8) / half.size for half in (one, two)]
+        tones.append(np.abs(parts[0] - parts[1]).sum() / 2)
+    assert np.mean(means) < 0.05  # of the deviation of a scene's pixels
+    assert np.mean(tones) < 0.2  # total variation distance between the two histograms
+
+
+def test_means_over_cells_do_not_tell_the_textures_apart_either():
+    """Over 4 x 4 pixels, as a kernel sees them: one spread, and neighbours across the border differ as those inside."""
+    across, inside, spread = [], [], {0: [], 1: []}
+    for image, mask in zip(*textures(0, 100), strict=True):
+        cells = image.reshape(16, 4, 16, 4, 3).astype(float).mean((1, 3))
+        pure = mask.reshape(16, 4, 16, 4).mean((1, 3))
+        for label in (0, 1):
+            spread[label].append(cells[pure == label].std(0).mean())
+        for axis in (0, 1):
+            jump = np.abs(np.diff(cells, axis=axis)).mean(-1)
+            one, two = (np.take(pure, np.arange(15) + shift, axis) for shift in (0, 1))
+            across += jump[np.abs(one - two) > 0.9].tolist()
+            inside += jump[(one == two) & np.isin(one, (0, 1))].tolist()
+    assert len(across) > 100
+    assert 0.9 < np.mean(across) / np.mean(inside) < 1.1
+    assert 0.9 < np.mean(spread[0]) / np.mean(spread[1]) < 1.1
+
+
+def test_the_textures_differ_in_the_direction_of_their_edges():
+    """Stripes across have their gradient down: a network can tell."""
+    found = {0: [], 1: []}
+    for image, mask in zip(*textures(0, 60), strict=True):
+        gy, gx = np.gradient(image.astype(float).mean(-1))
+        for label in (0, 1):
+            at = mask == label
+            found[label].append((gx[at] ** 2).mean() / (gx[at] ** 2 + gy[at] ** 2).mean())
+    assert np.quantile(found[0], 0.9) < 0.4 < 0.6 < np.quantile(found[1], 0.1)

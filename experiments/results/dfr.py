@@ -1,0 +1,130 @@
+"""Writes dfr.md from the runs' artefacts, after testing those that are not tested yet.
+
+    python -m experiments.results.dfr runs experiments/results/dfr.md
+
+Made by, with FILES = --data.init_args.root DIR, and for the rows on MobileNetV2 also
+--model.init_args.network.weights FILE:
+
+    python -m experiments.study experiments/sweeps/textures_dfr_weight.yaml
+    python -m experiments.study experiments/sweeps/textures_dfr.yaml
+    python -m experiments.study experiments/sweeps/weizmann_dfr_weight.yaml -- FILES
+    python -m experiments.study experiments/sweeps/weizmann_dfr.yaml -- FILES
+
+The picture is made by experiments/results/dfr_picture.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from experiments.results.tables import Summary, about, cell, evaluate, fill, read
+
+SEEDS = (0, 1, 2)
+Ladder = dict[str, str]  # a row's name and its recipe; the first is the baseline
+LADDERS: dict[str, tuple[str, Ladder]] = {  # the block of the page: its sweep, its rows
+    "textures": (
+        "textures_dfr",
+        {
+            "pCE": "textures_pce",
+            "+ shallow kernel": "textures_shallow",
+            "+ kernel of a frozen random head": "textures_random_head",
+            "+ pair loss alone": "textures_fch",
+            "+ deep kernel, pair loss": "textures_deep",
+            "DFR: both kernels, pair loss": "textures_dfr",
+        },
+    ),
+    "weizmann": (
+        "weizmann_dfr",
+        {
+            "pCE": "weizmann_dfr_pce",
+            "+ shallow kernel": "weizmann_dfr_shallow",
+            "+ kernel of a frozen random head": "weizmann_dfr_random_head",
+            "+ pair loss alone": "weizmann_dfr_fch",
+            "+ deep kernel, pair loss": "weizmann_dfr_deep",
+            "DFR: both kernels, pair loss": "weizmann_dfr",
+        },
+    ),
+    "mobilenet": ("weizmann_dfr", {"pCE": "weizmann_scribbles", "DFR": "weizmann_dfr_mobilenet"}),
+}
+WEIGHTS = (0.003, 0.01, 0.03, 0.1)
+SEARCHES = {
+    "textures_dfr_weight": ("textures_shallow", "textures_dfr"),
+    "weizmann_dfr_weight": ("weizmann_dfr_shallow", "weizmann_dfr", "weizmann_dfr_mobilenet"),
+}
+
+
+def folder(runs: Path, sweep: str, recipe: str, seed: int) -> Path:
+    return runs / sweep / f"config={recipe},seed_everything={seed}"
+
+
+def scores(summaries: list[Summary], which: str) -> list[float]:
+    return [s["test"][which]["test/miou"] for s in summaries if which in s.get("test", {})]
+
+
+def final(path: Path, column: str) -> list[float]:
+    """The last value of a column of a run's `metrics.csv`; empty where there is none."""
+    file = path / "metrics.csv"
+    if not file.exists():
+        return []
+    with file.open() as content:
+        values = [row[column] for row in csv.DictReader(content) if row.get(column)]
+    return [float(values[-1])] if values and values[-1] != "nan" else []
+
+
+def table(runs: Path, sweep: str, ladder: Ladder) -> str:
+    """Test mIoU, the gain over the first row seed by seed, and at the end of the run the mean cosines of pairs of one
+    class and of two, and the share of confident val pixels that are right."""
+    rows = [
+        "| method | mIoU best | gain, seed by seed | mIoU last | cosine, same | cosine, other | confident right, % |",
+        "|---" * 7 + "|",
+    ]
+    base: list[float] = []
+    for number, (name, recipe) in enumerate(ladder.items()):
+        paths = [folder(runs, sweep, recipe, seed) for seed in SEEDS]
+        summaries = [read(path) for path in paths]
+        best = scores(summaries, "best")
+        base = best if not number else base
+        gains = "" if not number else ", ".join(f"{a - b:+.1f}" for a, b in zip(best, base, strict=False))
+        found = [
+            [value for path in paths for value in final(path, column)]
+            for column in ("train/cos_pos", "train/cos_neg", "val/confident_precision")
+        ]
+        cosines = [f"{sum(values) / len(values):.2f}" if values else "" for values in found[:2]]
+        cells = [
+            cell(best, len(SEEDS)),
+            gains,
+            cell(scores(summaries, "last"), len(SEEDS)),
+            *cosines,
+            cell(found[2], len(SEEDS)),
+        ]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def search_table(runs: Path) -> str:
+    """Best val mIoU by weight of the regularised loss, seed 0."""
+    rows = ["| recipe | " + " | ".join(f"weight {weight:g}" for weight in WEIGHTS) + " |", "|---" * 5 + "|"]
+    for sweep, recipes in SEARCHES.items():
+        for recipe in recipes:
+            cells = []
+            for weight in WEIGHTS:
+                best = read(runs / sweep / f"config={recipe},dfr_weight={weight:g},seed_everything=0").get("best", {})
+                cells.append(f"{best['val/miou']:.1f}" if best else "")
+            rows.append(f"| {recipe} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def main(runs: Path, page: Path) -> None:
+    contents = {"search": search_table(runs)}
+    for name, (sweep, ladder) in LADDERS.items():
+        folders = [folder(runs, sweep, recipe, seed) for recipe in ladder.values() for seed in SEEDS]
+        evaluate(folders)
+        contents[name] = table(runs, sweep, ladder)
+        contents[f"{name} runs"] = about([read(path) for path in folders])
+    fill(page, contents)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
