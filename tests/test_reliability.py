@@ -40,12 +40,20 @@ EXACT = ["--model.init_args.network", PLAIN, "--trainer.precision", "64-true", "
          "--data.init_args.supervision", "{kind: dense, fraction: null}"]  # fmt: skip
 
 
+# Without terms that are normalised by what a part of the batch turns out to hold: confident pixels, pairs of a class.
+EVEN = {
+    "SCL": {"threshold": 0.2, "confidence": "pixel"},
+    "UniMatch": {"threshold": 0.2},
+    "Regularized": {"max_labelled": 1.0},
+    "DFR": {"fch_weight": 0, "kernel": "deep"},
+}
+
+
 def active(method):
-    """Options with which all terms of a method act from the first step on, and none hangs on a share of the batch."""
+    """Options with which the terms of a method act from the first step on."""
     known = inspect.signature(getattr(methods, method).__init__).parameters
-    wanted = {"start": 0, "ramp": 0, "max_labelled": 1.0, "threshold": 0.2, "confidence": "pixel"}
-    return [word for name, value in wanted.items() if name in known
-            for word in (f"--model.init_args.{name}", str(value))]  # fmt: skip
+    wanted = {name: 0 for name in ("start", "ramp") if name in known} | EVEN.get(method, {})
+    return [word for name, value in wanted.items() for word in (f"--model.init_args.{name}", str(value))]
 
 
 def state(run_dir):
