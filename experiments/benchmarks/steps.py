@@ -1,0 +1,114 @@
+"""What a training step of each method costs beside the supervised one: time, and peak memory.
+
+    OMP_NUM_THREADS=2 python -m experiments.benchmarks.steps
+
+A step is `compute_loss` and its backward pass on the CPU, all terms active, with the same network and the same labelled
+images; methods that learn from unlabelled images have as many of them beside. The methods alternate, and the figure is
+the median of the ratios of their times, because a machine's speed drifts; memory is the peak of three steps of a
+process of its own, above what imports and inputs take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+import methods
+from common.memory import reset_peak, resident_gb
+from common.module import SegmentationModule
+from common.networks import NetworkConfig
+
+CLASSES = 21
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Supervised": ("Supervised", {}),
+    "TV": ("TV", {"start": 0}),
+    "LevelSet": ("LevelSet", {"start": 0}),
+    "Regularized, Gated CRF": ("Regularized", {"term": "gated_crf", "start": 0}),
+    "Regularized, dense CRF at stride 2": ("Regularized", {"term": "crf", "start": 0}),
+    "DFR": ("DFR", {"start": 0, "confident_start": 0}),
+    "CutMix-Seg (SCL without its term)": ("SCL", {"structured_weight": 0}),
+    "SCL": ("SCL", {}),
+    "UniMatch": ("UniMatch", {}),
+    "CPS + CutMix (RRN without regions)": (
+        "RRN",
+        {"selection_weight": 0, "matching_weight": 0, "diversity": "none"},
+    ),
+    "RRN": ("RRN", {"region_conv": 2}),
+}
+
+
+def build(name: str, side: int, batch: int) -> tuple[SegmentationModule, Any]:
+    """The method in training, at the end of its schedules, and a batch of what it needs."""
+    torch.manual_seed(0)
+    method, options = OPTIONS[name]
+    found = getattr(methods, method)
+    model = found(CLASSES, network=NetworkConfig("Unet", "mobilenet_v2"), **options).train()
+    type(model).progress = property(lambda self: 1.0)
+    plane = torch.ones(batch, side, side, dtype=torch.bool)
+    key = torch.stack([torch.zeros(batch, dtype=torch.int64), torch.arange(batch)], 1)
+    stream = {"image": torch.rand(batch, 3, side, side), "valid": plane, "key": key}
+    mask = torch.randint(0, CLASSES, (batch, side, side)).where(torch.rand(batch, side, side) < 0.03, 255)
+    streams: dict[str, Any] = {"labeled": {**stream, "mask": mask}}
+    if "unlabeled" in found.streams:
+        strong = torch.rand(batch, max(1, found.strong_views), 3, side, side)
+        streams["unlabeled"] = {**stream, "mask": torch.full_like(mask, 255)}
+        if found.strong_views:
+            streams["unlabeled"]["strong"] = strong
+    return model, streams
+
+
+def step(model: SegmentationModule, batch: Any) -> float:
+    """Seconds of forward and backward."""
+    model.zero_grad()
+    since = time.perf_counter()
+    model.compute_loss(batch).loss.backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - since
+
+
+def own_peak(name: str, side: int, batch: int) -> float:
+    """Peak GB of three steps in this process."""
+    model, streams = build(name, side, batch)
+    before = resident_gb("VmRSS")
+    reset_peak()
+    for _ in range(3):
+        step(model, streams)
+    return resident_gb("VmHWM") - before
+
+
+def peak_memory(name: str, side: int, batch: int) -> float:
+    """The same in a process of its own."""
+    code = f"from experiments.benchmarks.steps import own_peak; print(own_peak({name!r}, {side}, {batch}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=8, help="labelled images, and as many unlabelled ones")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    print(f"U-Net with MobileNetV2, {args.batch} labelled images of {args.side} pixels, {CLASSES} classes,")
+    print(f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}, {args.rounds} rounds.\n")
+    built = {name: build(name, args.side, args.batch) for name in OPTIONS}
+    for one in built.values():
+        step(*one)
+    rounds = [{name: step(*one) for name, one in built.items()} for _ in range(args.rounds)]
+    base = peak_memory("Supervised", args.side, args.batch)
+    print("| method | s/step | to supervised | lowest and highest | peak GB | to supervised |\n" + "|---" * 6 + "|")
+    for name in OPTIONS:
+        ratios = sorted(one[name] / one["Supervised"] for one in rounds)
+        memory = peak_memory(name, args.side, args.batch)
+        cells = [name, f"{median(one[name] for one in rounds):.3f}", f"{median(ratios):.2f}"]
+        cells += [f"{ratios[0]:.2f}, {ratios[-1]:.2f}", f"{memory:.2f}", f"{memory / base:.2f}"]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

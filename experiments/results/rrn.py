@@ -1,0 +1,115 @@
+"""Writes rrn.md from the runs' artefacts, after testing those that are not tested yet.
+
+    python -m experiments.results.rrn runs experiments/results/rrn.md
+
+Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE, after those of scl.py:
+
+    python -m experiments.study experiments/sweeps/weizmann_rrn_search.yaml -- FILES   # chosen on val
+    python -m experiments.study experiments/sweeps/weizmann_rrn.yaml -- FILES
+    python -m experiments.study experiments/sweeps/synthetic_rrn.yaml
+
+Times are from experiments/benchmarks/steps.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from statistics import mean
+
+from experiments.results.tables import Summary, about, cell, evaluate, fill, read
+
+SEEDS = (0, 1, 2)
+ROWS = {
+    "supervised": ("semi", "semi_supervised"),
+    "CPS + CutMix": ("rrn", "cps"),
+    "+ filtering": ("rrn", "rrn_filtering"),
+    "+ dynamic region loss (RRN-style)": ("rrn", "rrn"),
+}
+DIAGNOSTICS = ("precision_all", "precision_kept", "auroc", "auroc_own", "auroc_cross", "weight_correlation")
+RATES = (0.0001, 0.001)
+
+
+def folders(runs: Path, data: str, row: str) -> list[Path]:
+    sweep, recipe = ROWS[row]
+    name = f"config={data}_{recipe},fraction=0.125,seed_everything="
+    return [runs / f"{data}_{sweep}" / f"{name}{seed}" for seed in SEEDS]
+
+
+def scores(summaries: list[Summary], which: str, network: str = "") -> list[float]:
+    """Test mIoU of the network that was trained (the baseline evaluates its moving average too), or of another."""
+    tests = [s["test"][which] for s in summaries if which in s.get("test", {})]
+    if network:
+        return [test[f"test/miou_{network}"] for test in tests if f"test/miou_{network}" in test]
+    return [test.get("test/miou_network", test["test/miou"]) for test in tests]
+
+
+def table(runs: Path, data: str) -> str:
+    rows = [
+        "| method | branch 1, last | gain, seed by seed | best | branch 2, last | ensemble, last |",
+        "|---" * 6 + "|",
+    ]
+    base: list[float] = []
+    for row in ROWS:
+        summaries = [read(path) for path in folders(runs, data, row)]
+        last, gains = scores(summaries, "last"), ""
+        base = base or last
+        if last is not base:
+            gains = ", ".join(f"{a - b:+.1f}" for a, b in zip(last, base, strict=False))
+        cells = [cell(last, len(SEEDS)), gains, cell(scores(summaries, "best"), len(SEEDS))]
+        cells += [cell(scores(summaries, "last", name), len(SEEDS)) for name in ("branch2", "ensemble")]
+        rows.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def last_logged(folder: Path, name: str) -> float | None:
+    """The last value of a column of `metrics.csv`."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return None
+    with path.open() as file:
+        values = [row[name] for row in csv.DictReader(file) if row.get(name)]
+    return float(values[-1]) if values else None
+
+
+def diagnostics(runs: Path) -> str:
+    """What the discriminators and the agreement are worth at the last step, mean over seeds."""
+    logged = ("train/discriminator1", "train/score", "train/kept", "train/weight")
+    rows = [
+        "| data, method | " + " | ".join((*DIAGNOSTICS, "D loss", "score", "kept", "weight")) + " |",
+        "|---" * 11 + "|",
+    ]
+    for data in ("weizmann", "synthetic"):
+        for row in ("+ filtering", "+ dynamic region loss (RRN-style)"):
+            paths = folders(runs, data, row)
+            found = [[read(path).get("last", {}).get(f"val/{name}") for path in paths] for name in DIAGNOSTICS]
+            found += [[last_logged(path, name) for path in paths] for name in logged]
+            known = [[value for value in values if value is not None] for values in found]
+            rows.append(f"| {data}, {row} | " + " | ".join(f"{mean(v):.3f}" if v else "" for v in known) + " |")
+    return "\n".join(rows)
+
+
+def search(runs: Path) -> str:
+    """Val mIoU and what the discriminators keep, by their learning rate."""
+    rows = ["| learning rate of the discriminators | val mIoU | val AUROC | D loss | kept |", "|---" * 5 + "|"]
+    for rate in RATES:
+        folder = runs / "weizmann_rrn_search" / f"config=weizmann_rrn,discriminator_lr={rate},seed_everything=0"
+        last = read(folder).get("last", {})
+        found = [last.get("val/miou"), last.get("val/auroc")]
+        found += [last_logged(folder, f"train/{name}") for name in ("discriminator1", "kept")]
+        rows.append(f"| {rate:g} | " + " | ".join("" if v is None else f"{v:.3g}" for v in found) + " |")
+    return "\n".join(rows)
+
+
+def main(runs: Path, page: Path) -> None:
+    contents = {"search": search(runs), "diagnostics": diagnostics(runs)}
+    for data in ("weizmann", "synthetic"):
+        paths = [path for row in ROWS for path in folders(runs, data, row)]
+        evaluate(paths)
+        contents |= {data: table(runs, data), f"{data} runs": about([read(path) for path in paths])}
+    fill(page, contents)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
