@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 from PIL import Image
 
+from common.distributed import gather
 from common.memory import resident_gb
+from common.metrics import SegmentationMetrics
 from common.module import SegmentationModule
 from common.pictures import colorize, overlay, picture_row, save_grid
+from common.tracking import Sample, finish, log_checkpoints, log_pictures, log_summary
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "segmentation-models-pytorch", "timm", "kornia")
 
@@ -86,7 +91,7 @@ def peak_memory_gb() -> float:
 
 
 class PredictionPictures(Callback):
-    """After each validation writes `pictures/last.png`: image, labelled pixels, truth and prediction, a row each.
+    """After each validation writes `pictures/last.png`: image, truth and prediction, a row each; loggers get it too.
 
     Args:
         folder: run directory.
@@ -95,7 +100,7 @@ class PredictionPictures(Callback):
 
     def __init__(self, folder: Path, count: int = 4) -> None:
         self.path, self.count = folder / "pictures" / "last.png", count
-        self.rows: list[list[np.ndarray[Any, Any]]] = []
+        self.samples: list[Sample] = []
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
@@ -105,13 +110,20 @@ class PredictionPictures(Callback):
             return
         assert isinstance(pl_module, SegmentationModule)
         labels, _ = pl_module.predict_labels(pl_module.network, batch, refine=False)
-        colors = trainer.datamodule.colors  # type: ignore[attr-defined]
-        self.rows.append(picture_row(batch["image"][0], [batch["mask"][0], labels[0]], colors))
+        truth, found = (values[0].cpu().numpy().astype(np.uint8) for values in (batch["mask"], labels))
+        image = picture_row(batch["image"][0], [batch["mask"][0]], trainer.datamodule.colors)[0]  # type: ignore[attr-defined]
+        self.samples.append(Sample(batch["name"][0], image, truth, found))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.rows:
-            save_grid(self.path, self.rows, ["image", "truth", f"step {trainer.global_step}"])
-            self.rows = []
+        if not self.samples:
+            return
+        data, step = trainer.datamodule, trainer.global_step  # type: ignore[attr-defined]
+        rows = [[s.image, colorize(s.truth, data.colors), colorize(s.labels, data.colors)] for s in self.samples]
+        save_grid(self.path, rows, ["image", "truth", f"step {step}"])
+        # Lightning has logged this validation at the number of the step before it.
+        sheet = np.asarray(Image.open(self.path))
+        log_pictures(trainer.loggers, self.samples, sheet, data.class_names, max(0, step - 1))
+        self.samples = []
 
 
 class PredictionWriter(Callback):
@@ -191,6 +203,78 @@ class RunSummary(Callback):
         summary = json.loads(self.path.read_text())
         summary.setdefault("test", {})[self.test_name] = read_metrics(trainer, "test")
         write_json(self.path, summary)
+
+
+class TestImages(Callback):
+    """Writes `test_<name>_images.npz`, what `weakseg compare` draws test images from: `names` (N,), `confusion`
+    (N, K, K) int32, each image's pixel counts (rows truth, columns prediction) of the network whose score is
+    `test/miou`, and `evaluation`, how it was predicted, in JSON. The matrices add up to that of the score. Nothing is
+    written where phases are matched to classes first.
+    """
+
+    def __init__(self, folder: Path, test_name: str) -> None:
+        self.path = folder / f"test_{test_name}_images.npz"
+        self.found: dict[str, np.ndarray[Any, Any]] = {}
+        self.total: Any = 0
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        metric = next(iter(pl_module.metrics.values()))  # type: ignore[operator]
+        if type(metric) is SegmentationMetrics:
+            # Evaluation loaders give one image at a time: what the matrix has grown by is that image.
+            total = metric.confusion.cpu().numpy().copy()
+            self.found[batch["name"][0]] = (total - self.total).astype(np.int32)
+            self.total = total
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = {name: matrix for part in gather(self.found) for name, matrix in part.items()}
+        if found and trainer.is_global_zero:
+            names = sorted(found)
+            scratch = self.path.with_name(f".{self.path.name}")
+            assert isinstance(pl_module, SegmentationModule)
+            how = {"inference": asdict(pl_module.inference), "postprocess": asdict(pl_module.postprocess)}
+            how |= {"size": trainer.datamodule.size}  # type: ignore[attr-defined]
+            matrices = np.stack([found[name] for name in names])
+            np.savez_compressed(scratch, names=np.array(names), confusion=matrices, evaluation=json.dumps(how))
+            os.replace(scratch, self.path)
+
+
+class Tracking(Callback):
+    """At the end sends what the run directory holds to W&B and TensorBoard, and ends the W&B run. The last callback.
+
+    Args:
+        folder: run directory.
+        checkpoints: send best.ckpt and last.ckpt too, as a W&B artifact.
+        trackers: makes the loggers of `test`, which has none of its own; with `fit` they are the trainer's.
+    """
+
+    def __init__(
+        self, folder: Path, checkpoints: bool = False, trackers: Callable[[], list[Logger]] | None = None
+    ) -> None:
+        self.folder, self.checkpoints, self.trackers = folder, checkpoints, trackers
+
+    def _summary(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "summary.json").read_text()))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            log_summary(trainer.loggers, self._summary())
+            if self.checkpoints:
+                log_checkpoints(trainer.loggers, self.folder)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.trackers and (self.folder / "summary.json").exists():
+            trackers = self.trackers()
+            log_summary(trackers, self._summary(), sorted(self.folder.glob("test_*_images.npz")))
+            finish(trackers)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        finish(trainer.loggers, failed=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        finish(trainer.loggers)
 
 
 def read_metrics(trainer: Trainer, stage: str) -> dict[str, float | None]:

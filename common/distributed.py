@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
@@ -20,6 +22,14 @@ def all_sum(value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
     return value
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's `value` (anything that can be pickled), on all ranks."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:

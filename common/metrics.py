@@ -14,17 +14,18 @@ def scores(confusion: Tensor) -> dict[str, Tensor]:
     """Scores of a confusion matrix, in per cent, float64.
 
     Args:
-        confusion: (K, K) pixel counts, rows the truth and columns the prediction.
+        confusion: (..., K, K) pixel counts, rows the truth and columns the prediction.
 
     Returns:
-        `iou` (K,), NaN for a class that is neither in the truth nor in the prediction; `miou`, its mean over the other
-        classes; `accuracy`, the share of right pixels. Without any counted pixel all are NaN: nothing was measured.
+        `iou` (..., K), NaN for a class that is neither in the truth nor in the prediction; `miou`, its mean over the
+        other classes; `accuracy`, the share of right pixels. Without any counted pixel all are NaN: nothing was
+        measured.
     """
     counts = confusion.double()  # exact up to 2^53 pixels
-    right = counts.diagonal()
-    union = counts.sum(0) + counts.sum(1) - right
+    right = counts.diagonal(dim1=-2, dim2=-1)
+    union = counts.sum(-2) + counts.sum(-1) - right
     iou = 100 * right / union  # 0 / 0 is NaN for an absent class
-    return {"miou": iou.nanmean(), "accuracy": 100 * right.sum() / counts.sum(), "iou": iou}
+    return {"miou": iou.nanmean(-1), "accuracy": 100 * right.sum(-1) / counts.sum((-2, -1)), "iou": iou}
 
 
 class SegmentationMetrics(Metric):

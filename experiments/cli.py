@@ -14,6 +14,9 @@ train and evaluate
   test         test metrics:          weakseg test --run RUN_DIR [--which best|last]
   predict      label your images:     weakseg predict --run RUN_DIR --images FOLDER --output FOLDER
 
+compare
+  compare      finished runs, in tables, curves and pictures: weakseg compare runs
+
 look around
   methods      the papers and baselines there are
   datamodules  the data sets there are
@@ -45,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     if verb in ("methods", "datamodules"):
         print(listing(verb))
         return 0
-    if verb not in (*LIGHTNING_VERBS, "doctor"):
+    if verb not in (*LIGHTNING_VERBS, "compare", "doctor"):
         print(f"weakseg: there is no command '{verb}'\n\n{USAGE}", end="", file=sys.stderr)
         return 2
     try:
@@ -53,6 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
             from experiments.doctor import doctor
 
             doctor(rest)
+            return 0
+        if verb == "compare":
+            from experiments.compare.command import compare
+
+            compare(rest)
             return 0
         from experiments.lightning_cli import run
 

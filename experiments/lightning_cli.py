@@ -39,20 +39,24 @@ from common.callbacks import (  # noqa: E402
     PredictionPictures,
     PredictionWriter,
     RunSummary,
+    TestImages,
     Throughput,
+    Tracking,
+    git_commit,
 )
 from common.checkpoints import AtomicCheckpointIO, LastCheckpoint, Stopped, best_checkpoint  # noqa: E402
 from common.distributed import make_strategy  # noqa: E402
 from common.loggers import CSVLogger  # noqa: E402
 from common.module import SegmentationModule  # noqa: E402
 from common.nonfinite import NonFiniteGuard  # noqa: E402
+from common.tracking import check_trackers, make_trackers  # noqa: E402
 from datamodules.base import SegmentationDataModule  # noqa: E402
 from experiments.compose import check_method, expand_configs, from_run, read_checkpoint, stated  # noqa: E402
 from experiments.messages import FILES, Parser  # noqa: E402
 
 RUN_OPTIONS = ("run_dir", "name", "resume", "init_from", "overwrite")  # about one start, not part of the saved config
 RUN_FILES = ("config.yaml", "metrics.csv", "summary.json", "checkpoints", "pictures", "nonfinite_rank*.pt",
-             "tensorboard", "wandb")  # fmt: skip
+             "tensorboard", "wandb", "test_*_images.npz")  # fmt: skip
 QUIET = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed")
 
 
@@ -97,7 +101,10 @@ class WeaksegCLI(LightningCLI):
         parser.add_argument("--checkpoint_every", type=int, default=50, help="optimizer steps between last.ckpt files")
         parser.add_argument("--skip_nonfinite", type=int, default=0, help="steps of no finite gradient to leave out")
         parser.add_argument("--tensorboard", type=bool, default=False, help="log to TensorBoard too")
-        parser.add_argument("--wandb", type=Literal["off", "online", "offline"], default="off", help="log to W&B too")
+        # An agent of a W&B sweep expects its run there.
+        logged: Any = "online" if os.environ.get("WANDB_SWEEP_ID") else "off"
+        parser.add_argument("--wandb", type=Literal["off", "online", "offline"], default=logged, help="log to W&B too")
+        parser.add_argument("--wandb_checkpoints", type=bool, default=False, help="send the checkpoints to W&B too")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
@@ -160,6 +167,9 @@ class WeaksegCLI(LightningCLI):
         if config["profiler"] is None:
             config["profiler"] = FetchTimer()
         seed = int(self.settings.seed_everything)
+        check_trackers(self.settings.wandb, self.settings.tensorboard)
+        if self.settings.wandb_checkpoints and self.settings.wandb == "off":
+            raise ValueError("--wandb_checkpoints sends checkpoints to W&B: set --wandb online or offline too")
         callbacks: list[Callback] = [] if config.get("enable_progress_bar") is False else [TQDMProgressBar()]
         if self.verb == "fit":
             checkpoints = folder / "checkpoints"
@@ -172,6 +182,7 @@ class WeaksegCLI(LightningCLI):
                 best_checkpoint(checkpoints),
                 RunSummary(folder, seed),
                 LastCheckpoint(checkpoints, self.settings.checkpoint_every),
+                Tracking(folder, self.settings.wandb_checkpoints),
             ]
             config["logger"] = CSVLogger(folder)
             self.datamodule.accumulation = config["accumulate_grad_batches"]
@@ -182,27 +193,22 @@ class WeaksegCLI(LightningCLI):
         config["callbacks"] = [*callbacks, *(config["callbacks"] or [])]
         return Trainer(**config)
 
-    def more_loggers(self) -> list[Logger]:
+    def more_loggers(self, step: int = 0) -> list[Logger]:
         """The loggers beside `metrics.csv`. They write into the run directory at once: made when it is claimed."""
-        folder = self.run_dir()
-        loggers: list[Logger] = []
-        if self.settings.tensorboard:
-            from lightning.pytorch.loggers import TensorBoardLogger
-
-            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-        if self.settings.wandb != "off":
-            from lightning.pytorch.loggers import WandbLogger
-
-            name = "-".join(folder.parts[-2:])
-            loggers.append(WandbLogger(name, folder, offline=self.settings.wandb == "offline", project="weakseg"))
-        return loggers
+        return make_trackers(self.run_dir(), self.settings.wandb, self.settings.tensorboard, git_commit(), step)
 
     def after_training(self, folder: Path, seed: int) -> list[Callback]:
         assert self.options is not None
         if self.verb == "test":
             kind = self.model.postprocess.kind
             name = self.options.ckpt.stem + ("" if kind == "none" else f"+{kind}")
-            return [RunSummary(folder, seed, name)] if self.options.run else []
+            if not self.options.run:
+                return []
+            return [
+                RunSummary(folder, seed, name),
+                TestImages(folder, name),
+                Tracking(folder, False, self.more_loggers),
+            ]
         if self.verb == "predict":
             if self.options.images is None or self.options.output is None:
                 raise ValueError("weakseg predict needs --images FOLDER and --output FOLDER")
@@ -280,7 +286,7 @@ class RunStart(Callback):
     the config into every checkpoint."""
 
     def __init__(
-        self, folder: Path, method: str, config: str, overwrite: bool, loggers: Callable[[], list[Logger]]
+        self, folder: Path, method: str, config: str, overwrite: bool, loggers: Callable[[int], list[Logger]]
     ) -> None:
         self.folder, self.method, self.config, self.overwrite = folder, method, config, overwrite
         self.loggers = loggers
@@ -288,7 +294,7 @@ class RunStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self._claim()
-        trainer.loggers = [*trainer.loggers, *self.loggers()]
+        trainer.loggers = [*trainer.loggers, *self.loggers(trainer.global_step)]
 
     def _claim(self) -> None:
         path = self.folder / "config.yaml"

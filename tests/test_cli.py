@@ -515,7 +515,7 @@ def test_part_of_a_config_parses(path):
     parts = [CONFIGS / "base.yaml", CONFIGS / "data" / "synthetic.yaml", CONFIGS / "method" / "supervised.yaml", path]
     settings = parse([word for part in parts for word in ("--config", part)])
     for section, content in yaml.safe_load(path.read_text()).items():
-        if "class_path" in content:
+        if isinstance(content, dict) and "class_path" in content:
             assert settings[section].class_path.rsplit(".", 1)[-1] == content["class_path"]
 
 
@@ -586,11 +586,16 @@ def in_two_processes(*arguments):
 def test_two_processes_measure_what_one_does(copied):
     """Three test images on two processes: none is counted twice."""
     weakseg("test", "--run", copied)
-    alone = summary(copied)["test"]
+    alone, images = summary(copied)["test"], np.load(copied / "test_best_images.npz")
+    assert len(images["names"]) == 3
     weakseg("test", "--run", copied, "--trainer.limit_test_batches", "2")
     assert summary(copied)["test"] != alone  # each image counts
+    assert len(np.load(copied / "test_best_images.npz")["names"]) == 2
     in_two_processes("test", "--run", copied)
     assert summary(copied)["test"] == alone
+    together = np.load(copied / "test_best_images.npz")
+    assert together["names"].tolist() == images["names"].tolist()
+    assert (together["confusion"] == images["confusion"]).all()
 
 
 def test_two_processes_train_as_one_does(tmp_path):

@@ -23,7 +23,11 @@ from datamodules.supervision import OPTIONS, Supervision
 
 FOLDERS = ("*.md", "docs/*.md", "methods/*/README.md", "experiments/**/*.md")
 PAGES = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
-RUN = [ROOT / "README.md", *sorted(ROOT.glob("methods/*/README.md"))]  # CONTRIBUTING has tests of its own
+RUN = [
+    ROOT / "README.md",
+    ROOT / "docs" / "comparing.md",
+    *sorted(ROOT.glob("methods/*/README.md")),
+]  # CONTRIBUTING has tests of its own
 SKIPPED = {
     "source .venv/bin/activate": "changes the reader's shell",
     "python3 -m venv /tmp/lowest": "installs",

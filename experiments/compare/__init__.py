@@ -1,0 +1,1 @@
+"""`weakseg compare`: finished runs side by side, as tables, curves and pictures."""

@@ -1,0 +1,127 @@
+"""A comparison written down: report.html (one file, no network), report.md, table.csv, runs.csv, figures/."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from common.pictures import save_grid
+from experiments.compare import figures
+from experiments.compare.tables import DRAWS, Table, numbers, run_numbers
+
+
+def value(found: dict[str, Any], key: str, sign: str = "") -> str:
+    """`mean ± deviation`, with the number of values where not every run of the row has one."""
+    if found[key] is None:
+        return ""
+    deviation = found.get(f"{key}_sd")
+    text = f"{found[key]:{sign}.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+    count = found.get(f"{key}_n", found["n"])
+    return text if count == found["n"] else f"{text} ({count})"
+
+
+def cells(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Column titles and the text of each row, as shown in HTML and Markdown."""
+    rows = numbers(table)
+    gains = [which for which in ("best", "last") if which in table.tested and table.baseline]
+    columns = ["", "n", *(f"test {which}" for which in table.tested)]
+    for which in gains:
+        columns += [f"gain, {which}", "95 % images"]
+    columns += ["val best", "at step", "steps", "min", "images/s", "GB"]
+    shown = []
+    for row in rows:
+        line = [row["row"], str(row["n"]), *(value(row, f"test_miou_{which}") for which in table.tested)]
+        for which in gains:
+            low, high = row[f"gain_{which}_images_low"], row[f"gain_{which}_images_high"]
+            line += [value(row, f"gain_{which}", "+"), "" if low is None else f"{low:+.1f} to {high:+.1f}"]
+        step, seconds = row["best_step"], row["seconds"]
+        line += [value(row, "val_miou_best"), "" if step is None else f"{step:.0f}", f"{row['steps']:.0f}"]
+        line += [
+            "" if seconds is None else f"{seconds / 60:.1f}",
+            *(plain(row, k) for k in ("images_per_s", "peak_memory_gb")),
+        ]
+        shown.append(line)
+    return columns, shown
+
+
+def plain(row: dict[str, Any], key: str) -> str:
+    return "" if row[key] is None else f"{row[key]:.1f}"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", title.lower()).strip("_")[:80]
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def embed(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def write_report(folder: Path, tables: Sequence[Table], remarks: Sequence[str], images: int) -> str:
+    """Write everything into `folder`; returns the tables as Markdown."""
+    drawn = folder / "figures"
+    drawn.mkdir(parents=True, exist_ok=True)
+    colors = figures.row_colors(tables)
+    count = sum(len(row.runs) for table in tables for row in table.rows)
+    lines, shown = [f"# Comparison of {count} runs\n", *(f"{remark}\n" for remark in remarks)], []
+
+    def keep(name: str, content: bytes) -> str:
+        (drawn / f"{name}.png").write_bytes(content)
+        return f"![{name}](figures/{name}.png)\n"
+
+    for number, table in enumerate(tables):
+        which = "best" if not table.tested or "best" in table.tested else table.tested[0]
+        columns, rows = cells(table)
+        lines += [f"## {table.title}\n", markdown(columns, rows) + "\n", *(f"- {note}" for note in table.notes), ""]
+        made = {"curves": figures.curves(table, colors), "classes": figures.bars(table, colors, which)}
+        content = {name: figures.png(figure) for name, figure in made.items() if figure}
+        name = f"{number}_{slug(table.title)}"
+        lines += [keep(f"{name}_{kind}", one) for kind, one in content.items()]
+        found, classes, about = figures.pictures(table, images) if images else ([], [], "")
+        if found:
+            save_grid(drawn / f"{name}_pictures.png", *figures.grid_rows(found), height=110)
+            lines += [f"![predictions](figures/{name}_pictures.png)\n"]
+        lines += [f"{about}\n"] if about else []
+        shown.append({
+            "title": table.title, "columns": columns, "cells": rows, "notes": table.notes,
+            "figures": {kind: embed(one) for kind, one in content.items()},
+            "classes": classes, "about_pictures": about, "labels": [*found[0].predictions] if found else [],
+            "pictures": [
+                {"name": one.name, "image": embed(figures.encode(one.image)), "truth": embed(figures.encode(one.truth)),
+                 "predictions": [
+                    {"label": label, "labels": embed(figures.encode(labels)), "errors": embed(figures.encode(errors)),
+                     "miou": f"{miou:.1f}"} for label, (labels, errors, miou) in one.predictions.items()]}
+                for one in found],
+        })  # fmt: skip
+    shares = {title: figures.png(one) for title, one in figures.shares(tables, colors, "best").items()}
+    lines += [
+        line
+        for title, one in shares.items()
+        for line in (f"## {title}: amount of labels\n", keep(f"{slug(title)}_shares", one))
+    ]
+    page = jinja2.Environment(autoescape=True).from_string((Path(__file__).parent / "report.html").read_text())
+    embedded = {title: embed(one) for title, one in shares.items()}
+    html = page.render(tables=shown, remarks=remarks, count=count, draws=DRAWS, shares=embedded)
+    (folder / "report.html").write_text(html)
+    (folder / "report.md").write_text("\n".join(lines))
+    write_csv(folder / "table.csv", [row for table in tables for row in numbers(table)])
+    write_csv(folder / "runs.csv", [row for table in tables for row in run_numbers(table)])
+    return "\n\n".join(f"{table.title}\n\n{markdown(*cells(table))}" for table in tables)

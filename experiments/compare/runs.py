@@ -1,0 +1,220 @@
+"""Finished runs as `compare` needs them, from run directories, offline W&B folders or the W&B server."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+Array = np.ndarray[Any, Any]
+SERVER = "wandb:"  # how a source on the W&B server begins
+IMAGES = re.compile(r"test_(.+)_images\.npz")
+
+
+@dataclass
+class Images:
+    """What `weakseg test` found image by image: `names` (N,), `confusion` (N, K, K), rows truth, columns prediction."""
+
+    names: Array
+    confusion: Array
+    evaluation: str = ""  # how it was predicted, JSON
+
+
+@dataclass
+class Finished:
+    """A run: where it was read, its resolved config, its `summary.json`, its curve and its test images."""
+
+    source: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    curve: list[tuple[int, float]]  # optimizer steps done, val mIoU
+    images: dict[str, Images] = field(default_factory=dict)  # by what was tested: best, last, best+mrf, ...
+    folder: Path | None = None  # the run directory, if its checkpoints are at hand
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed_everything"])
+
+    @property
+    def method(self) -> str:
+        return str(self.config["model"]["class_path"]).rsplit(".", 1)[-1]
+
+    @property
+    def data(self) -> str:
+        return str(self.config["data"]["class_path"]).rsplit(".", 1)[-1]
+
+    def test(self, which: str) -> float | None:
+        """mIoU on test in per cent; None if it was not measured."""
+        value: float | None = self.summary.get("test", {}).get(which, {}).get("test/miou")
+        return value
+
+
+def read_runs(sources: Iterable[str]) -> tuple[list[Finished], list[str]]:
+    """All finished runs of the sources, and a line for each run that was left out.
+
+    Args:
+        sources: run directories, folders that are searched for them, offline W&B folders or files, patterns of these,
+            or `wandb:ENTITY/PROJECT[/GROUP]`.
+
+    Raises:
+        FileNotFoundError: a source with no run in it.
+    """
+    found: dict[str, Finished] = {}
+    left_out: list[str] = []
+    for source in sources:
+        before = len(found) + len(left_out)
+        if source.startswith(SERVER):
+            found |= {run.source: run for run in from_server(source)}
+        else:
+            paths = [Path(source)] if Path(source).exists() else [Path(path) for path in sorted(glob.glob(source))]
+            for path in paths:
+                folders = list(run_folders(path))
+                for folder in folders:
+                    if (folder / "summary.json").exists():
+                        found[str(folder)] = from_folder(folder)
+                    else:
+                        left_out.append(f"{folder}: not finished (`weakseg fit ... --resume auto` continues it)")
+                if not folders:
+                    for run in from_offline(path):
+                        if "steps" in run.summary:
+                            found[run.source] = run
+                        else:
+                            left_out.append(f"{run.source}: not finished")
+        if len(found) + len(left_out) == before and not (found or left_out):
+            raise FileNotFoundError(f"there is no run in {source}: give run directories, or a folder that holds some")
+    return list(found.values()), left_out
+
+
+def run_folders(path: Path) -> Iterator[Path]:
+    """Run directories in a folder, the folder itself included, sorted; what lies in a run's own folder is not one."""
+    for folder, below, files in os.walk(path):
+        below.sort()
+        if "config.yaml" in files and {"metrics.csv", "summary.json"} & {*files}:
+            below.clear()
+            yield Path(folder)
+        else:
+            below[:] = [name for name in below if name not in ("wandb", "checkpoints")]
+
+
+def from_folder(folder: Path) -> Finished:
+    """A run directory that has its `summary.json`."""
+    images = {IMAGES.fullmatch(path.name)[1]: path for path in sorted(folder.glob("test_*_images.npz"))}  # type: ignore[index]
+    with (folder / "metrics.csv").open(newline="") as file:
+        curve = [(int(row["step"]) + 1, float(row["val/miou"])) for row in csv.DictReader(file) if row.get("val/miou")]
+    return Finished(
+        str(folder),
+        yaml.safe_load((folder / "config.yaml").read_text()),
+        json.loads((folder / "summary.json").read_text()),
+        curve,
+        {which: read_images(path) for which, path in images.items()},
+        folder,
+    )
+
+
+def read_images(path: Path) -> Images:
+    with np.load(path) as content:
+        return Images(content["names"], content["confusion"], str(content["evaluation"]))
+
+
+def from_offline(path: Path) -> list[Finished]:
+    """Runs in offline W&B folders. A run that was resumed, or tested, has several: they are joined by its id."""
+    files = [path] if path.suffix == ".wandb" else sorted(path.rglob("*.wandb"))
+    parts: dict[str, list[tuple[Path, list[dict[str, Any]]]]] = defaultdict(list)
+    for file in files:  # folders are named by time
+        records = read_records(file)
+        run = next((record["run"] for record in records if record["type"] == "run"), None)
+        if run:
+            parts[run["run_id"]].append((file, records))
+    return [join_parts(found) for found in parts.values()]
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """What an offline W&B file holds, read by W&B's own command, which needs neither an account nor a network."""
+    words = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
+        raise ValueError(f"W&B cannot read {file} ({reason}): it needs wandb 0.30 or newer")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def join_parts(parts: list[tuple[Path, list[dict[str, Any]]]]) -> Finished:
+    config: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    curve: dict[int, float] = {}
+    images: dict[str, Images] = {}
+    for file, records in parts:
+        for record in records:
+            content = record.get(record["type"], {})
+            if record["type"] == "config":
+                config |= content.get("update", {})
+            elif record["type"] == "summary":
+                summary |= content.get("update", {})
+            elif record["type"] == "history" and "val/miou" in content["item"]:
+                curve[int(content["item"]["_step"]) + 1] = float(
+                    content["item"]["val/miou"]
+                )  # repeated steps are equal
+        images |= images_below(file.parent / "files")
+    # The run directory it was written into, if it is still around it.
+    folder = parts[0][0].parent.parent.parent
+    here = folder if (folder / "checkpoints").is_dir() else None
+    return Finished(str(parts[0][0].parent), config, summary, sorted(curve.items()), images, here)
+
+
+def images_below(folder: Path) -> dict[str, Images]:
+    return {match[1]: read_images(path) for path in sorted(folder.glob("*.npz")) if (match := IMAGES.match(path.name))}
+
+
+def from_server(source: str) -> list[Finished]:
+    """Runs on the W&B server, of a whole project or one of its groups.
+
+    Raises:
+        ModuleNotFoundError, ValueError: there is no W&B, or it refuses.
+    """
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f"{source} needs the package wandb: pip install wandb") from None
+    entity, project, *group = source.removeprefix(SERVER).split("/", 2)
+    filters = {"group": group[0]} if group else {}
+    try:
+        return [from_api(run) for run in wandb.Api().runs(f"{entity}/{project}", filters=filters) if is_ours(run)]
+    except (wandb.Error, ValueError) as error:
+        raise ValueError(f"W&B: {error}; log in with `wandb login`, or compare run directories") from error
+
+
+def is_ours(run: Any) -> bool:
+    """Whether a run of the server is one of `weakseg fit`, and finished."""
+    return "model" in run.config and "steps" in run.summary
+
+
+def from_api(run: Any) -> Finished:
+    """One run of `wandb.Api().runs`."""
+    rows = run.scan_history(keys=["_step", "val/miou"])
+    curve = sorted({int(row["_step"]) + 1: float(row["val/miou"]) for row in rows}.items())
+    with tempfile.TemporaryDirectory() as folder:
+        for file in run.files():
+            if IMAGES.fullmatch(file.name):
+                file.download(root=folder, replace=True)
+        images = images_below(Path(folder))
+    return Finished(SERVER + "/".join(run.path), plain(run.config), plain(run.summary), curve, images)
+
+
+def plain(content: Any) -> Any:
+    """W&B's own mappings as dicts."""
+    if isinstance(content, Mapping) or hasattr(content, "keys"):
+        return {key: plain(content[key]) for key in content.keys()}  # noqa: SIM118 (some are no mappings)
+    return content

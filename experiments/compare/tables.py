@@ -1,0 +1,372 @@
+"""Runs into tables: what may stand in one column, which row a run belongs to, and the numbers of a row."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.metrics import scores
+from common.tracking import partition
+from experiments.compare.runs import Array, Finished
+
+Flat = dict[str, Any]
+DRAWS = 2000  # of the bootstrap
+# Options of the data that say how it is trained on. All others say what the data are, `size` and the like how they are
+# evaluated; an option nobody has thought of here therefore keeps runs apart.
+TRAINING = {"batch_size", "unlabeled_batch_size", "unlabeled_pool", "scale", "flip", "strong_views", "crop"}
+HARDWARE = {"num_workers", "cache", "cache_dir", "seed"}  # options that change no result, or are the seed
+# Options of the trainer that change what is learned.
+TRAINER = {"max_steps", "max_epochs", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val",
+           "gradient_clip_algorithm", "limit_train_batches", "overfit_batches"}  # fmt: skip
+
+
+def flatten(content: Any, prefix: str = "") -> Flat:
+    """Nested mappings as one, keys joined by dots."""
+    if not isinstance(content, Mapping):
+        return {prefix: content}
+    parts = [flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in content.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def text(value: Any) -> str:
+    """A value as it is compared and shown. W&B gives 1.0 back as 1: both are `1`."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(text, value))}]"
+    return f"{value:.12g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def as_text(parts: Mapping[str, Any]) -> Flat:
+    return {key: text(value) for key, value in flatten(parts).items()}
+
+
+def evaluation(inference: Mapping[str, Any], postprocess: Mapping[str, Any], size: int | Sequence[int]) -> Flat:
+    """How images are predicted; the parameters of a post-processing that is off say nothing."""
+    refined: Any = postprocess if postprocess["kind"] != "none" else "none"
+    size = [size, size] if isinstance(size, int) else [*size]
+    return as_text({"inference": inference, "postprocess": refined, "size": size})
+
+
+def protocol(run: Finished) -> Flat:
+    """What two runs must share to stand in one column: data, split, labels and evaluation."""
+    data = {k: v for k, v in run.config["data"]["init_args"].items() if k not in TRAINING | HARDWARE}
+    if "root" in data:  # one data set may lie at different places
+        data["root"] = PurePath(str(data["root"])).name
+    supervision = {k: v for k, v in data.pop("supervision").items() if v not in (None, False, 0)}
+    model = run.config["model"]["init_args"]
+    own = evaluation(model["inference"], model["postprocess"], data.pop("size"))
+    # `weakseg test` may have been told another way than the run's own; refinements (`best+mrf`) have their own columns.
+    told = [json.loads(images.evaluation) for which, images in run.images.items() if "+" not in which]
+    used = [evaluation(**one) for one in told] or [own]
+    how = {key: " and ".join(sorted({one.get(key, "none") for one in used})) for one in used for key in one}
+    if (limit := run.config["trainer"].get("limit_test_batches")) is not None:
+        how["limit_test_batches"] = text(limit)
+    return as_text({"data": {"set": run.data, **data}, "labels": supervision, "evaluation": how})
+
+
+def settings(run: Finished) -> Flat:
+    """What makes a row: method, its options, network, optimiser, budget. Runs that differ in the seed share it."""
+    model = {k: v for k, v in run.config["model"]["init_args"].items() if k not in ("inference", "postprocess")}
+    network = dict(model["network"])
+    network["weights"] = network["weights"] and PurePath(network["weights"]).name
+    data = {k: v for k, v in run.config["data"]["init_args"].items() if k in TRAINING}
+    trainer = {k: v for k, v in run.config["trainer"].items() if k in TRAINER}
+    return as_text({"method": run.method, "model": {**model, "network": network}, "data": data, "trainer": trainer})
+
+
+@dataclass
+class Row:
+    """Runs that differ in the seed alone, sorted by it."""
+
+    settings: Flat
+    runs: list[Finished]
+    label: str = ""
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["method"])
+
+    def by_seed(self) -> dict[int, Finished]:
+        return {run.seed: run for run in self.runs}
+
+    def tests(self, which: str) -> list[float]:
+        return [value for run in self.runs if (value := run.test(which)) is not None]
+
+
+@dataclass
+class Table:
+    """Rows that may be compared."""
+
+    protocol: Flat
+    title: str
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+    baseline: Row | None = None
+
+    @property
+    def tested(self) -> list[str]:
+        """What was tested: `best`, `last`, then refinements such as `best+mrf`."""
+        names = {name for row in self.rows for run in row.runs for name in run.summary.get("test", {})}
+        return sorted(names, key=lambda name: (name not in ("best", "last"), name))
+
+    @property
+    def share(self) -> tuple[str, float] | None:
+        """Kind of the labels and how much of them there is, if one number says it."""
+        amounts = [self.protocol.get(f"labels.{key}") for key in ("fraction", "number", "per_class")]
+        amount = next((float(amount) for amount in amounts if amount is not None), None)
+        if amount is None and self.protocol["labels.kind"] == "dense":
+            amount = 1.0
+        return None if amount is None else (str(self.protocol["labels.kind"]), amount)
+
+
+def build_tables(runs: Sequence[Finished], baseline: str | None = None) -> tuple[list[Table], list[str]]:
+    """Tables of the runs, and lines on what was left out or kept apart.
+
+    Args:
+        baseline: label or method of the row that others are compared with; None: `Supervised`, where a table has one
+            row of it.
+
+    Raises:
+        ValueError: no table has such a baseline, or runs that agree in every option saw different test images.
+    """
+    remarks: list[str] = []
+    groups: dict[str, list[Finished]] = defaultdict(list)
+    for run in runs:
+        groups[json.dumps(protocol(run), sort_keys=True)].append(run)
+    tables = []
+    for key, group in groups.items():
+        rows: dict[str, Row] = {}
+        for run in group:
+            own = settings(run)
+            rows.setdefault(json.dumps(own, sort_keys=True), Row(own, [])).runs.append(run)
+        for row in rows.values():
+            remarks += drop_repeats(row)
+        supervision = {"kind": None, **group[0].config["data"]["init_args"]["supervision"]}
+        tables.append(Table(json.loads(key), f"{group[0].data}, {partition(supervision)}", [*rows.values()]))
+        check_images(tables[-1])
+    tables.sort(key=lambda table: (table.title.rsplit("-", 1)[0], table.share or ("", 0.0)))
+    label_rows(tables)
+    remarks += kept_apart(tables)
+    for table in tables:
+        table.baseline = find_baseline(table, baseline)
+        table.rows.sort(key=lambda row: (row is not table.baseline, row.label))
+        table.notes = notes(table)
+    if baseline and not any(table.baseline for table in tables):
+        labels = sorted({row.label for table in tables for row in table.rows})
+        raise ValueError(f"there is no row '{baseline}' to be the baseline: there are {'; '.join(labels)}")
+    return tables, remarks
+
+
+def drop_repeats(row: Row) -> list[str]:
+    """Keep one run per seed, the first one: a repeated run is no new draw, and would make deviations too small."""
+    kept: dict[int, Finished] = {}
+    lines = []
+    for run in row.runs:
+        if run.seed in kept:
+            lines.append(f"{run.source}: left out, same options and seed as {kept[run.seed].source}")
+        else:
+            kept[run.seed] = run
+    row.runs = [kept[seed] for seed in sorted(kept)]
+    return lines
+
+
+def check_images(table: Table) -> None:
+    first: tuple[str, Array, Array] | None = None
+    for run in (run for row in table.rows for run in row.runs):
+        for images in run.images.values():
+            truth = images.confusion.sum(2)  # pixels of each class in each image: no prediction changes them
+            if first is None:
+                first = (run.source, images.names, truth)
+            elif not (np.array_equal(first[1], images.names) and np.array_equal(first[2], truth)):
+                raise ValueError(
+                    f"{first[0]} and {run.source} agree in every option, but were tested on different images or masks: "
+                    "test them on the same files, or compare them apart"
+                )
+
+
+def label_rows(tables: Sequence[Table]) -> None:
+    """Name rows by their method and, where a table has several rows of one, by the options in which these differ."""
+    varying: dict[str, set[str]] = defaultdict(set)
+    for table in tables:
+        for method in {row.method for row in table.rows}:
+            same = [row.settings for row in table.rows if row.method == method]
+            keys = {key for flat in same for key in flat}
+            varying[method] |= {key for key in keys if len({flat.get(key) for flat in same}) > 1}
+    for row in (row for table in tables for row in table.rows):
+        names = sorted(varying[row.method])
+        short = [name.rsplit(".", 1)[-1] for name in names]
+        shown = [s if short.count(s) == 1 else n.split(".", 1)[1] for n, s in zip(names, short, strict=True)]
+        row.label = " ".join([row.method, *(f"{s}={row.settings.get(n)}" for n, s in zip(names, shown, strict=True))])
+
+
+def kept_apart(tables: Sequence[Table]) -> list[str]:
+    """Why runs of one data set and one supervision stand in different tables; such tables get titles that say it."""
+    lines = []
+    by_title: dict[str, list[Table]] = defaultdict(list)
+    for table in tables:
+        by_title[table.title].append(table)
+    for title, same in by_title.items():
+        if len(same) == 1:
+            continue
+        keys = sorted({key for table in same for key in table.protocol})
+        differ = [key for key in keys if len({table.protocol.get(key) for table in same}) > 1]
+        for table in same:
+            table.title = f"{title} ({', '.join(f'{key} {table.protocol.get(key)}' for key in differ)})"
+        sources = "; ".join(f"{table.rows[0].runs[0].source}" for table in same)
+        lines.append(f"{title}: runs that differ in {', '.join(differ)} are not put into one column (as {sources})")
+    return lines
+
+
+def find_baseline(table: Table, wanted: str | None) -> Row | None:
+    named = [row for row in table.rows if row.label == wanted] or [
+        row for row in table.rows if row.method == (wanted or "Supervised")
+    ]
+    if wanted and len(named) > 1:
+        labels = "; ".join(row.label for row in named)
+        raise ValueError(f"'{wanted}' is more than one row of {table.title}: give one of {labels}")
+    return named[0] if len(named) == 1 else None
+
+
+def notes(table: Table) -> list[str]:
+    """What a reader of the table has to know: settings that all methods have and rows do not share, and commits."""
+    lines = []
+    keys = set.intersection(*({*row.settings} for row in table.rows)) - {"method"}
+    for key in sorted(keys):
+        values: dict[str, list[str]] = defaultdict(list)
+        for row in table.rows:
+            values[row.settings[key]].append(row.label)
+        if len(values) > 1 and not all(f"={value}" in label for value, labels in values.items() for label in labels):
+            parts = [f"{value} ({'; '.join(labels)})" for value, labels in values.items()]
+            lines.append(f"rows differ in {key}: {', '.join(parts)}")
+    commits = sorted({str(run.summary.get("commit")) for row in table.rows for run in row.runs})
+    devices = sorted({str(run.summary.get("devices")) for row in table.rows for run in row.runs})
+    lines.append(f"commits {', '.join(commits)}; devices {', '.join(devices)}")
+    if table.baseline is None:
+        lines.append("no row of Supervised, or more than one: `--baseline ROW` adds differences")
+    untested = sum(run.test("best") is None for row in table.rows for run in row.runs)
+    if untested:
+        lines.append(f"{untested} runs have no test score: `--test` measures them")
+    elif any("best" not in run.images for row in table.rows for run in row.runs):
+        lines.append("runs without test_best_images.npz have no interval over images: `--test` measures them again")
+    return lines
+
+
+# Numbers -----------------------------------------------------------------------------------------------------------
+
+
+def gains(row: Row, baseline: Row, which: str) -> list[float]:
+    """Test mIoU minus the baseline's at the same seed, of the seeds that both have."""
+    base = {run.seed: value for run in baseline.runs if (value := run.test(which)) is not None}
+    pairs = [(run.test(which), base.get(run.seed)) for run in row.runs]
+    return [one - other for one, other in pairs if one is not None and other is not None]
+
+
+def interval(row: Row, baseline: Row, which: str, draws: int = DRAWS) -> tuple[float, float] | None:
+    """95 % percentile interval of the mean gain over other test images of the same kind; None without the matrices.
+
+    Test images are drawn with replacement, the same ones for both rows and all seeds; the trained networks stay as
+    they are. So the interval says nothing about seeds, and the deviation over seeds nothing about images.
+    """
+    base = baseline.by_seed()
+    pairs = [
+        (run.images[which].confusion, base[run.seed].images[which].confusion)
+        for run in row.runs
+        if which in run.images and run.seed in base and which in base[run.seed].images
+    ]
+    if not pairs:
+        return None
+    return bootstrap([one for one, _ in pairs], [other for _, other in pairs], draws)
+
+
+def bootstrap(ours: Sequence[Array], theirs: Sequence[Array], draws: int) -> tuple[float, float]:
+    """2.5 and 97.5 % quantiles of mean over runs of mIoU(ours) - mIoU(theirs), in points.
+
+    Args:
+        ours, theirs: per run (N, K, K) integer confusion matrices of the same N images.
+    """
+    number = len(ours[0])
+    counts = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=draws)  # (draws, N)
+    difference = np.zeros(draws)
+    for sign, matrices in ((1, ours), (-1, theirs)):
+        for matrix in matrices:
+            # Pixel counts are whole numbers below 2^53: the sums are exact.
+            total = counts.astype(np.float64) @ matrix.reshape(number, -1).astype(np.float64)
+            miou = scores(torch.from_numpy(total).view(draws, *matrix.shape[1:]))["miou"].numpy()
+            difference += sign * miou / len(matrices)
+    low, high = np.quantile(difference, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def best_step(run: Finished) -> int | None:
+    """Optimizer steps after which the best checkpoint was taken."""
+    return max(run.curve, key=lambda point: (point[1], -point[0]))[0] if run.curve else None
+
+
+def numbers(table: Table) -> list[dict[str, Any]]:
+    """A dict per row, with the keys of `table.csv`; None where nothing was measured."""
+    return [row_numbers(table, row) for row in table.rows]
+
+
+def row_numbers(table: Table, row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {"table": table.title, "row": row.label, "n": len(row.runs)}
+    for which in table.tested:
+        found |= spread(f"test_miou_{which}", row.tests(which))
+    for which in [one for one in table.tested if one in ("best", "last")]:
+        paired = gains(row, table.baseline, which) if table.baseline and row is not table.baseline else []
+        limits = interval(row, table.baseline, which) if table.baseline and paired else None
+        found |= spread(f"gain_{which}", paired)
+        found |= {f"gain_{which}_images_low": limits and limits[0], f"gain_{which}_images_high": limits and limits[1]}
+    found |= spread("val_miou_best", values(row, lambda run: run.summary["best"].get("val/miou")))
+    found |= spread("val_miou_last", values(row, lambda run: run.summary["last"].get("val/miou")))
+    found["best_step"] = average(values(row, best_step))
+    for key in ("steps", "seconds", "images_per_s", "peak_memory_gb", "parameters"):
+        found[key] = average(values(row, lambda run, key=key: run.summary.get(key)))
+    return found
+
+
+def values(row: Row, read: Any) -> list[float]:
+    return [float(value) for run in row.runs if (value := read(run)) is not None]
+
+
+def average(numbers: Sequence[float]) -> float | None:
+    return mean(numbers) if numbers else None
+
+
+def spread(name: str, numbers: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation over seeds and number of values."""
+    deviation = stdev(numbers) if len(numbers) > 1 else None
+    return {name: average(numbers), f"{name}_sd": deviation, f"{name}_n": len(numbers)}
+
+
+def run_numbers(table: Table) -> list[dict[str, Any]]:
+    """A dict per run, with the keys of `runs.csv`."""
+    found = []
+    for row in table.rows:
+        for run in row.runs:
+            best = run.summary["best"].get("val/miou")
+            one: dict[str, Any] = {"table": table.title, "row": row.label, "seed": run.seed, "run": run.source}
+            one |= {f"test_miou_{which}": run.test(which) for which in table.tested}
+            one |= {"val_miou_best": best, "val_miou_last": run.summary["last"].get("val/miou"),
+                    "best_step": best_step(run)}  # fmt: skip
+            keys = ("steps", "seconds", "images_per_s", "peak_memory_gb", "parameters", "commit", "devices")
+            found.append(one | {key: run.summary.get(key) for key in keys})
+    return found
+
+
+def class_ious(row: Row, which: str) -> dict[str, list[float]]:
+    """IoU of each class, a value per run in which the class occurs: on test, or on val where nothing was tested."""
+    found: dict[str, list[float]] = {}
+    for run in row.runs:
+        tested = run.summary.get("test", {}).get(which)
+        prefix, content = ("test/iou/", tested) if tested else ("val/iou/", run.summary["last"])
+        for key, value in content.items():
+            if key.startswith(prefix):
+                found.setdefault(key.removeprefix(prefix), []).extend([] if value is None else [value])
+    return found

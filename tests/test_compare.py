@@ -1,0 +1,393 @@
+"""`weakseg compare`: what stands beside what, the numbers by a slow way, and the report as a reader gets it."""
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.metrics import scores
+from conftest import draw_folder, fit_tiny, on_folder, weakseg
+from experiments.compare import runs as reading
+from experiments.compare.figures import show_errors
+from experiments.compare.runs import Finished, Images, read_runs
+from experiments.compare.tables import bootstrap, build_tables, text
+from experiments.load import load_run
+
+SHORT = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2"]
+VOID = {"meta", "img", "link", "br"}
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """Two methods, two seeds, tested (best); read it, copy what you change."""
+    folder = tmp_path_factory.mktemp("four")
+    for method in ("Supervised", "TV"):
+        for seed in (0, 1):
+            run_dir = folder / f"{method}{seed}"
+            fit_tiny(run_dir, "--model", method, *SHORT, "--seed_everything", seed)
+            weakseg("test", "--run", run_dir)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(four, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    return folder, weakseg("compare", four, "--output", folder, "--images", "2")
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def finished(source, seed=0, labels=0.1, size=64, method="Supervised", steps=10, miou=50.0, images=None, **options):
+    """A run without files."""
+    model = {"network": {"weights": None}, "inference": {"flip": False}, "postprocess": {"kind": "none"}, **options}
+    data = {"root": f"/{source}/horses", "size": size, "batch_size": 8, "seed": seed}
+    config = {
+        "seed_everything": seed,
+        "trainer": {"max_steps": steps},
+        "model": {"class_path": f"methods.{method}", "init_args": model},
+        "data": {"class_path": "datamodules.Horses",
+                 "init_args": {**data, "supervision": {"kind": "pixels", "fraction": labels}}},
+    }  # fmt: skip
+    content = {"steps": steps, "best": {}, "last": {}, "seconds": 6.0, "test": {"best": {"test/miou": miou}}}
+    return Finished(source, config, content, [], images or {})
+
+
+# Numbers -----------------------------------------------------------------------------------------------------------
+
+
+def miou_of_pixels(truths, labels, classes):
+    """Mean IoU over all pixels of some images, from sets of pixels."""
+    truth, label = np.concatenate([t.ravel() for t in truths]), np.concatenate([one.ravel() for one in labels])
+    pairs = [((truth == k) & (label == k), (truth == k) | (label == k)) for k in range(classes)]
+    return 100 * mean(both.sum() / either.sum() for both, either in pairs if either.any())
+
+
+def confusion(truth, labels, classes):
+    return np.array([[((truth == i) & (labels == j)).sum() for j in range(classes)] for i in range(classes)], np.int32)
+
+
+def test_bootstrap_equals_drawing_the_images_and_counting_their_pixels():
+    rng = np.random.default_rng(3)
+    classes, number, draws = 3, 7, 50
+    truths = [rng.integers(0, classes, (4, 5)) for _ in range(number)]
+    truths[0][truths[0] == 2] = 0  # a class that draws may miss
+    systems = [[np.where(rng.random((4, 5)) < share, t, rng.integers(0, classes, (4, 5))) for t in truths]
+               for share in (0.8, 0.7, 0.5, 0.6)]  # fmt: skip
+    matrices = [np.stack([confusion(*p, classes) for p in zip(truths, one, strict=True)]) for one in systems]
+    counts = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=draws)
+    differences = []
+    for count in counts:
+        drawn = np.repeat(np.arange(number), count)
+        score = [miou_of_pixels([truths[i] for i in drawn], [one[i] for i in drawn], classes) for one in systems]
+        differences.append(mean([score[0] - score[2], score[1] - score[3]]))  # two seeds
+    expected = np.quantile(differences, (0.025, 0.975))
+    assert bootstrap(matrices[:2], matrices[2:], draws) == pytest.approx(tuple(expected))
+    assert expected[0] < expected[1]
+
+
+def test_the_interval_of_a_run_against_itself_is_nothing():
+    matrices = [np.random.default_rng(0).integers(0, 9, (5, 3, 3))]
+    assert bootstrap(matrices, matrices, 20) == (0, 0)
+
+
+def test_image_matrices_are_those_of_the_predictions_and_add_up_to_the_score(four):
+    run = load_run(four / "TV0")
+    content = np.load(four / "TV0" / "test_best_images.npz")
+    assert content["names"].tolist() == run.data.names("test")
+    for batch, matrix in zip(run.data.test_dataloader(), content["confusion"], strict=True):
+        batch["image"] = batch["image"].float() / 255
+        labels, _ = run.model.predict_labels(run.network, batch, refine=True)
+        assert (matrix == confusion(batch["mask"][0].numpy(), labels[0].numpy(), run.data.num_classes)).all()
+    total = torch.from_numpy(content["confusion"].sum(0))
+    assert scores(total)["miou"].item() == pytest.approx(summary(four / "TV0")["test"]["best"]["test/miou"], abs=1e-4)
+
+
+def test_table_and_runs_hold_the_statistics_of_the_summaries(four, report):
+    folder, printed = report
+    found = {row["row"]: row for row in rows(folder / "table.csv")}
+    assert [*found] == ["Supervised", "TV"]  # the baseline first
+    scores = {m: [summary(four / f"{m}{s}")["test"]["best"]["test/miou"] for s in (0, 1)] for m in found}
+    for method, row in found.items():
+        assert float(row["test_miou_best"]) == pytest.approx(mean(scores[method]))
+        assert float(row["test_miou_best_sd"]) == pytest.approx(stdev(scores[method]))
+        assert row["n"] == row["test_miou_best_n"] == "2"
+        assert float(row["steps"]) == 4
+        assert float(row["seconds"]) > 0
+    paired = [one - other for one, other in zip(scores["TV"], scores["Supervised"], strict=True)]
+    assert float(found["TV"]["gain_best"]) == pytest.approx(mean(paired))
+    assert float(found["TV"]["gain_best_sd"]) == pytest.approx(stdev(paired))
+    assert float(found["TV"]["gain_best_images_low"]) <= float(found["TV"]["gain_best_images_high"])
+    assert found["Supervised"]["gain_best"] == ""
+    assert f"| TV | 2 | {mean(scores['TV']):.1f} ± {stdev(scores['TV']):.1f} |" in printed
+    single = rows(folder / "runs.csv")
+    assert [(row["row"], row["seed"]) for row in single] == [(m, s) for m in found for s in ("0", "1")]
+    assert {row["best_step"] for row in single} <= {"2", "4"}
+
+
+# The report --------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order and collects what a browser would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched, self.seen = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.seen += data
+
+
+def test_html_is_sound_and_needs_no_network(report):
+    folder, _ = report
+    content = (folder / "report.html").read_text()
+    page = Page()
+    page.feed(content)
+    assert page.open == []
+    assert not re.search(r"https?:|@import|url\(", content)
+    assert page.fetched
+    for source in page.fetched:
+        head, _, data = source.partition(",")
+        assert head == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data))).verify()
+    # curves, bars; two images with truth, and prediction and errors of each of two rows
+    assert len(page.fetched) == 2 + 2 * (2 + 2 * 2)
+    for word in ("Supervised", "TV", "test00000", "test00002", "disc", "95 % images"):
+        assert word in page.seen
+
+
+def test_markdown_names_figures_that_are_there(report):
+    folder, _ = report
+    names = re.findall(r"\]\((.+?)\)", (folder / "report.md").read_text())
+    assert {*names} == {f"figures/{path.name}" for path in (folder / "figures").iterdir()}
+    assert len(names) == 3
+
+
+def test_errors_are_red_where_the_label_is_wrong_and_nowhere_else():
+    truth = np.array([[0, 1, 255]], np.uint8)
+    shown = show_errors(np.full((1, 3, 3), 100, np.uint8), truth, np.array([[0, 0, 0]], np.uint8))
+    assert [tuple(pixel) == (225, 0, 60) for pixel in shown[0]] == [False, True, False]
+
+
+def test_without_data_there_is_a_report_without_pictures(tmp_path):
+    root = draw_folder(tmp_path / "data")
+    fit_tiny(tmp_path / "run", *on_folder(root), "--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
+    shutil.rmtree(root)
+    weakseg("compare", tmp_path / "run", "--output", tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "no pictures: " in page
+    assert "1 runs have no test score: `--test` measures them" in page
+    assert "red thing" not in page
+    assert (tmp_path / "report" / "figures").is_dir()
+
+
+def test_test_measures_what_is_missing(four, tmp_path):
+    run = shutil.copytree(four / "TV0", tmp_path / "TV0")
+    weakseg("compare", run, "--output", tmp_path / "report", "--images", "0", "--test")
+    assert {*summary(run)["test"]} == {"best", "last"}
+    assert (run / "test_last_images.npz").exists()
+    assert rows(tmp_path / "report" / "table.csv")[0]["test_miou_last"]
+
+
+# What stands beside what -------------------------------------------------------------------------------------------
+
+
+def test_rows_are_named_by_what_differs_and_the_seed_does_not():
+    runs = [finished(f"{w}-{s}", s, method="SCL", weight=w, other=1) for w in (0, 0.1) for s in (0, 1, 2)]
+    tables, remarks = build_tables([*runs, finished("base")])
+    assert len(tables) == 1
+    assert [(row.label, len(row.runs)) for row in tables[0].rows] == [
+        ("Supervised", 1), ("SCL weight=0", 3), ("SCL weight=0.1", 3)]  # fmt: skip
+    assert remarks == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": 96}, "evaluation.size"),
+        ({"inference": {"flip": True}}, "evaluation.inference.flip"),
+        ({"postprocess": {"kind": "mrf", "mu": 1.0}}, "evaluation.postprocess"),
+    ],
+)
+def test_another_evaluation_is_kept_apart_and_the_report_says_why(change, said):
+    tables, remarks = build_tables([finished("a"), finished("b", 1, **change)])
+    assert [len(table.rows) for table in tables] == [1, 1]
+    assert len({table.title for table in tables}) == 2
+    assert len(remarks) == 1
+    assert said in remarks[0]
+    assert "a; b" in remarks[0]
+    assert "not put into one column" in remarks[0]
+
+
+def test_a_test_told_to_predict_otherwise_is_kept_apart(four, tmp_path):
+    for name in ("Supervised0", "TV0"):
+        shutil.copytree(four / name, tmp_path / name)
+    weakseg("test", "--run", tmp_path / "TV0", "--model.init_args.inference.flip", "true")
+    tables, remarks = build_tables(read_runs([str(tmp_path)])[0])
+    assert len(tables) == 2
+    assert "evaluation.inference.flip" in remarks[0]
+
+
+def test_other_labels_and_other_data_are_other_tables():
+    other = finished("c")
+    other.config["data"]["class_path"] = "datamodules.Cows"
+    tables, _ = build_tables([finished("a"), finished("b", labels=0.2), other])
+    assert [table.title for table in tables] == ["Cows, pixels-0.1", "Horses, pixels-0.1", "Horses, pixels-0.2"]
+
+
+def test_other_settings_make_other_rows_and_a_note():
+    tables, _ = build_tables([finished("a"), finished("b", steps=20, method="TV")])
+    assert [row.label for row in tables[0].rows] == ["Supervised", "TV"]
+    assert "rows differ in trainer.max_steps: 10 (Supervised), 20 (TV)" in tables[0].notes
+
+
+def test_a_repeated_seed_counts_once():
+    tables, remarks = build_tables([finished("a"), finished("b"), finished("c", 1)])
+    assert [run.source for run in tables[0].rows[0].runs] == ["a", "c"]
+    assert remarks == ["b: left out, same options and seed as a"]
+
+
+def test_other_test_images_under_the_same_options_are_an_error():
+    matrix = np.ones((2, 2, 2), np.int32)
+    how = json.dumps({"inference": {"flip": False}, "postprocess": {"kind": "none"}, "size": [64, 64]})
+    one = {"best": Images(np.array(["x", "y"]), matrix, how)}
+    for names, found in ((["x", "z"], matrix), (["x", "y"], matrix * 2)):
+        other = {"best": Images(np.array(names), found, how)}
+        with pytest.raises(ValueError, match=r"a and b agree .* different images or masks"):
+            build_tables([finished("a", images=one), finished("b", 1, images=other)])
+
+
+def test_baseline_is_found_or_refused_with_the_names_there_are():
+    runs = [finished("a", miou=40.0), finished("b", method="TV", miou=42.5)]
+    assert build_tables(runs)[0][0].baseline.label == "Supervised"
+    assert build_tables(runs, "TV")[0][0].baseline.label == "TV"
+    assert build_tables([runs[1]])[0][0].baseline is None
+    with pytest.raises(ValueError, match=r"no row 'CPS'.*Supervised; TV"):
+        build_tables(runs, "CPS")
+    with pytest.raises(ValueError, match=r"more than one row.*TV w=1; TV w=2"):
+        build_tables([finished("c", method="TV", w=1), finished("d", method="TV", w=2)], "TV")
+
+
+def test_numbers_that_w_and_b_writes_otherwise_are_the_same():
+    assert text(1.0) == text(1) == "1"
+    assert text([0.75, 1.50]) == "[0.75, 1.5]"
+    assert text(True) == "True"
+
+
+def test_what_cannot_be_compared_is_said_in_a_line(tmp_path, four):
+    assert "there is no run in" in weakseg("compare", tmp_path, expect=1)
+    run = shutil.copytree(four / "TV0", tmp_path / "TV0")
+    (run / "summary.json").unlink()
+    assert "no run is finished" in weakseg("compare", tmp_path, expect=1)
+    assert "not finished" in read_runs([str(tmp_path), str(four)])[1][0]
+
+
+def test_runs_are_found_below_folders_and_by_patterns(four):
+    assert len(read_runs([str(four)])[0]) == 4
+    assert [run.source for run in read_runs([str(four / "T*")])[0]] == [str(four / "TV0"), str(four / "TV1")]
+
+
+# The W&B server ----------------------------------------------------------------------------------------------------
+
+
+class Mapped:
+    """W&B's summaries have keys and items, but are no dicts, however deep."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def keys(self):
+        return self.content.keys()
+
+    def __contains__(self, key):
+        return key in self.content
+
+    def __getitem__(self, key):
+        value = self.content[key]
+        return Mapped(value) if isinstance(value, dict) else value
+
+
+class File:
+    def __init__(self, path):
+        self.path, self.name = path, path.name
+
+    def download(self, root, replace):
+        assert self.name.endswith("_images.npz")  # nothing else is fetched
+        shutil.copy(self.path, root)
+
+
+class ServerRun:
+    """A run directory as an object of `wandb.Api().runs`."""
+
+    def __init__(self, run):
+        self.run, self.config, self.summary = run, run.config, Mapped(run.summary)
+        self.path = ["us", "weakseg", run.folder.name]
+
+    def scan_history(self, keys):
+        assert keys == ["_step", "val/miou"]
+        return iter([{"_step": step - 1, "val/miou": value} for step, value in self.run.curve])
+
+    def files(self):
+        return [File(path) for path in self.run.folder.iterdir() if path.is_file()]
+
+
+def test_runs_of_the_server_are_those_of_their_directories(four, monkeypatch):
+    import wandb
+
+    local, _ = read_runs([str(four)])
+    stranger, young = ServerRun(local[0]), ServerRun(local[0])
+    stranger.config, young.summary = {"lr": 1}, Mapped({"val/miou": 3})
+    asked = []
+
+    class Api:
+        def runs(self, path, filters):
+            asked.append((path, filters))
+            return [*map(ServerRun, local), stranger, young]
+
+    monkeypatch.setattr(wandb, "Api", Api)
+    remote, _ = read_runs(["wandb:us/weakseg/Synthetic/pixels-0.05"])
+    assert asked == [("us/weakseg", {"group": "Synthetic/pixels-0.05"})]
+    assert [run.source for run in remote] == [f"wandb:us/weakseg/{run.folder.name}" for run in local]
+    for one, other in zip(remote, local, strict=True):
+        assert (one.config, one.summary, one.curve) == (other.config, other.summary, other.curve)
+        assert (one.images["best"].confusion == other.images["best"].confusion).all()
+
+
+def test_a_refusal_of_the_server_is_one_line(monkeypatch, capsys):
+    import wandb
+
+    def refuse():
+        raise wandb.errors.UsageError("No API key configured")
+
+    monkeypatch.setattr(wandb, "Api", refuse)
+    assert "No API key configured; log in with `wandb login`" in weakseg("compare", "wandb:us/weakseg", expect=1)
+
+
+def test_an_unreadable_file_of_w_and_b_is_named(tmp_path):
+    (tmp_path / "run-x.wandb").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"W&B cannot read .*run-x\.wandb"):
+        reading.from_offline(tmp_path)
