@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.affinity import Kernel, potts, products
 from common.batch import IGNORE
@@ -58,7 +57,7 @@ def clamp_seeds(p: Tensor, mask: Tensor) -> Tensor:
     """
     check_plane("mask", mask, p)
     labelled = mask != IGNORE
-    truth = F.one_hot(mask.masked_fill(~labelled, 0), p.shape[1]).movedim(-1, 1).to(p.dtype)
+    truth = torch.zeros_like(p).scatter_(1, mask.masked_fill(~labelled, 0)[:, None], 1.0)
     return torch.where(labelled[:, None], truth, p)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from common.batch import IGNORE, Batch, SegBatch
 from common.ema import EMATeacher
-from common.losses import partial_cross_entropy
+from common.losses import at_least_fp32, partial_cross_entropy
 from common.mixing import box_masks, class_masks, cow_masks, mix, partners
 from common.module import SegmentationModule, StepOutput
 from common.networks import SegmentationNetwork
@@ -130,7 +130,7 @@ class SCL(SegmentationModule):
         """`logit` and `prob` (B, K, H, W), and `embed`, the decoder's output (B, C, h, w)."""
         _, decoded = network.features(image)
         logits = network.classify(decoded, *image.shape[-2:])
-        return {"logit": logits, "prob": logits.float().softmax(1), "embed": decoded}
+        return {"logit": logits, "prob": at_least_fp32(logits).softmax(1), "embed": decoded}
 
     def mixing_mask(self, stream: SegBatch, probabilities: Tensor) -> Tensor:
         """(B, H, W) bool, True = the sample's own pixels."""
