@@ -29,7 +29,7 @@ from methods.dfr.losses import (
 
 
 class DFR(SegmentationModule):
-    """Dynamic feature regularised loss: pCE + kernel of learned features + their consistency (2021, 2108.01296).
+    """Dynamic feature regularised loss: pCE, a kernel of learned features (Zhang et al. 2021, 2108.01296).
 
     The abstract is all that we know of the paper; formulas and values are ours, see README.md of this folder. The
     kernel relates cells of `stride` x `stride` pixels by position, colour and the head's embedding; it is computed anew
