@@ -178,7 +178,10 @@ def log_summary(trackers: Iterable[Logger], summary: Mapping[str, Any], files: I
             import wandb
 
             run = tracker.experiment
-            run.log({"iou per class": wandb.Table(columns=[*columns], data=rows)}, step=max(summary["steps"], run.step))
+            run.log(
+                {"iou per class": wandb.Table(columns=[*columns], data=rows)},
+                step=max(summary["steps"], run.starting_step),
+            )
             run.summary.update(dict(summary))
             for file in files:
                 copy = shutil.copy(file, run.dir)  # W&B would link to it

@@ -65,7 +65,12 @@ def read_image(path: Path) -> Array:
     Raises:
         ValueError: the file is truncated or no image.
     """
-    image = ImageOps.exif_transpose(_open(path))
+    return to_rgb(_open(path))
+
+
+def to_rgb(image: Image.Image) -> Array:
+    """A PIL image as `read_image` gives it."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         return np.repeat((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8)[..., None], 3, -1)
     return np.asarray(image.convert("RGB"))

@@ -13,6 +13,7 @@ train and evaluate
   validate     validation metrics:    weakseg validate --run RUN_DIR
   test         test metrics:          weakseg test --run RUN_DIR [--which best|last]
   predict      label your images:     weakseg predict --run RUN_DIR --images FOLDER --output FOLDER
+  export       the network as a file: weakseg export --run RUN_DIR --output model.pt2|model.onnx
 
 compare
   compare      finished runs, in tables, curves and pictures: weakseg compare runs
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     if verb in ("methods", "datamodules"):
         print(listing(verb))
         return 0
-    if verb not in (*LIGHTNING_VERBS, "compare", "doctor"):
+    if verb not in (*LIGHTNING_VERBS, "compare", "doctor", "export"):
         print(f"weakseg: there is no command '{verb}'\n\n{USAGE}", end="", file=sys.stderr)
         return 2
     try:
@@ -61,6 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
             from experiments.compare.command import compare
 
             compare(rest)
+            return 0
+        if verb == "export":
+            from experiments.export import export_run
+
+            export_run(rest)
             return 0
         from experiments.lightning_cli import run
 

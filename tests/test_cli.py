@@ -18,7 +18,9 @@ from test_resume import assert_equal, assert_same_run, load
 
 import methods
 from common.batch import IGNORE, check_batch
+from common.inference import InferenceConfig
 from common.module import SegmentationModule
+from common.postprocess import PostprocessConfig
 from conftest import FOLDER_SIZES, ROOT, TINY, draw_folder, fit_tiny, on_folder, snapshot, weakseg, weakseg_process
 from experiments.load import load_run
 from experiments.study import command, grid
@@ -343,6 +345,59 @@ def test_files_of_predict(folder, folder_run, tmp_path):
         assert (probabilities.dtype, probabilities.shape) == (np.float16, (3, *size))
         np.testing.assert_allclose(probabilities.astype(np.float32).sum(0), 1, atol=2e-3)
         assert (probabilities.argmax(0) == np.asarray(labels)).mean() > 0.99  # but for ties in half precision
+
+
+@pytest.mark.parametrize("how", INFERENCE)
+def test_predict_in_python_equals_the_files_of_predict(how, folder, folder_run, tmp_path):
+    options = ["--images", folder / "images", "--output", tmp_path / "out", "--probabilities", *INFERENCE[how]]
+    weakseg("predict", "--run", folder_run, *options)
+    run = load_run(folder_run)
+    if how == "flip":
+        run.model.inference = InferenceConfig(flip=True)
+    if how == "windows":
+        run.model.inference = InferenceConfig([20, 24], [11, 13], True)
+    if how == "mrf":
+        run.model.postprocess = PostprocessConfig("mrf", mu=0.5, weights="contrast")
+    found = dict(run.predict(folder / "images", probabilities=True))
+    assert sorted(found) == [str(number) for number in range(10)]
+    for name, (labels, probabilities) in found.items():
+        assert labels.dtype == np.uint8
+        assert (labels == np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))).all()
+        assert probabilities.dtype == np.float32
+        assert (probabilities.astype(np.float16) == np.load(tmp_path / "out" / "probabilities" / f"{name}.npy")).all()
+    assert len({int(label) for labels, _ in found.values() for label in np.unique(labels)}) == 3
+    file = folder / "images" / "3.png"
+    for same in (file, str(file), Image.open(file), np.asarray(Image.open(file))):
+        assert (run.predict(same) == found["3"][0]).all()
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), torch.zeros(3, 8, 8)])
+def test_what_is_no_image_is_refused(wrong, folder_run):
+    with pytest.raises(ValueError, match=r"an image is a uint8 array \(height, width, 3\) in RGB"):
+        load_run(folder_run).predict(wrong)
+
+
+def test_a_run_is_loaded_from_an_artifact_or_refused_in_a_line(folder_run, monkeypatch):
+    import wandb
+
+    class Api:
+        def artifact(self, name, type):
+            assert (name, type) == ("us/weakseg/TV-x:latest", "model")
+            return self
+
+        def download(self):
+            return str(folder_run / "checkpoints")
+
+    monkeypatch.setattr(wandb, "Api", Api)
+    loaded = load_run("wandb:us/weakseg/TV-x:latest", "last")
+    assert_equal(dict(loaded.model.state_dict()), weights(folder_run, "last"))
+
+    def refuse():
+        raise wandb.errors.UsageError("No API key configured")
+
+    monkeypatch.setattr(wandb, "Api", refuse)
+    with pytest.raises(ValueError, match="No API key configured; log in with `wandb login`"):
+        load_run("wandb:us/weakseg/TV-x:latest")
 
 
 def test_a_trained_model_needs_no_file_of_initial_weights(folder, tmp_path):

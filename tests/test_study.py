@@ -41,8 +41,8 @@ def metrics(run_dir):
 def test_killed_during_a_run_and_continued_it_leaves_what_the_unbroken_runs_do(tmp_path):
     """The whole process group is killed: study and run."""
     sweep = tmp_path / "few.yaml"
-    sweep.write_text(SWEEP % (TINY, "9"))
-    run = tmp_path / "runs" / "few" / "config=tiny,max_steps=9"
+    sweep.write_text(SWEEP % (TINY, "24"))
+    run = tmp_path / "runs" / "few" / "config=tiny,max_steps=24"
     first = start(sweep, tmp_path / "runs")
     while not (run / "checkpoints" / "last.ckpt").exists():
         assert first.poll() is None, first.stdout.read()
@@ -54,7 +54,7 @@ def test_killed_during_a_run_and_continued_it_leaves_what_the_unbroken_runs_do(t
     text, _ = second.communicate()
     assert second.returncode == 0, text
     assert "[1/1] done" in text
-    fit_tiny(tmp_path / "whole", "--trainer.max_steps", "9")
+    fit_tiny(tmp_path / "whole", "--trainer.max_steps", "24")
     assert metrics(run) == metrics(tmp_path / "whole")
     third, _ = start(sweep, tmp_path / "runs").communicate()
     assert third.startswith(f"[1/1] finished before: {run}")

@@ -1,0 +1,58 @@
+"""Networks as files: what they compute, for which sizes, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import fit_tiny, weakseg
+from experiments import export
+from experiments.load import load_run
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "run"
+    fit_tiny(folder)
+    return folder
+
+
+@pytest.mark.slow  # torch.export and the import of what it needs
+def test_the_file_computes_what_the_network_does_at_other_sizes_and_batches(run_dir, tmp_path):
+    printed = weakseg("export", "--run", run_dir, "--output", tmp_path / "new" / "model.pt2")
+    assert "any batch, multiples of 16 pixels" in printed
+    program = torch.export.load(tmp_path / "new" / "model.pt2").module()
+    network = load_run(run_dir).network
+    for batch, height, width in ((1, 32, 32), (3, 64, 48)):
+        image = torch.rand(batch, 3, height, width)
+        with torch.no_grad():
+            torch.testing.assert_close(program(image), network(image))
+    with pytest.raises(AssertionError, match=r"Guard failed"):
+        program(torch.rand(1, 3, 33, 32))
+
+
+@pytest.mark.slow  # torch.export and the import of what it needs
+def test_onnx_computes_what_the_network_does(run_dir, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    weakseg("export", "--run", run_dir, "--output", tmp_path / "model.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    network = load_run(run_dir).network
+    for batch, height, width in ((1, 32, 32), (3, 64, 48)):
+        image = torch.rand(batch, 3, height, width)
+        found = session.run(["logits"], {"image": image.numpy()})[0]
+        np.testing.assert_allclose(found, network(image).detach().numpy(), atol=1e-4)
+
+
+def test_a_file_that_computes_something_else_is_refused(run_dir):
+    network = load_run(run_dir).network
+    with pytest.raises(ValueError, match="differs from the trained one by"):
+        export.check(lambda image: network(image) + 0.01, network, (32, 32))
+
+
+def test_missing_packages_and_wrong_suffixes_are_named(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else object())
+    words = ["export", "--run", run_dir, "--output"]
+    said = weakseg(*words, tmp_path / "model.onnx", expect=1)
+    assert "ONNX needs onnxscript: pip install -e '.[export]'" in said
+    assert "the suffix says the format" in weakseg(*words, tmp_path / "model.bin", expect=1)
+    assert not [*tmp_path.iterdir()]
