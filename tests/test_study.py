@@ -27,9 +27,11 @@ command: ["${program}", fit, "${args}"]
 
 def start(file, folder, *extra):
     words = [sys.executable, "-m", "experiments.study", str(file), "--folder", str(folder), *extra]
+    # A shell's background jobs, as tests may be, ignore SIGINT, and Python leaves it at that.
     return subprocess.Popen(
         words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
