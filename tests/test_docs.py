@@ -122,7 +122,8 @@ def run(words):
             rest += ["--config", "tiny.yaml"]
             if "quickstart" in " ".join(rest) or "Synthetic" in rest:
                 rest += ["--config", "few.yaml"]
-            if "--trainer.devices" in rest:  # Lightning starts the command anew for each process
+            # Lightning starts the command anew for each process; W&B remembers in a process what other tests asked of it.
+            if "--trainer.devices" in rest or "wandb" in " ".join(rest):
                 subprocess_output([sys.executable, "-m", "experiments.cli", "fit", *rest])
             else:
                 weakseg("fit", *rest)
