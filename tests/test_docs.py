@@ -122,9 +122,10 @@ def run(words):
             rest += ["--config", "tiny.yaml"]
             if "quickstart" in " ".join(rest) or "Synthetic" in rest:
                 rest += ["--config", "few.yaml"]
-            # Lightning starts the command anew for each process; W&B remembers in a process what other tests asked of it.
+            # Lightning starts the command anew for each process; W&B's service is that of other tests in this one.
             if "--trainer.devices" in rest or "wandb" in " ".join(rest):
-                subprocess_output([sys.executable, "-m", "experiments.cli", "fit", *rest])
+                plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+                subprocess_output([sys.executable, "-m", "experiments.cli", "fit", *rest], env=plain)
             else:
                 weakseg("fit", *rest)
         case ["weakseg", *rest]:
