@@ -96,7 +96,7 @@ def test_pictures_have_masks_whose_classes_have_names(records):
 
 
 def test_the_table_of_classes_is_that_of_the_summary(tracked):
-    tables = sorted((tracked / "wandb").glob("offline-run-*/files/media/table/*.json"), key=lambda path: path.parts[-4])
+    tables = sorted((tracked / "wandb").glob("offline-run-*/files/media/table/*.json"), key=lambda path: path.parts[-5])
     table = json.loads(tables[-1].read_text())
     summary = json.loads((tracked / "summary.json").read_text())
     assert table["columns"] == ["class", "val last", "test best"]
