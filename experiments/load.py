@@ -23,6 +23,7 @@ from datamodules.cache import shrink
 from datamodules.files import find_images, read_image, to_rgb
 from datamodules.images import WholeImages
 from experiments.compose import read_checkpoint, stored_config
+from experiments.wandb_api import wandb_api
 
 ARTIFACT = "wandb:"
 Array = np.ndarray[Any, Any]
@@ -130,11 +131,5 @@ def download(artifact: str) -> Path:
     Raises:
         ModuleNotFoundError, ValueError: there is no W&B, it needs a login, or it has no such artifact.
     """
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{artifact} needs the package wandb: pip install wandb") from None
-    try:
-        return Path(wandb.Api().artifact(artifact.removeprefix(ARTIFACT), type="model").download())
-    except (wandb.Error, ValueError) as error:
-        raise ValueError(f"W&B: {error}; log in with `wandb login`, or give a run directory or a checkpoint") from error
+    with wandb_api(artifact, "give a run directory or a checkpoint") as api:
+        return Path(api.artifact(artifact.removeprefix(ARTIFACT), type="model").download())

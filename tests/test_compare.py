@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from statistics import mean, stdev
 
@@ -15,12 +16,13 @@ import torch
 from PIL import Image
 
 from common.metrics import scores
-from conftest import draw_folder, fit_tiny, on_folder, weakseg
+from conftest import draw_folder, fit_tiny, on_folder, weakseg, weakseg_process
 from experiments.compare import runs as reading
 from experiments.compare.figures import show_errors
 from experiments.compare.runs import Finished, Images, read_runs
 from experiments.compare.tables import bootstrap, build_tables, text
 from experiments.load import load_run
+from wandb_server import WandbServer, serving
 
 SHORT = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2"]
 VOID = {"meta", "img", "link", "br"}
@@ -314,77 +316,53 @@ def test_runs_are_found_below_folders_and_by_patterns(four):
 # The W&B server ----------------------------------------------------------------------------------------------------
 
 
-class Mapped:
-    """W&B's summaries have keys and items, but are no dicts, however deep."""
-
-    def __init__(self, content):
-        self.content = content
-
-    def keys(self):
-        return self.content.keys()
-
-    def __contains__(self, key):
-        return key in self.content
-
-    def __getitem__(self, key):
-        value = self.content[key]
-        return Mapped(value) if isinstance(value, dict) else value
+@pytest.fixture
+def server(four):
+    runs = {run.folder.name: run for run in read_runs([str(four)])[0]}
+    one = runs["TV0"]
+    others = {"stranger": replace(one, config={"lr": 1}), "young": replace(one, summary={"val/miou": 3})}
+    return WandbServer({"Synthetic/pixels-0.05": {**runs, **others}, "other": {"again": one}})
 
 
-class File:
-    def __init__(self, path):
-        self.path, self.name = path, path.name
-
-    def download(self, root, replace):
-        assert self.name.endswith("_images.npz")  # nothing else is fetched
-        shutil.copy(self.path, root)
-
-
-class ServerRun:
-    """A run directory as an object of `wandb.Api().runs`."""
-
-    def __init__(self, run):
-        self.run, self.config, self.summary = run, run.config, Mapped(run.summary)
-        self.path = ["us", "weakseg", run.folder.name]
-
-    def scan_history(self, keys):
-        assert keys == ["_step", "val/miou"]
-        return iter([{"_step": step - 1, "val/miou": value} for step, value in self.run.curve])
-
-    def files(self):
-        return [File(path) for path in self.run.folder.iterdir() if path.is_file()]
+def compare_process(environment, *arguments):
+    """In a process of its own: the client keeps the first server that it hears of."""
+    process = weakseg_process("compare", *arguments, **environment)
+    text, _ = process.communicate(timeout=180)
+    assert "Traceback" not in text
+    return process.returncode, text
 
 
-def test_runs_of_the_server_are_those_of_their_directories(four, monkeypatch):
-    import wandb
-
-    local, _ = read_runs([str(four)])
-    stranger, young = ServerRun(local[0]), ServerRun(local[0])
-    stranger.config, young.summary = {"lr": 1}, Mapped({"val/miou": 3})
-    asked = []
-
-    class Api:
-        def runs(self, path, filters):
-            asked.append((path, filters))
-            return [*map(ServerRun, local), stranger, young]
-
-    monkeypatch.setattr(wandb, "Api", Api)
-    remote, _ = read_runs(["wandb:us/weakseg/Synthetic/pixels-0.05"])
-    assert asked == [("us/weakseg", {"group": "Synthetic/pixels-0.05"})]
-    assert [run.source for run in remote] == [f"wandb:us/weakseg/{run.folder.name}" for run in local]
-    for one, other in zip(remote, local, strict=True):
-        assert (one.config, one.summary, one.curve) == (other.config, other.summary, other.curve)
-        assert (one.images["best"].confusion == other.images["best"].confusion).all()
+def test_runs_of_the_server_are_those_of_their_directories(four, server, tmp_path):
+    weakseg("compare", four, "--output", tmp_path / "local")
+    with serving(server) as environment:
+        status, text = compare_process(
+            environment, "wandb:us/weakseg/Synthetic/pixels-0.05", "--output", tmp_path / "remote"
+        )
+    assert status == 0, text
+    names = ("Supervised0", "Supervised1", "TV0", "TV1")
+    assert sorted(server.fetched) == [f"{name}/test_best_images.npz" for name in names]  # and nothing else
+    tables = sorted(path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.csv"))
+    assert tables
+    for table in tables:
+        local = (tmp_path / "local" / table).read_text().replace(f"{four}/", "wandb:us/weakseg/")
+        assert (tmp_path / "remote" / table).read_text() == local
 
 
-def test_a_refusal_of_the_server_is_one_line(monkeypatch, capsys):
-    import wandb
-
-    def refuse():
-        raise wandb.errors.UsageError("No API key configured")
-
-    monkeypatch.setattr(wandb, "Api", refuse)
-    assert "No API key configured; log in with `wandb login`" in weakseg("compare", "wandb:us/weakseg", expect=1)
+@pytest.mark.parametrize(
+    ("source", "forgotten", "named"),
+    [
+        ("wandb:us/nothing", None, "W&B: Could not find project nothing"),
+        ("wandb:us/weakseg", "Viewer", "invalid credentials"),
+        ("wandb:us/weakseg", "SampledHistoryPage", "no history found"),
+    ],
+)
+def test_a_refusal_of_the_server_is_one_line(server, source, forgotten, named):
+    server.forgotten.add(forgotten)
+    with serving(server) as environment:
+        status, text = compare_process(environment, source)
+    assert status == 1
+    assert named in text
+    assert "log in with `wandb login`, or compare run directories" in text.splitlines()[-1]
 
 
 def test_an_unreadable_file_of_w_and_b_is_named(tmp_path):

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from experiments.wandb_api import wandb_api
+
 Array = np.ndarray[Any, Any]
 SERVER = "wandb:"  # how a source on the W&B server begins
 IMAGES = re.compile(r"test_(.+)_images\.npz")
@@ -184,16 +186,10 @@ def from_server(source: str) -> list[Finished]:
     Raises:
         ModuleNotFoundError, ValueError: there is no W&B, or it refuses.
     """
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{source} needs the package wandb: pip install wandb") from None
     entity, project, *group = source.removeprefix(SERVER).split("/", 2)
     filters = {"group": group[0]} if group else {}
-    try:
-        return [from_api(run) for run in wandb.Api().runs(f"{entity}/{project}", filters=filters) if is_ours(run)]
-    except (wandb.Error, ValueError) as error:
-        raise ValueError(f"W&B: {error}; log in with `wandb login`, or compare run directories") from error
+    with wandb_api(source, "compare run directories") as api:
+        return [from_api(run) for run in api.runs(f"{entity}/{project}", filters=filters) if is_ours(run)]
 
 
 def is_ours(run: Any) -> bool:
