@@ -158,6 +158,44 @@ def test_the_sweep_of_all_methods_has_all_methods_and_one_kind_of_labels():
         "config", "seed_everything"}  # fmt: skip
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_an_agent_of_w_and_b_gives_a_run_the_same_options(file, tmp_path):
+    """By W&B's own functions."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    study = Study(file, tmp_path, jobs=1, extra=[])
+    for number, point in enumerate(study.points):
+        made = create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
+        made["program"] = [study.sweep["program"]]
+        words = [part for word in create_sweep_command(study.sweep["command"])
+                 for part in (made[word[2:-1]] if word.startswith("${") else [word])]  # fmt: skip
+        assert words[:2] == ["weakseg", "fit"]
+        assert study.words(number)[3 : 2 + len(words)] == words[1:]
+
+
+def test_runs_of_an_agent_that_differ_in_a_weight_have_directories_of_their_own(tmp_path):
+    # The agent's environment; offline, for want of a server.
+    words = [
+        "fit",
+        "--config",
+        TINY,
+        "--trainer.max_steps",
+        "1",
+        "--trainer.val_check_interval",
+        "1",
+        "--wandb=offline",
+    ]
+    for name in ("a1", "b2"):
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.cli", *map(str, words)], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": name},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    folders = sorted(path.parent for path in tmp_path.glob("runs/*/*/*/summary.json"))
+    assert [path.name.rsplit("-", 1)[1] for path in folders] == ["a1", "b2"]
+    assert [(path / "wandb" / "run_id").read_text() for path in folders] == ["a1", "b2"]
+
+
 @pytest.mark.slow
 def test_a_study_of_all_methods_from_start_to_report(tmp_path):
     """Killed once on the way."""
