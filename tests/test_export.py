@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.networks import NetworkConfig, build_network
 from conftest import fit_tiny, weakseg
 from experiments import export
 from experiments.load import load_run
@@ -41,6 +42,17 @@ def test_onnx_computes_what_the_network_does(run_dir, tmp_path):
         image = torch.rand(batch, 3, height, width)
         found = session.run(["logits"], {"image": image.numpy()})[0]
         np.testing.assert_allclose(found, network(image).detach().numpy(), atol=1e-4)
+
+
+@pytest.mark.slow  # torch.export and the import of what it needs
+def test_a_network_whose_graph_holds_for_one_size_says_so_and_is_exported_for_it():
+    network = build_network(NetworkConfig(arch="UPerNet", encoder="mit_b0", weights=None), 3).eval()
+    with pytest.raises(export.ShapeError, match="give one, --size HEIGHT WIDTH"):
+        export.export_network(network)
+    program = export.export_network(network, (64, 96)).module()
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(program(image), network(image), atol=1e-4, rtol=1e-4)
 
 
 def test_a_file_that_computes_something_else_is_refused(run_dir):
