@@ -113,6 +113,24 @@ def fit_tiny(run_dir, *arguments, expect: int = 0) -> str:
     return weakseg("fit", "--config", TINY, "--run_dir", run_dir, *options, *arguments, *small, expect=expect)
 
 
+# An epoch's end, validations and steps between them.
+LONG = ["--trainer.max_steps", "14", "--trainer.val_check_interval", "4"]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """Unbroken runs, one per method."""
+    done = {}
+
+    def run(method):
+        if method not in done:
+            done[method] = tmp_path_factory.mktemp(f"whole-{method}")
+            fit_tiny(done[method], "--model", method, *LONG)
+        return done[method]
+
+    return run
+
+
 def draw_folder(root: Path) -> Path:
     """A `Folder` data set of ten images of odd and unequal sizes: coloured rectangles, some pixels void."""
     rng = np.random.default_rng(7)

@@ -26,9 +26,9 @@ from test_resume import assert_same_run, load, metrics
 import common.checkpoints
 import methods
 from common.module import SegmentationModule
-from conftest import SMALL, TINY, fit_tiny, needs, two_processes, weakseg, weakseg_process
+from conftest import LONG, SMALL, TINY, fit_tiny, needs, two_processes, weakseg, weakseg_process
 
-LONG = ["--trainer.max_steps", "14", "--trainer.val_check_interval", "4", "--checkpoint_every", "3"]
+OFTEN = [*LONG, "--checkpoint_every", "3"]
 
 # No batch statistics and no dropout: what a part of the batch gives does not hang on the rest of it.
 PLAIN = "{arch: Unet, encoder: tu-test_convnext, decoder: {decoder_channels: [16, 16, 8, 8], encoder_depth: 4, " \
@@ -139,20 +139,6 @@ def test_two_processes_train_and_test_as_one_does_for_every_method(exact, no_dro
 # Stopped from outside ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory):
-    """Unbroken runs, one per method."""
-    done = {}
-
-    def run(method):
-        if method not in done:
-            done[method] = tmp_path_factory.mktemp(f"whole-{method}")
-            fit_tiny(done[method], "--model", method, *LONG)
-        return done[method]
-
-    return run
-
-
 def in_child(prepare, run_dir, *arguments):
     """Exit status and output of a run in a child process (forked: nothing is imported anew), after `prepare()`."""
     log = run_dir.with_name(f"{run_dir.name}.log")
@@ -219,7 +205,7 @@ def test_stopped_at_a_random_step_and_resumed_equals_the_unbroken_run(method, fa
         "while writing": lambda: kill_while_writing(write),
     }[fault]
     said = f"step {step}, delay {delay}, write {write}"
-    arguments = ["--model", method, *needs(method), *SMALL.get(method, []), *LONG]
+    arguments = ["--model", method, *needs(method), *SMALL.get(method, []), *OFTEN]
     status, text = in_child(prepare, tmp_path / "cut", *arguments)
     if fault.startswith("SIG") and fault != "SIGKILL":
         assert (status, load(tmp_path / "cut")["global_step"]) == (os.EX_TEMPFAIL, step + 1), text + said
@@ -227,7 +213,7 @@ def test_stopped_at_a_random_step_and_resumed_equals_the_unbroken_run(method, fa
         assert f"stopped at step {step + 1}, continue with the same command and --resume auto" in text
     else:
         assert status == -signal.SIGKILL, text + said
-    fit_tiny(tmp_path / "cut", "--model", method, *LONG, "--resume", "auto")
+    fit_tiny(tmp_path / "cut", "--model", method, *OFTEN, "--resume", "auto")
     assert_same_run(whole(method), tmp_path / "cut")
     steps = [int(row["step"]) for row in metrics(tmp_path / "cut") if row["train/loss"]]
     assert steps == list(range(14)), said
@@ -240,19 +226,19 @@ def test_ctrl_c_saves_and_a_second_one_does_not_wait(tmp_path):
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
 
-    status, text = in_child(lambda: at_step(5, lambda: interrupt(1)), tmp_path / "once", *LONG)
+    status, text = in_child(lambda: at_step(5, lambda: interrupt(1)), tmp_path / "once", *OFTEN)
     assert (status, load(tmp_path / "once")["global_step"]) == (os.EX_TEMPFAIL, 6), text
-    status, text = in_child(lambda: at_step(5, lambda: interrupt(2)), tmp_path / "twice", *LONG)
+    status, text = in_child(lambda: at_step(5, lambda: interrupt(2)), tmp_path / "twice", *OFTEN)
     assert (status, load(tmp_path / "twice")["global_step"]) == (1, 3), text
 
 
 def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
-    status, text = in_child(lambda: at_step(0, lambda: os.kill(os.getpid(), signal.SIGTERM)), tmp_path / "run", *LONG)
+    status, text = in_child(lambda: at_step(0, lambda: os.kill(os.getpid(), signal.SIGTERM)), tmp_path / "run", *OFTEN)
     assert (status, load(tmp_path / "run")["global_step"]) == (os.EX_TEMPFAIL, 1), text
 
 
 def test_a_signal_between_accumulated_parts_waits_for_the_step(tmp_path):
-    arguments = [*LONG, "--trainer.accumulate_grad_batches", "2"]
+    arguments = [*OFTEN, "--trainer.accumulate_grad_batches", "2"]
     fit_tiny(tmp_path / "whole", *arguments)
     status, text = in_child(
         lambda: at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM)), tmp_path / "cut", *arguments
@@ -269,19 +255,19 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         at_step(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)))
 
-    fit_tiny(tmp_path / "whole", *LONG)
-    status, text = in_child(no_room, tmp_path / "cut", *LONG)
+    fit_tiny(tmp_path / "whole", *OFTEN)
+    status, text = in_child(no_room, tmp_path / "cut", *OFTEN)
     assert status == 1, text
     assert f"cannot write {tmp_path / 'cut' / 'checkpoints' / 'last.ckpt'}" in text
     assert "the previous checkpoint is kept; free some space" in text
     assert load(tmp_path / "cut")["global_step"] == 3
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 2  # nothing half-written is left
-    fit_tiny(tmp_path / "cut", *LONG, "--resume", "auto")
+    fit_tiny(tmp_path / "cut", *OFTEN, "--resume", "auto")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_two_processes_stop_at_the_same_step_when_one_is_told(tmp_path):
-    arguments = ["--model", "TV", *LONG, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    arguments = ["--model", "TV", *OFTEN, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     arguments += ["--trainer.accelerator", "cpu", "--trainer.max_steps", "4000"]
     process = weakseg_process("fit", "--config", TINY, "--run_dir", tmp_path, *arguments)
     try:

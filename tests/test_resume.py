@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import methods
-from conftest import TINY, fit_tiny, weakseg, weakseg_process
+from conftest import LONG, TINY, fit_tiny, weakseg, weakseg_process
 
-LONG = ["--trainer.max_steps", "14", "--trainer.val_check_interval", "4", "--checkpoint_every", "1"]
+OFTEN = [*LONG, "--checkpoint_every", "1"]
 
 
 def load(run_dir, which="last"):
@@ -49,24 +49,10 @@ def assert_same_run(one, two):
     assert metrics(one) == metrics(two)
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory):
-    """Unbroken runs, one per method."""
-    done = {}
-
-    def run(method):
-        if method not in done:
-            done[method] = tmp_path_factory.mktemp(f"whole-{method}")
-            fit_tiny(done[method], "--model", method, *LONG)
-        return done[method]
-
-    return run
-
-
 @pytest.mark.parametrize("method", methods.CLASSES)
 def test_same_seed_twice_gives_the_same_run_and_another_seed_another(method, whole, tmp_path):
-    fit_tiny(tmp_path / "two", "--model", method, *LONG)
-    fit_tiny(tmp_path / "other", "--model", method, *LONG, "--seed_everything", "1")
+    fit_tiny(tmp_path / "two", "--model", method, *OFTEN)
+    fit_tiny(tmp_path / "other", "--model", method, *OFTEN, "--seed_everything", "1")
     assert_same_run(whole(method), tmp_path / "two")
     key = "network.model.segmentation_head.0.weight"
     assert not torch.equal(load(whole(method))["state_dict"][key], load(tmp_path / "other")["state_dict"][key])
@@ -87,9 +73,9 @@ def test_stopped_at_a_checkpoint_and_resumed_equals_the_unbroken_run(method, sto
                 raise ValueError("the power is gone")
 
         patch.setattr(LastCheckpoint, "_save", save_and_die)
-        fit_tiny(tmp_path / "cut", "--model", method, *LONG, expect=1)
+        fit_tiny(tmp_path / "cut", "--model", method, *OFTEN, expect=1)
     assert load(tmp_path / "cut")["global_step"] == stop
-    fit_tiny(tmp_path / "cut", "--model", method, *LONG, "--resume", "auto")
+    fit_tiny(tmp_path / "cut", "--model", method, *OFTEN, "--resume", "auto")
     assert_same_run(whole(method), tmp_path / "cut")
 
 
@@ -108,7 +94,7 @@ def kill_and_resume(run_dir, arguments, delay):
 
 
 def test_killed_at_three_random_moments_with_workers_equals_the_unbroken_run(tmp_path):
-    arguments = ["--model", "TV", "--data.init_args.num_workers", "2", *LONG]
+    arguments = ["--model", "TV", "--data.init_args.num_workers", "2", *OFTEN]
     start = time.perf_counter()
     weakseg("fit", "--config", TINY, "--run_dir", tmp_path / "whole", *arguments)
     seconds = time.perf_counter() - start
