@@ -8,6 +8,7 @@ Made by, with FILES = --data.init_args.root DIR, and for the rows on MobileNetV2
     python -m experiments.study experiments/sweeps/textures_dfr_weight.yaml
     python -m experiments.study experiments/sweeps/textures_dfr.yaml
     python -m experiments.study experiments/sweeps/weizmann_dfr_weight.yaml -- FILES
+    python -m experiments.study experiments/sweeps/weizmann_dfr_mobilenet_weight.yaml -- FILES
     python -m experiments.study experiments/sweeps/weizmann_dfr.yaml -- FILES
 
 The picture is made by experiments/results/dfr_picture.py.
@@ -48,10 +49,11 @@ LADDERS: dict[str, tuple[str, Ladder]] = {  # the block of the page: its sweep, 
     ),
     "mobilenet": ("weizmann_dfr", {"pCE": "weizmann_scribbles", "DFR": "weizmann_dfr_mobilenet"}),
 }
-WEIGHTS = (0.003, 0.01, 0.03, 0.1)
+WEIGHTS = (0.01, 0.03, 0.1, 0.3)
 SEARCHES = {
     "textures_dfr_weight": ("textures_shallow", "textures_dfr"),
-    "weizmann_dfr_weight": ("weizmann_dfr_shallow", "weizmann_dfr", "weizmann_dfr_mobilenet"),
+    "weizmann_dfr_weight": ("weizmann_dfr_shallow", "weizmann_dfr"),
+    "weizmann_dfr_mobilenet_weight": ("weizmann_dfr_mobilenet",),
 }
 
 

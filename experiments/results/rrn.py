@@ -4,7 +4,10 @@
 
 Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE, after those of scl.py:
 
-    python -m experiments.study experiments/sweeps/weizmann_rrn_search.yaml -- FILES   # chosen on val
+    python -m experiments.study experiments/sweeps/weizmann_rrn_search.yaml -- FILES   # these four: chosen on val
+    python -m experiments.study experiments/sweeps/weizmann_rrn_matching.yaml -- FILES
+    python -m experiments.study experiments/sweeps/weizmann_rrn_selection.yaml -- FILES
+    python -m experiments.study experiments/sweeps/weizmann_rrn_threshold.yaml -- FILES
     python -m experiments.study experiments/sweeps/weizmann_rrn.yaml -- FILES
     python -m experiments.study experiments/sweeps/synthetic_rrn.yaml
 
@@ -28,7 +31,23 @@ ROWS = {
     "+ dynamic region loss (RRN-style)": ("rrn", "rrn"),
 }
 DIAGNOSTICS = ("precision_all", "precision_kept", "auroc", "auroc_own", "auroc_cross", "weight_correlation")
-RATES = (0.0001, 0.001)
+FILTERING = "config=weizmann_rrn_filtering,selection_weight="
+TRIED = {
+    "CPS + CutMix": "weizmann_rrn/config=weizmann_cps,fraction=0.125,seed_everything=0",
+    "RRN, selection 1, discriminators at 1e-4": (
+        "weizmann_rrn_search/config=weizmann_rrn,selection_weight=1.0,discriminator_lr=0.0001,seed_everything=0"
+    ),
+    "RRN, selection 1, discriminators at 1e-3 (from here on)": (
+        "weizmann_rrn_search/config=weizmann_rrn,selection_weight=1.0,discriminator_lr=0.001,seed_everything=0"
+    ),
+    "the same without feature matching": (
+        "weizmann_rrn_matching/config=weizmann_rrn,selection_weight=1.0,matching_weight=0.0,seed_everything=0"
+    ),
+    "filtering, selection 1": f"weizmann_rrn_selection/{FILTERING}1.0,threshold=0.6,seed_everything=0",
+    "the same without feature matching ": f"weizmann_rrn_matching/{FILTERING}1.0,matching_weight=0.0,seed_everything=0",
+    "filtering, selection 0.1": f"weizmann_rrn_selection/{FILTERING}0.1,threshold=0.6,seed_everything=0",
+    "filtering, selection 0.1, threshold 0.3": f"weizmann_rrn_threshold/{FILTERING}0.1,threshold=0.3,seed_everything=0",
+}
 
 
 def folders(runs: Path, data: str, row: str) -> list[Path]:
@@ -91,14 +110,13 @@ def diagnostics(runs: Path) -> str:
 
 
 def search(runs: Path) -> str:
-    """Val mIoU and what the discriminators keep, by their learning rate."""
-    rows = ["| learning rate of the discriminators | val mIoU | val AUROC | D loss | kept |", "|---" * 5 + "|"]
-    for rate in RATES:
-        folder = runs / "weizmann_rrn_search" / f"config=weizmann_rrn,discriminator_lr={rate},seed_everything=0"
-        last = read(folder).get("last", {})
+    """What was tried with one seed: val mIoU of the first network, and what the discriminators keep."""
+    rows = ["| tried | val mIoU | val AUROC | D loss | kept |", "|---" * 5 + "|"]
+    for name, folder in TRIED.items():
+        last = read(runs / folder).get("last", {})
         found = [last.get("val/miou"), last.get("val/auroc")]
-        found += [last_logged(folder, f"train/{name}") for name in ("discriminator1", "kept")]
-        rows.append(f"| {rate:g} | " + " | ".join("" if v is None else f"{v:.3g}" for v in found) + " |")
+        found += [last_logged(runs / folder, f"train/{column}") for column in ("discriminator1", "kept")]
+        rows.append(f"| {name} | " + " | ".join("" if v is None else f"{v:.3g}" for v in found) + " |")
     return "\n".join(rows)
 
 
