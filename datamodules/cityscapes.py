@@ -75,6 +75,10 @@ class Cityscapes(SegmentationDataModule):
         cities = [city for city in sorted(folder.iterdir()) if city.is_dir()]
         return {name: path for city in cities for name, path in find_images(city).items()}
 
+    def sequence(self, name: str) -> str:
+        """The city: images are not consecutive frames, but of the same streets."""
+        return name.split("_")[0]
+
     def mask(self, name: str) -> Array:
         path = self.masks[name]
         if path.stem.endswith("TrainIds"):

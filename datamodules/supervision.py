@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 # Which options each kind takes, beside `seed`. `Supervision` says which of them it needs.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "dense": (),
-    "image_subset": ("fraction", "number", "list_file"),
+    "image_subset": ("fraction", "number", "list_file", "by_sequence"),
     "pixels": ("fraction", "dense_images"),
     "points": ("per_class", "real", "dense_images"),
     "scribbles": ("length", "width", "real", "dense_images"),
@@ -44,6 +44,8 @@ class Supervision:
         fraction: of the images (`image_subset`) or of the pixels (`pixels`), above 0 and up to 1.
         number: of labelled images (`image_subset`).
         list_file: file with the labelled images' ids, such as a published list (`image_subset`).
+        by_sequence: the images are drawn sequence after sequence, frames in order, for video, whose neighbouring frames
+            are near-duplicates (`image_subset` with `fraction` or `number`; CamVid, Cityscapes).
         per_class: labelled pixels per class and image (`points`); None is one in every connected component.
         length: share of the longest path through a component that its simulated stroke covers (`scribbles`).
         width: of a simulated stroke in pixels (`scribbles`).
@@ -59,6 +61,7 @@ class Supervision:
     fraction: float | None = None
     number: int | None = None
     list_file: str | None = None
+    by_sequence: bool = False
     per_class: int | None = None
     length: float | None = None
     width: int | None = None
@@ -82,6 +85,8 @@ class Supervision:
                 "leave it out, or set it to null where a recipe gives it"
             )
         needed = NEEDED.get(self.kind, ())
+        if self.by_sequence and self.list_file:
+            raise ValueError("supervision.by_sequence is without effect beside list_file: leave one of them out")
         if needed and len([name for name in given if name in needed]) != 1:
             raise ValueError(f"supervision kind {self.kind} needs one of {', '.join(needed)}, got {given or 'none'}")
         for name in ("fraction", "length"):
@@ -99,12 +104,15 @@ def in_hash_order(names: Sequence[str], seed: int) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
 
 
-def split_images(names: Sequence[str], supervision: Supervision, seed: int) -> tuple[list[str], list[str]]:
+def split_images(
+    names: Sequence[str], supervision: Supervision, seed: int, sequence: Callable[[str], str] = str
+) -> tuple[list[str], list[str]]:
     """Labelled and unlabelled images, each sorted.
 
     The draw orders the names by a hash of seed and name and takes the first ones: it does not depend on the order of
     `names`, and with one seed a smaller share is contained in a larger one. A fraction is rounded to the nearest
-    number of images (halves up), at least one.
+    number of images (halves up), at least one. With `by_sequence` the sequences are so ordered, each with its frames in
+    order of name; `sequence` says which one an image belongs to.
 
     Raises:
         ValueError: more images asked for than there are, or a list file with unknown ids.
@@ -123,7 +131,11 @@ def split_images(names: Sequence[str], supervision: Supervision, seed: int) -> t
         count = supervision.number or max(1, int((supervision.fraction or 0) * len(names) + 0.5))
         if count > len(names):
             raise ValueError(f"supervision.number asks for {count} of {len(names)} training images: ask for fewer")
-        chosen = in_hash_order(names, seed)[:count]
+        if supervision.by_sequence:
+            place = {one: number for number, one in enumerate(in_hash_order([*{*map(sequence, names)}], seed))}
+            chosen = sorted(names, key=lambda name: (place[sequence(name)], name))[:count]
+        else:
+            chosen = in_hash_order(names, seed)[:count]
     return sorted(chosen), sorted({*names} - {*chosen})
 
 

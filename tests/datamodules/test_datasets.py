@@ -600,3 +600,11 @@ def test_ids_of_the_published_cityscapes_list():
     names = read_list(shared("splits", "cityscapes", "1_16", "labeled.txt"))
     assert len(names) == 186
     assert all(name.endswith("_leftImg8bit") for name in names), "an image's id is its stem"
+
+
+@pytest.mark.parametrize("name", ["camvid", "cityscapes"])
+def test_video_is_labelled_sequence_by_sequence(name, drawn):
+    data = SETS[name][1](str(drawn(name)), supervision=Supervision(kind="image_subset", number=2, by_sequence=True))
+    labeled, _ = data.lists()
+    assert len(labeled) == 2
+    assert len({data.sequence(one) for one in labeled}) == 1

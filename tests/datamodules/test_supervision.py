@@ -88,6 +88,36 @@ def test_split_by_number_halves_up_and_seeds_differ():
         split_images(ids, Supervision(kind="image_subset", number=101), 0)
 
 
+def video(name):
+    return name.split("_")[0]
+
+
+def test_by_sequence_one_video_is_labelled_from_its_start_before_the_next():
+    ids = [f"{sequence}_{frame:03d}" for sequence in "abc" for frame in range(10)]
+    firsts = set()
+    for seed in range(20):
+        five, fifteen = (
+            split_images(ids, Supervision(kind="image_subset", number=number, by_sequence=True), seed, video)[0]
+            for number in (5, 15)
+        )
+        first = video(five[0])
+        firsts.add(first)
+        assert five == [f"{first}_{frame:03d}" for frame in range(5)]
+        others = {*fifteen} - {f"{first}_{frame:03d}" for frame in range(10)}
+        assert len({*map(video, others)}) == 1
+        assert {name.split("_")[1] for name in others} == {f"{frame:03d}" for frame in range(5)}
+    assert firsts == {*"abc"}
+
+
+def test_by_sequence_needs_sequences_and_a_number():
+    with pytest.raises(ValueError, match="Synthetic does not say which images are of one video"):
+        Synthetic(train=8, supervision=Supervision(kind="image_subset", number=2, by_sequence=True)).lists()
+    with pytest.raises(ValueError, match=r"supervision.by_sequence=True is without effect for kind pixels"):
+        Supervision(kind="pixels", fraction=0.1, by_sequence=True)
+    with pytest.raises(ValueError, match="by_sequence is without effect beside list_file"):
+        Supervision(kind="image_subset", list_file="list.txt", by_sequence=True)
+
+
 @pytest.mark.parametrize(
     "supervision",
     [Supervision(), Supervision(kind="pixels", fraction=0.1), Supervision(kind="points", per_class=2)],
