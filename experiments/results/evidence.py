@@ -1,0 +1,185 @@
+"""Writes evidence.md and evidence.csv from the runs' artefacts, after testing those that are not tested yet.
+
+    python -m experiments.results.evidence runs experiments/results/evidence.md
+
+The runs of Weizmann horses are those of weizmann_tv.py, scl.py, level_set.py, rrn.py, regularized.py and dfr.py. The
+others are made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE:
+
+    python -m experiments.study experiments/sweeps/camvid.yaml -- FILES
+    python -m experiments.study experiments/sweeps/voc_clicks.yaml -- FILES
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from experiments.compare.runs import read_images
+from experiments.compare.tables import bootstrap
+from experiments.results.tables import Summary, cell, evaluate, fill, read
+
+DRAWS = 1000  # of the bootstrap over test images
+
+
+@dataclass(frozen=True)
+class Column:
+    """One data set with one kind of labels: its runs below `runs`, with {} for the seed."""
+
+    data: str
+    labels: str
+    base: str
+    full: str
+    methods: dict[str, str]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def named(sweep: str, recipe: str, more: str = "") -> str:
+    return f"{sweep}/config={recipe}{more},seed_everything={{}}"
+
+
+EIGHTH = ",fraction=0.125"
+COLUMNS = (
+    Column(
+        "Weizmann",
+        "0.02 % of the pixels",
+        "weizmann_supervised/fraction=0.0002,seed_everything={}",
+        "weizmann_supervised/fraction=1.0,seed_everything={}",
+        {"TV": "weizmann_tv_weight/fraction=0.0002,tv_weight=1.0,seed_everything={}"},
+    ),
+    Column(
+        "Weizmann",
+        "0.1 % of the pixels",
+        "weizmann_supervised/fraction=0.001,seed_everything={}",
+        "weizmann_supervised/fraction=1.0,seed_everything={}",
+        {"TV": "weizmann_tv_weight/fraction=0.001,tv_weight=0.3,seed_everything={}"},
+    ),
+    Column(
+        "Weizmann",
+        "1/8 of the images",
+        named("weizmann_semi", "weizmann_semi_supervised", EIGHTH),
+        named("weizmann_full", "weizmann_full"),
+        {
+            "LevelSet": named("weizmann_level_set", "weizmann_level_set", EIGHTH),
+            "CutMix-Seg": named("weizmann_semi", "weizmann_cutmix", EIGHTH),
+            "SCL": named("weizmann_semi", "weizmann_scl", EIGHTH),
+            "UniMatch": named("weizmann_semi", "weizmann_unimatch", EIGHTH),
+            "CPS": named("weizmann_rrn", "weizmann_cps", EIGHTH),
+            "RRN": named("weizmann_rrn", "weizmann_rrn", EIGHTH),
+        },
+    ),
+    Column(
+        "Weizmann",
+        "scribbles",
+        named("weizmann_scribbles", "weizmann_scribbles", ",kind=scribbles"),
+        "weizmann_supervised/fraction=1.0,seed_everything={}",
+        {
+            "dense CRF": named("weizmann_regularized", "weizmann_regularized", ",kind=scribbles"),
+            "normalised cut": named("weizmann_regularized", "weizmann_normalized_cut", ",kind=scribbles"),
+            "kernel cut": named("weizmann_regularized", "weizmann_kernel_cut", ",kind=scribbles"),
+            "Gated CRF": named("weizmann_regularized", "weizmann_gated_crf", ",kind=scribbles"),
+            "DFR": named("weizmann_dfr", "weizmann_dfr_mobilenet"),
+        },
+    ),
+    Column(
+        "CamVid",
+        "1/8 of the frames, by sequence",
+        named("camvid", "camvid_semi_supervised"),
+        named("camvid", "camvid_full"),
+        {"CutMix-Seg": named("camvid", "camvid_cutmix"), "SCL": named("camvid", "camvid_scl")},
+        (0,),
+    ),
+    Column(
+        "VOC, local split",
+        "clicks of people",
+        named("voc_clicks", "voc_clicks"),
+        named("voc_clicks", "voc_full"),
+        {"Gated CRF": named("voc_clicks", "voc_gated_crf"), "DFR": named("voc_clicks", "voc_dfr")},
+        (0,),
+    ),
+)
+
+
+def folders(runs: Path, pattern: str, seeds: tuple[int, ...]) -> list[Path]:
+    return [runs / pattern.format(seed) for seed in seeds]
+
+
+def score(summary: Summary, trained: bool) -> float | None:
+    """Test mIoU at the last step; of the network that was trained where a baseline evaluates its average too."""
+    test = summary.get("test", {}).get("last", {})
+    found: float | None = test.get("test/miou")
+    return test.get("test/miou_network", found) if trained else found
+
+
+def scores(paths: list[Path], trained: bool) -> list[float | None]:
+    return [score(read(path), trained) for path in paths]
+
+
+def known(values: list[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def interval(ours: list[Path], theirs: list[Path]) -> str:
+    """95 % of the mean gain over resampled test images."""
+    files = [[path / "test_last_images.npz" for path in paths] for paths in (ours, theirs)]
+    if not all(file.exists() for group in files for file in group):
+        return ""
+    matrices = [[read_images(file).confusion for file in group] for group in files]
+    return "{:+.1f} to {:+.1f}".format(*bootstrap(matrices[0], matrices[1], DRAWS))
+
+
+def rows(runs: Path) -> list[dict[str, str]]:
+    made = []
+    for column in COLUMNS:
+        base_paths = folders(runs, column.base, column.seeds)
+        base, full = scores(base_paths, True), scores(folders(runs, column.full, column.seeds), True)
+        for method, pattern in column.methods.items():
+            paths = folders(runs, pattern, column.seeds)
+            ours = scores(paths, False)
+            gains = [a - b for a, b in zip(ours, base, strict=True) if a is not None and b is not None]
+            gap = mean(known(full)) - mean(known(base)) if known(full) and known(base) else None
+            row = {"data": column.data, "labels": column.labels, "method": method}
+            for name, values in (("baseline", base), ("mIoU", ours), ("all labels", full)):
+                row[name] = cell(known(values), len(column.seeds))
+            row["gain, seed by seed"] = ", ".join(f"{gain:+.1f}" for gain in gains)
+            row["95 % over images"] = interval(paths, base_paths) if gains else ""
+            row["share of the gap"] = f"{mean(gains) / gap:.0%}" if gains and gap else ""
+            row["above 2 sd"] = ("yes" if mean(gains) > 2 * stdev(gains) else "no") if len(gains) > 1 else ""
+            made.append(row)
+    return made
+
+
+def budget(runs: Path) -> str:
+    """Runs planned and done, and the minutes that one took."""
+    lines = ["| data | labels | method | runs | done | minutes each |", "|---" * 6 + "|"]
+    for column in COLUMNS:
+        for method, pattern in {"baseline": column.base, **column.methods, "all labels": column.full}.items():
+            done = [one for one in map(read, folders(runs, pattern, column.seeds)) if one]
+            minutes = f"{mean(float(one['seconds']) for one in done) / 60:.1f}" if done else ""
+            lines.append(
+                f"| {column.data} | {column.labels} | {method} | {len(column.seeds)} | {len(done)} | {minutes} |"
+            )
+    return "\n".join(lines)
+
+
+def markdown(table: list[dict[str, str]]) -> str:
+    lines = ["| " + " | ".join(table[0]) + " |", "|---" * len(table[0]) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in table)])
+
+
+def main(runs: Path, page: Path) -> None:
+    for column in COLUMNS:
+        for pattern in (column.base, column.full, *column.methods.values()):
+            evaluate(folders(runs, pattern, column.seeds), ("last",))
+    table = rows(runs)
+    with page.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*table[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    fill(page, {"evidence": markdown(table), "budget": budget(runs)})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
