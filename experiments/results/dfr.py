@@ -49,7 +49,7 @@ LADDERS: dict[str, tuple[str, Ladder]] = {  # the block of the page: its sweep, 
     ),
     "mobilenet": ("weizmann_dfr", {"pCE": "weizmann_scribbles", "DFR": "weizmann_dfr_mobilenet"}),
 }
-WEIGHTS = (0.01, 0.03, 0.1, 0.3)
+WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
 SEARCHES = {
     "textures_dfr_weight": ("textures_shallow", "textures_dfr"),
     "weizmann_dfr_weight": ("weizmann_dfr_shallow", "weizmann_dfr"),
@@ -107,12 +107,12 @@ def table(runs: Path, sweep: str, ladder: Ladder) -> str:
 
 def search_table(runs: Path) -> str:
     """Best val mIoU by weight of the regularised loss, seed 0."""
-    rows = ["| recipe | " + " | ".join(f"weight {weight:g}" for weight in WEIGHTS) + " |", "|---" * 5 + "|"]
+    rows = ["| recipe | " + " | ".join(f"weight {weight:g}" for weight in WEIGHTS) + " |", "|---" * (1 + len(WEIGHTS)) + "|"]
     for sweep, recipes in SEARCHES.items():
         for recipe in recipes:
             cells = []
             for weight in WEIGHTS:
-                best = read(runs / sweep / f"config={recipe},dfr_weight={weight:g},seed_everything=0").get("best", {})
+                best = read(runs / sweep / f"config={recipe},dfr_weight={weight},seed_everything=0").get("best", {})
                 cells.append(f"{best['val/miou']:.1f}" if best else "")
             rows.append(f"| {recipe} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
