@@ -2,8 +2,8 @@
 
     python -m experiments.results.dfr runs experiments/results/dfr.md
 
-Made by, with FILES = --data.init_args.root DIR, and for the rows on MobileNetV2 also
---model.init_args.network.weights FILE:
+Made by, with FILES = --data.init_args.root DIR, and for the row on MobileNetV2, whose others are those of
+regularized.py, also --model.init_args.network.weights FILE:
 
     python -m experiments.study experiments/sweeps/textures_dfr_weight.yaml
     python -m experiments.study experiments/sweeps/textures_dfr.yaml
@@ -20,34 +20,32 @@ import csv
 import sys
 from pathlib import Path
 
-from experiments.results.tables import Summary, about, cell, evaluate, fill, read
+from experiments.results.tables import Summary, about, cell, evaluate, fill, named, read
 
 SEEDS = (0, 1, 2)
-Ladder = dict[str, str]  # a row's name and its recipe; the first is the baseline
-LADDERS: dict[str, tuple[str, Ladder]] = {  # the block of the page: its sweep, its rows
-    "textures": (
-        "textures_dfr",
-        {
-            "pCE": "textures_pce",
-            "+ shallow kernel": "textures_shallow",
-            "+ kernel of a frozen random head": "textures_random_head",
-            "+ pair loss alone": "textures_fch",
-            "+ deep kernel, pair loss": "textures_deep",
-            "DFR: both kernels, pair loss": "textures_dfr",
-        },
-    ),
-    "weizmann": (
-        "weizmann_dfr",
-        {
-            "pCE": "weizmann_dfr_pce",
-            "+ shallow kernel": "weizmann_dfr_shallow",
-            "+ kernel of a frozen random head": "weizmann_dfr_random_head",
-            "+ pair loss alone": "weizmann_dfr_fch",
-            "+ deep kernel, pair loss": "weizmann_dfr_deep",
-            "DFR: both kernels, pair loss": "weizmann_dfr",
-        },
-    ),
-    "mobilenet": ("weizmann_dfr", {"pCE": "weizmann_scribbles", "DFR": "weizmann_dfr_mobilenet"}),
+Ladder = dict[str, str]  # a row's name and its runs, with {} for the seed; the first is the baseline
+LADDERS: dict[str, Ladder] = {  # the block of the page: its rows
+    "textures": {
+        "pCE": named("textures_dfr", "textures_pce"),
+        "+ shallow kernel": named("textures_dfr", "textures_shallow"),
+        "+ kernel of a frozen random head": named("textures_dfr", "textures_random_head"),
+        "+ pair loss alone": named("textures_dfr", "textures_fch"),
+        "+ deep kernel, pair loss": named("textures_dfr", "textures_deep"),
+        "DFR: both kernels, pair loss": named("textures_dfr", "textures_dfr"),
+    },
+    "weizmann": {
+        "pCE": named("weizmann_dfr", "weizmann_dfr_pce"),
+        "+ shallow kernel": named("weizmann_dfr", "weizmann_dfr_shallow"),
+        "+ kernel of a frozen random head": named("weizmann_dfr", "weizmann_dfr_random_head"),
+        "+ pair loss alone": named("weizmann_dfr", "weizmann_dfr_fch"),
+        "+ deep kernel, pair loss": named("weizmann_dfr", "weizmann_dfr_deep"),
+        "DFR: both kernels, pair loss": named("weizmann_dfr", "weizmann_dfr"),
+    },
+    "mobilenet": {
+        "pCE": named("weizmann_scribbles", "weizmann_scribbles", ",kind=scribbles"),
+        "+ shallow kernel (Gated CRF)": named("weizmann_regularized", "weizmann_gated_crf", ",kind=scribbles"),
+        "DFR": named("weizmann_dfr", "weizmann_dfr_mobilenet"),
+    },
 }
 WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
 SEARCHES = {
@@ -57,8 +55,8 @@ SEARCHES = {
 }
 
 
-def folder(runs: Path, sweep: str, recipe: str, seed: int) -> Path:
-    return runs / sweep / f"config={recipe},seed_everything={seed}"
+def folders(runs: Path, pattern: str) -> list[Path]:
+    return [runs / pattern.format(seed) for seed in SEEDS]
 
 
 def scores(summaries: list[Summary], which: str) -> list[float]:
@@ -75,7 +73,7 @@ def final(path: Path, column: str) -> list[float]:
     return [float(values[-1])] if values and values[-1] != "nan" else []
 
 
-def table(runs: Path, sweep: str, ladder: Ladder) -> str:
+def table(runs: Path, ladder: Ladder) -> str:
     """Test mIoU, the gain over the first row seed by seed, and at the end of the run the mean cosines of pairs of one
     class and of two, and the share of confident val pixels that are right."""
     rows = [
@@ -83,8 +81,8 @@ def table(runs: Path, sweep: str, ladder: Ladder) -> str:
         "|---" * 7 + "|",
     ]
     base: list[float] = []
-    for number, (name, recipe) in enumerate(ladder.items()):
-        paths = [folder(runs, sweep, recipe, seed) for seed in SEEDS]
+    for number, (name, pattern) in enumerate(ladder.items()):
+        paths = folders(runs, pattern)
         summaries = [read(path) for path in paths]
         best = scores(summaries, "best")
         base = best if not number else base
@@ -107,7 +105,10 @@ def table(runs: Path, sweep: str, ladder: Ladder) -> str:
 
 def search_table(runs: Path) -> str:
     """Best val mIoU by weight of the regularised loss, seed 0."""
-    rows = ["| recipe | " + " | ".join(f"weight {weight:g}" for weight in WEIGHTS) + " |", "|---" * (1 + len(WEIGHTS)) + "|"]
+    rows = [
+        "| recipe | " + " | ".join(f"weight {weight:g}" for weight in WEIGHTS) + " |",
+        "|---" * (1 + len(WEIGHTS)) + "|",
+    ]
     for sweep, recipes in SEARCHES.items():
         for recipe in recipes:
             cells = []
@@ -120,11 +121,11 @@ def search_table(runs: Path) -> str:
 
 def main(runs: Path, page: Path) -> None:
     contents = {"search": search_table(runs)}
-    for name, (sweep, ladder) in LADDERS.items():
-        folders = [folder(runs, sweep, recipe, seed) for recipe in ladder.values() for seed in SEEDS]
-        evaluate(folders)
-        contents[name] = table(runs, sweep, ladder)
-        contents[f"{name} runs"] = about([read(path) for path in folders])
+    for name, ladder in LADDERS.items():
+        paths = [path for pattern in ladder.values() for path in folders(runs, pattern)]
+        evaluate(paths)
+        contents[name] = table(runs, ladder)
+        contents[f"{name} runs"] = about([read(path) for path in paths])
     fill(page, contents)
 
 

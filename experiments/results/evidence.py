@@ -19,7 +19,7 @@ from statistics import mean, stdev
 
 from experiments.compare.runs import read_images
 from experiments.compare.tables import bootstrap
-from experiments.results.tables import Summary, cell, evaluate, fill, read
+from experiments.results.tables import Summary, cell, evaluate, fill, named, read
 
 DRAWS = 1000  # of the bootstrap over test images
 
@@ -34,10 +34,6 @@ class Column:
     full: str
     methods: dict[str, str]
     seeds: tuple[int, ...] = (0, 1, 2)
-
-
-def named(sweep: str, recipe: str, more: str = "") -> str:
-    return f"{sweep}/config={recipe}{more},seed_everything={{}}"
 
 
 EIGHTH = ",fraction=0.125"

@@ -13,6 +13,11 @@ from experiments.cli import main as weakseg
 Summary = dict[str, Any]
 
 
+def named(sweep: str, recipe: str, more: str = "") -> str:
+    """Where a sweep over recipes and seeds puts its runs, below `runs`, with {} for the seed."""
+    return f"{sweep}/config={recipe}{more},seed_everything={{}}"
+
+
 def read(folder: Path, name: str = "summary.json") -> Summary:
     """A run's `summary.json` (or another of its files); empty while the run is not finished."""
     path = folder / name
