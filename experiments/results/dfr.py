@@ -8,6 +8,7 @@ regularized.py, also --model.init_args.network.weights FILE:
     python -m experiments.study experiments/sweeps/textures_dfr_weight.yaml
     python -m experiments.study experiments/sweeps/textures_dfr.yaml
     python -m experiments.study experiments/sweeps/weizmann_dfr_weight.yaml -- FILES
+    python -m experiments.study experiments/sweeps/weizmann_dfr_deep_weight.yaml -- FILES
     python -m experiments.study experiments/sweeps/weizmann_dfr_mobilenet_weight.yaml -- FILES
     python -m experiments.study experiments/sweeps/weizmann_dfr.yaml -- FILES
 
@@ -51,6 +52,7 @@ WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
 SEARCHES = {
     "textures_dfr_weight": ("textures_shallow", "textures_dfr"),
     "weizmann_dfr_weight": ("weizmann_dfr_shallow", "weizmann_dfr"),
+    "weizmann_dfr_deep_weight": ("weizmann_dfr_deep",),
     "weizmann_dfr_mobilenet_weight": ("weizmann_dfr_mobilenet",),
 }
 
