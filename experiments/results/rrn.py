@@ -40,11 +40,13 @@ TRIED = {
     "RRN, selection 1, discriminators at 1e-3 (from here on)": (
         "weizmann_rrn_search/config=weizmann_rrn,selection_weight=1.0,discriminator_lr=0.001,seed_everything=0"
     ),
-    "the same without feature matching": (
+    "RRN, selection 1, no feature matching": (
         "weizmann_rrn_matching/config=weizmann_rrn,selection_weight=1.0,matching_weight=0.0,seed_everything=0"
     ),
     "filtering, selection 1": f"weizmann_rrn_selection/{FILTERING}1.0,threshold=0.6,seed_everything=0",
-    "the same without feature matching ": f"weizmann_rrn_matching/{FILTERING}1.0,matching_weight=0.0,seed_everything=0",
+    "filtering, selection 1, no feature matching": (
+        f"weizmann_rrn_matching/{FILTERING}1.0,matching_weight=0.0,seed_everything=0"
+    ),
     "filtering, selection 0.1": f"weizmann_rrn_selection/{FILTERING}0.1,threshold=0.6,seed_everything=0",
     "filtering, selection 0.1, threshold 0.3": f"weizmann_rrn_threshold/{FILTERING}0.1,threshold=0.3,seed_everything=0",
 }
