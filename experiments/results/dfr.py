@@ -17,11 +17,10 @@ The picture is made by experiments/results/dfr_picture.py.
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 
-from experiments.results.tables import Summary, about, cell, evaluate, fill, named, read
+from experiments.results.tables import Summary, about, cell, evaluate, fill, folders, last_logged, named, read
 
 SEEDS = (0, 1, 2)
 Ladder = dict[str, str]  # a row's name and its runs, with {} for the seed; the first is the baseline
@@ -57,22 +56,8 @@ SEARCHES = {
 }
 
 
-def folders(runs: Path, pattern: str) -> list[Path]:
-    return [runs / pattern.format(seed) for seed in SEEDS]
-
-
 def scores(summaries: list[Summary], which: str) -> list[float]:
     return [s["test"][which]["test/miou"] for s in summaries if which in s.get("test", {})]
-
-
-def final(path: Path, column: str) -> list[float]:
-    """The last value of a column of a run's `metrics.csv`; empty where there is none."""
-    file = path / "metrics.csv"
-    if not file.exists():
-        return []
-    with file.open() as content:
-        values = [row[column] for row in csv.DictReader(content) if row.get(column)]
-    return [float(values[-1])] if values and values[-1] != "nan" else []
 
 
 def table(runs: Path, ladder: Ladder) -> str:
@@ -84,13 +69,13 @@ def table(runs: Path, ladder: Ladder) -> str:
     ]
     base: list[float] = []
     for number, (name, pattern) in enumerate(ladder.items()):
-        paths = folders(runs, pattern)
+        paths = folders(runs, pattern, SEEDS)
         summaries = [read(path) for path in paths]
         best = scores(summaries, "best")
         base = best if not number else base
         gains = "" if not number else ", ".join(f"{a - b:+.1f}" for a, b in zip(best, base, strict=False))
         found = [
-            [value for path in paths for value in final(path, column)]
+            [value for path in paths if (value := last_logged(path, column)) is not None]
             for column in ("train/cos_pos", "train/cos_neg", "val/confident_precision")
         ]
         cosines = [f"{sum(values) / len(values):.2f}" if values else "" for values in found[:2]]
@@ -124,7 +109,7 @@ def search_table(runs: Path) -> str:
 def main(runs: Path, page: Path) -> None:
     contents = {"search": search_table(runs)}
     for name, ladder in LADDERS.items():
-        paths = [path for pattern in ladder.values() for path in folders(runs, pattern)]
+        paths = [path for pattern in ladder.values() for path in folders(runs, pattern, SEEDS)]
         evaluate(paths)
         contents[name] = table(runs, ladder)
         contents[f"{name} runs"] = about([read(path) for path in paths])

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from experiments.compare.report import markdown
 from experiments.compare.runs import read_images
 from experiments.compare.tables import bootstrap
-from experiments.results.tables import Summary, cell, evaluate, fill, named, read
+from experiments.results.tables import Summary, cell, evaluate, fill, folders, named, read
 
 DRAWS = 1000  # of the bootstrap over test images
 
@@ -98,10 +99,6 @@ COLUMNS = (
 )
 
 
-def folders(runs: Path, pattern: str, seeds: tuple[int, ...]) -> list[Path]:
-    return [runs / pattern.format(seed) for seed in seeds]
-
-
 def score(summary: Summary, trained: bool) -> float | None:
     """Test mIoU at the last step; of the network that was trained where a baseline evaluates its average too."""
     test = summary.get("test", {}).get("last", {})
@@ -149,20 +146,13 @@ def rows(runs: Path) -> list[dict[str, str]]:
 
 def budget(runs: Path) -> str:
     """Runs planned and done, and the minutes that one took."""
-    lines = ["| data | labels | method | runs | done | minutes each |", "|---" * 6 + "|"]
+    rows = []
     for column in COLUMNS:
         for method, pattern in {"baseline": column.base, **column.methods, "all labels": column.full}.items():
             done = [one for one in map(read, folders(runs, pattern, column.seeds)) if one]
             minutes = f"{mean(float(one['seconds']) for one in done) / 60:.1f}" if done else ""
-            lines.append(
-                f"| {column.data} | {column.labels} | {method} | {len(column.seeds)} | {len(done)} | {minutes} |"
-            )
-    return "\n".join(lines)
-
-
-def markdown(table: list[dict[str, str]]) -> str:
-    lines = ["| " + " | ".join(table[0]) + " |", "|---" * len(table[0]) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in table)])
+            rows.append([column.data, column.labels, method, str(len(column.seeds)), str(len(done)), minutes])
+    return markdown(["data", "labels", "method", "runs", "done", "minutes each"], rows)
 
 
 def main(runs: Path, page: Path) -> None:
@@ -174,7 +164,7 @@ def main(runs: Path, page: Path) -> None:
         writer = csv.DictWriter(file, [*table[0]], lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-    fill(page, {"evidence": markdown(table), "budget": budget(runs)})
+    fill(page, {"evidence": markdown([*table[0]], [[*row.values()] for row in table]), "budget": budget(runs)})
 
 
 if __name__ == "__main__":

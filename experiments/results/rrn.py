@@ -16,12 +16,11 @@ Times are from experiments/benchmarks/steps.py.
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from statistics import mean
 
-from experiments.results.tables import Summary, about, cell, evaluate, fill, read
+from experiments.results.tables import Summary, about, cell, evaluate, fill, last_logged, read
 
 SEEDS = (0, 1, 2)
 ROWS = {
@@ -82,16 +81,6 @@ def table(runs: Path, data: str) -> str:
         cells += [cell(scores(summaries, "last", name), len(SEEDS)) for name in ("branch2", "ensemble")]
         rows.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
-
-
-def last_logged(folder: Path, name: str) -> float | None:
-    """The last value of a column of `metrics.csv`."""
-    path = folder / "metrics.csv"
-    if not path.exists():
-        return None
-    with path.open() as file:
-        values = [row[name] for row in csv.DictReader(file) if row.get(name)]
-    return float(values[-1]) if values else None
 
 
 def diagnostics(runs: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,21 @@ Summary = dict[str, Any]
 def named(sweep: str, recipe: str, more: str = "") -> str:
     """Where a sweep over recipes and seeds puts its runs, below `runs`, with {} for the seed."""
     return f"{sweep}/config={recipe}{more},seed_everything={{}}"
+
+
+def folders(runs: Path, pattern: str, seeds: Iterable[int]) -> list[Path]:
+    """The runs of such a pattern, seed by seed."""
+    return [runs / pattern.format(seed) for seed in seeds]
+
+
+def last_logged(folder: Path, column: str) -> float | None:
+    """The last value of a column of a run's `metrics.csv`; None where there is none, or no number."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return None
+    with path.open() as file:
+        values = [row[column] for row in csv.DictReader(file) if row.get(column)]
+    return float(values[-1]) if values and values[-1] != "nan" else None
 
 
 def read(folder: Path, name: str = "summary.json") -> Summary:
