@@ -120,6 +120,16 @@ def test_image_matrices_are_those_of_the_predictions_and_add_up_to_the_score(fou
     assert scores(total)["miou"].item() == pytest.approx(summary(four / "TV0")["test"]["best"]["test/miou"], abs=1e-4)
 
 
+def test_every_network_has_its_own_image_matrices(tmp_path):
+    fit_tiny(tmp_path, "--model", "Supervised", "--model.init_args.ema_decay", "0.5", *SHORT)
+    weakseg("test", "--run", tmp_path)
+    content, test = np.load(tmp_path / "test_best_images.npz"), summary(tmp_path)["test"]["best"]
+    assert not (content["confusion"] == content["confusion_network"]).all()
+    for name in ("", "_network"):
+        total = torch.from_numpy(content["confusion" + name].sum(0))
+        assert scores(total)["miou"].item() == pytest.approx(test["test/miou" + name], abs=1e-4)
+
+
 def test_table_and_runs_hold_the_statistics_of_the_summaries(four, report):
     folder, printed = report
     found = {row["row"]: row for row in rows(folder / "table.csv")}

@@ -16,9 +16,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
 
 from experiments.compare.report import markdown
-from experiments.compare.runs import read_images
 from experiments.compare.tables import bootstrap
 from experiments.results.tables import Summary, cell, evaluate, fill, folders, named, read
 
@@ -114,13 +116,18 @@ def known(values: list[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def images(path: Path, trained: bool) -> Any:
+    """Confusion matrices of the test images, (N, K, K), of the network that `score` means."""
+    with np.load(path / "test_last_images.npz") as content:
+        name = "confusion_network" if trained and "confusion_network" in content else "confusion"
+        return content[name]
+
+
 def interval(ours: list[Path], theirs: list[Path]) -> str:
-    """95 % of the mean gain over resampled test images."""
-    files = [[path / "test_last_images.npz" for path in paths] for paths in (ours, theirs)]
-    if not all(file.exists() for group in files for file in group):
-        return ""
-    matrices = [[read_images(file).confusion for file in group] for group in files]
-    return "{:+.1f} to {:+.1f}".format(*bootstrap(matrices[0], matrices[1], DRAWS))
+    """95 % of the mean gain over resampled test images, of the seeds that both have."""
+    both = [pair for pair in zip(ours, theirs, strict=True) if read(pair[0]) and read(pair[1])]
+    matrices = [images(one, False) for one, _ in both], [images(other, True) for _, other in both]
+    return "{:+.1f} to {:+.1f}".format(*bootstrap(*matrices, DRAWS))
 
 
 def rows(runs: Path) -> list[dict[str, str]]:

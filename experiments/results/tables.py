@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
 from experiments.cli import main as weakseg
 
 Summary = dict[str, Any]
@@ -43,16 +45,27 @@ def read(folder: Path, name: str = "summary.json") -> Summary:
 def evaluate(
     folders: Iterable[Path], which: Sequence[str] = ("best", "last"), refined: Mapping[str, str] | None = None
 ) -> None:
-    """Run `weakseg test` on each finished run that lacks it, with the given `postprocess` options if any."""
+    """Run `weakseg test` on each finished run that lacks its result (or, from an earlier version, the matrices of its
+    images), with the given `postprocess` options if any."""
     options = [word for name, value in (refined or {}).items()
                for word in (f"--model.init_args.postprocess.{name}", value)]  # fmt: skip
     for folder in folders:
         for one in which:
             name = one + (f"+{refined['kind']}" if refined else "")
-            if (summary := read(folder)) and name not in summary.get("test", {}):
+            done = name in read(folder).get("test", {}) and has_images(folder / f"test_{name}_images.npz")
+            if read(folder) and not done:
                 words = ["test", "--run", str(folder), "--which", one, "--trainer.enable_progress_bar", "false"]
                 if weakseg([*words, *options]):
                     raise RuntimeError(f"weakseg test failed on {folder}")
+
+
+def has_images(file: Path) -> bool:
+    """Whether `weakseg test` has written the matrices of each image and of each network that it evaluates."""
+    if not file.exists():
+        return False
+    others = sum(name.startswith("test/miou_") for name in read(file.parent)["test"][file.stem[5:-7]])
+    with np.load(file) as content:
+        return bool(others == sum(name.startswith("confusion_") for name in content.files))
 
 
 def cell(values: Sequence[float], expected: int) -> str:
