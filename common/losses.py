@@ -7,11 +7,12 @@ is one that autocast lowers, so that is enough under autocast too.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from common.batch import IGNORE
 from common.distributed import global_mean
@@ -96,6 +97,38 @@ def contrast_weights(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return (-d_y / s2).exp(), (-d_x / s2).exp()
 
 
+def _differences(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward differences (B, C, H-1, W) and (B, C, H, W-1)."""
+    return p[:, :, 1:] - p[:, :, :-1], p[..., 1:] - p[..., :-1]
+
+
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Classes are summed before masking: the masks are the same for all of them."""
+    return (values.sum(1, keepdim=True) * mask).sum()
+
+
+class _L1OfGradient(torch.autograd.Function):
+    """`sum m_y |D_y p| + m_x |D_x p|`. Autograd's own backward pass fills and adds a plane for each of the four views
+    of p, and takes twice the time."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, m_y: Tensor, m_x: Tensor) -> Tensor:
+        d_y, d_x = _differences(p)
+        ctx.save_for_backward(d_y, d_x, m_y, m_x)
+        return _masked_sum(d_y.abs(), m_y) + _masked_sum(d_x.abs(), m_x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        d_y, d_x, m_y, m_x = ctx.saved_tensors
+        s_y, s_x = d_y.sign().mul_(outer * m_y), d_x.sign().mul_(outer * m_x)
+        gradient = F.pad(s_x, (1, 0))
+        gradient[..., :-1] -= s_x
+        gradient[:, :, 1:] += s_y
+        gradient[:, :, :-1] -= s_y
+        return gradient, None, None
+
+
 def total_variation_sum(
     p: Tensor,
     valid: Tensor,
@@ -118,16 +151,15 @@ def total_variation_sum(
     m_y, m_x = neighbour_pairs(valid)
     if pair_weights is not None:
         m_y, m_x = m_y * pair_weights[0], m_x * pair_weights[1]
-    d_y = p[:, :, 1:] - p[:, :, :-1]
-    d_x = p[..., 1:] - p[..., :-1]
+    if variant == "aniso" and eps == 0:
+        return cast(Tensor, _L1OfGradient.apply(p, m_y, m_x))
+    d_y, d_x = _differences(p)
 
     def charbonnier(squared: Tensor) -> Tensor:
         return (squared + eps**2).sqrt() - eps
 
     if variant == "aniso":
-        phi_y, phi_x = (d.abs() if eps == 0 else charbonnier(d.square()) for d in (d_y, d_x))
-        # Classes are summed before masking: the masks are the same for all of them.
-        return (phi_y.sum(1, keepdim=True) * m_y).sum() + (phi_x.sum(1, keepdim=True) * m_x).sum()
+        return _masked_sum(charbonnier(d_y.square()), m_y) + _masked_sum(charbonnier(d_x.square()), m_x)
     s_y, s_x = d_y.square(), d_x.square()
     if variant == "vector":
         s_y, s_x = s_y.sum(1, keepdim=True), s_x.sum(1, keepdim=True)

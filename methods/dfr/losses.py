@@ -120,7 +120,7 @@ def valid_cells(valid: Tensor, stride: int) -> Tensor:
     return -F.max_pool2d(-valid[:, None].float(), stride)[:, 0] > 0
 
 
-def cell_labels(mask: Tensor, cells: Tensor, num_classes: int, stride: int) -> Tensor:
+def cell_labels(mask: Tensor, cells: Tensor, stride: int) -> Tensor:
     """The label of each cell: that of its labelled pixels if they agree, else none.
 
     Args:
@@ -130,10 +130,10 @@ def cell_labels(mask: Tensor, cells: Tensor, num_classes: int, stride: int) -> T
     Returns:
         (B, h, w) int64, class id or 255; 255 in padding.
     """
-    truth = F.one_hot(mask.masked_fill(mask == IGNORE, num_classes), num_classes + 1)[..., :num_classes]
-    present = F.max_pool2d(truth.movedim(-1, 1).float(), stride)
-    one = (present.sum(1) == 1) & cells
-    return present.argmax(1).masked_fill(~one, IGNORE)
+    ids = mask[:, None].float()  # 255 = no label is above all ids
+    lowest = -F.max_pool2d(-ids, stride)[:, 0]
+    highest = F.max_pool2d(ids.masked_fill(ids == IGNORE, -1), stride)[:, 0]
+    return lowest.long().masked_fill((lowest != highest) | ~cells, IGNORE)
 
 
 def draw_cells(key: Tensor, labels: Tensor, first: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -187,8 +187,9 @@ def pair_consistency(
         pair = (drawn[:, :, None] & drawn[:, None]).triu(1)
         same = labels[:, :, None] == labels[:, None]
         logit = (cosine - margin) / tau
+        cost = F.softplus(torch.where(same, -logit, logit))
         loss, logs = torch.zeros((), dtype=cosine.dtype, device=cosine.device), {}
-        for name, group, sign in (("cos_pos", pair & same, -1), ("cos_neg", pair & ~same, 1)):
-            loss = loss + global_mean((F.softplus(sign * logit) * group).sum(), group.sum()) / 2
+        for name, group in (("cos_pos", pair & same), ("cos_neg", pair & ~same)):
+            loss = loss + global_mean((cost * group).sum(), group.sum()) / 2
             logs[name] = (cosine.detach() * group).sum() / group.sum().clamp(min=1)
     return loss, logs

@@ -133,7 +133,7 @@ class DFR(SegmentationModule):
         loss, logs = pce, {"pce": pce}
 
         cells = valid_cells(valid, self.stride)
-        labels = cell_labels(mask, cells, self.num_classes, self.stride)
+        labels = cell_labels(mask, cells, self.stride)
         p = F.avg_pool2d(at_least_fp32(logits).softmax(1), self.stride)
         embedding = None if self.head is None else self.embed(self.head, maps, decoded, image)
         if self.fch_weight and embedding is not None:

@@ -230,7 +230,7 @@ def test_a_cell_has_the_label_of_its_labelled_pixels_if_they_agree() -> None:
     mask[torch.rand(mask.shape, generator=g) < 0.85] = IGNORE
     valid = torch.rand(2, 13, 18, generator=g) < 0.99
     cells = valid_cells(valid, 4)
-    found = cell_labels(mask, cells, 3, 4)
+    found = cell_labels(mask, cells, 4)
     assert found.shape == cells.shape == (2, 3, 4)  # the incomplete cells at the border are none
     kinds = set()
     for b, y, x in itertools.product(range(2), range(3), range(4)):
@@ -411,7 +411,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(build) -> None:
     assert cells.sum() == 2 * 9 * 17
     f = model.head([decoded], (16, 24))[..., :11, :17]
     regularizer, mass = feature_regularizer(p, dynamic_kernel(colors, f, cells), cells)
-    labels = cell_labels(labeled["mask"], cells, 3, 4)
+    labels = cell_labels(labeled["mask"], cells, 4)
     sure = (p.amax(1) > 0.4) & (labels == IGNORE) & cells
     assert 0 < sure.sum() < cells.sum()
     every = torch.where(sure, p.argmax(1), labels)  # fewer cells than are drawn: all of them
@@ -436,7 +436,7 @@ def test_confident_cells_are_never_labelled_ones_or_padding_and_fill_what_labels
     labeled = stream()
     low, high = (loss_of(build(confidence=value), labeled)[1] for value in (0.0, 1.0))
     assert high["confident"] == 0
-    labels = cell_labels(labeled["mask"], valid_cells(labeled["valid"], 4), 3, 4)
+    labels = cell_labels(labeled["mask"], valid_cells(labeled["valid"], 4), 4)
     cells = valid_cells(labeled["valid"], 4)
     assert low["confident"] == pytest.approx(float(((labels == IGNORE) & cells).sum() / cells.sum()))
     # With no more cells than the labelled ones are drawn, the confident ones change nothing.
