@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -60,8 +61,8 @@ def step_time(ends: list[float]) -> float:
     return (ends[-1] - ends[2]) / (len(ends) - 3)
 
 
-def build(method: str, steps: int, side: int, batch: int, folder: Path) -> WeaksegCLI:
-    """Model, data and trainer as `weakseg fit` makes them, without running it."""
+def build(method: str, steps: int, side: int, batch: int, folder: Path, more: Sequence[str] = ()) -> WeaksegCLI:
+    """Model, data and trainer as `weakseg fit` makes them from these and `more` words, without running it."""
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(configs=CONFIGS, steps=steps, side=side, batch=batch, method=method))
 
@@ -69,9 +70,8 @@ def build(method: str, steps: int, side: int, batch: int, folder: Path) -> Weaks
         def _run_subcommand(self, subcommand: str) -> None:
             pass
 
-    return Built(
-        "fit", [*expand_configs(["--config", str(config)]), "--run_dir", str(folder / "run"), "--overwrite=true"]
-    )
+    words = [*expand_configs(["--config", str(config)]), *more]
+    return Built("fit", [*words, "--run_dir", str(folder / "run"), "--overwrite=true"])
 
 
 def project_loop(steps: int, side: int, batch: int) -> float:
