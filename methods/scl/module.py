@@ -103,6 +103,7 @@ class SCL(SegmentationModule):
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         with torch.no_grad():
             target = self.outputs(self.teacher.network, unlabeled["image"])
+            target["prob"] = at_least_fp32(target["logit"]).softmax(1)
         mask = self.mixing_mask(unlabeled, target["prob"])
         view, target, valid = self.mixed(unlabeled, target, mask)
         count = len(labeled["image"])
@@ -122,15 +123,16 @@ class SCL(SegmentationModule):
         logs: dict[str, Tensor | float] = {"pce": supervised, "consistency": consistency, "confident": confident}
         if self.structured_weight:
             name = self.feature
+            if name == "prob":
+                answer["prob"] = at_least_fp32(answer["logit"]).softmax(1)
             structured = self.structured(answer[name], target[name], valid, mask, unlabeled["key"])
             loss, logs["structured"] = loss + ramp * self.structured_weight * structured, structured
         return StepOutput(loss, logs)
 
     def outputs(self, network: SegmentationNetwork, image: Tensor) -> dict[str, Tensor]:
-        """`logit` and `prob` (B, K, H, W), and `embed`, the decoder's output (B, C, h, w)."""
+        """`logit` (B, K, H, W), and `embed`, the decoder's output (B, C, h, w)."""
         _, decoded = network.features(image)
-        logits = network.classify(decoded, *image.shape[-2:])
-        return {"logit": logits, "prob": at_least_fp32(logits).softmax(1), "embed": decoded}
+        return {"logit": network.classify(decoded, *image.shape[-2:]), "embed": decoded}
 
     def mixing_mask(self, stream: SegBatch, probabilities: Tensor) -> Tensor:
         """(B, H, W) bool, True = the sample's own pixels."""
@@ -146,11 +148,13 @@ class SCL(SegmentationModule):
     def mixed(
         self, stream: SegBatch, target: dict[str, Tensor], mask: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The student's images, the teacher's outputs for them, and where they are valid."""
+        """The student's images, what it learns from the teacher's outputs for them, and where they are valid."""
         view = stream["strong"][:, 0] if "strong" in stream else stream["image"]
         if self.mixing == "cutout":  # erased pixels have the mean colour, 0 for the network
             return torch.where(mask[:, None], view, self.network.mean), target, stream["valid"] & mask
-        own = {"view": view, "valid": stream["valid"], "logit": target["logit"], "prob": target["prob"]}
+        own = {"view": view, "valid": stream["valid"], "prob": target["prob"]}
+        if self.feature == "logit":
+            own["logit"] = target["logit"]
         mixed = mix(own, mask, partners(own))
         if self.feature == "embed":
             embed = {"embed": target["embed"]}

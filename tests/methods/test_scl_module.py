@@ -177,7 +177,7 @@ def test_the_teacher_sees_whole_images_and_the_student_mixed_ones(mixing, strong
 
 @every_mixing
 def test_what_is_mixed_stays_together(mixing):
-    model, unlabeled = build(mixing=mixing), batch()["unlabeled"]
+    model, unlabeled = build(mixing=mixing, feature="logit"), batch()["unlabeled"]
     origin = torch.arange(4 * 32 * 32, dtype=torch.float32).view(4, 32, 32)
     unlabeled["image"] = origin[:, None].expand(-1, 3, -1, -1)
     target = {name: (origin + shift)[:, None] for name, shift in (("logit", 0.25), ("prob", 0.5))}
@@ -215,9 +215,10 @@ def test_a_pair_of_images_does_not_depend_on_its_batch(mixing, mode):
     for one in (large, small):
         with torch.no_grad():
             target = model.outputs(model.teacher.network, one["image"])
+            target["prob"] = target["logit"].softmax(1)
             mask = model.mixing_mask(one, target["prob"])
             view, target, valid = model.mixed(one, target, mask)
-            answer = model.outputs(model.network, view)["prob"]
+            answer = model.outputs(model.network, view)["logit"].softmax(1)
         at = slice(2, 4) if one is large else slice(None)
         loss = model.structured(*(x[at] for x in (answer, target["prob"], valid, mask, one["key"])))
         results.append([mask[at], view[at], valid[at], target["prob"][at], loss])
@@ -293,6 +294,7 @@ def test_embeddings_are_mixed_as_the_images_and_padding_is_left_out(network):
     model, unlabeled = build(network, feature="embed"), batch(size=(40, 72))["unlabeled"]
     with torch.no_grad():
         target = model.outputs(model.teacher.network, unlabeled["image"])
+        target["prob"] = target["logit"].softmax(1)
     mask = model.mixing_mask(unlabeled, target["prob"])
     _, mixed, valid = model.mixed(unlabeled, target, mask)
     own, at = target["embed"], model.at_feature(mask, target["embed"])
