@@ -6,10 +6,8 @@ import argparse
 import logging
 import os
 import re
-import shutil
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +23,12 @@ warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
 
 import torch  # noqa: E402
 import yaml  # noqa: E402
-from lightning import Callback, LightningModule, Trainer  # noqa: E402
+from lightning import Callback, Trainer  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch.callbacks import TQDMProgressBar  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.loggers import Logger  # noqa: E402
-from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn  # noqa: E402
+from lightning_utilities.core.rank_zero import rank_zero_only  # noqa: E402
 
 import datamodules  # noqa: E402
 import methods  # noqa: E402
@@ -53,10 +51,9 @@ from common.tracking import check_trackers, make_trackers  # noqa: E402
 from datamodules.base import SegmentationDataModule  # noqa: E402
 from experiments.compose import check_method, expand_configs, from_run, read_checkpoint, stated  # noqa: E402
 from experiments.messages import FILES, Parser  # noqa: E402
+from experiments.run_dir import RunStart, is_used, print_results  # noqa: E402
 
 RUN_OPTIONS = ("run_dir", "name", "resume", "init_from", "overwrite")  # about one start, not part of the saved config
-RUN_FILES = ("config.yaml", "metrics.csv", "summary.json", "checkpoints", "pictures", "nonfinite_rank*.pt",
-             "tensorboard", "wandb", "test_*_images.npz")  # fmt: skip
 QUIET = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed")
 
 
@@ -150,10 +147,7 @@ class WeaksegCLI(LightningCLI):
 
     def config_text(self) -> str:
         """The resolved config, enough to repeat the run, without the options about this start."""
-        config = self.settings.clone()
-        for key in RUN_OPTIONS:
-            config[key] = None if key != "overwrite" else False
-        text = self._parser(self.verb).dump(config, skip_unset=False)
+        text = self._parser(self.verb).dump(self.settings, skip_unset=False)
         content = {k: v for k, v in yaml.safe_load(text).items() if k not in (*RUN_OPTIONS, "config")}
         return str(yaml.safe_dump(content, sort_keys=False))
 
@@ -258,21 +252,6 @@ class WeaksegCLI(LightningCLI):
         )  # the writer has them; all at once fill memory
 
 
-def is_used(folder: Path) -> bool:
-    """Whether a run was started in the folder."""
-    return (folder / "config.yaml").exists()
-
-
-def remove_run(folder: Path) -> None:
-    """Remove what runs write, and nothing else: the folder may hold other things."""
-    for pattern in RUN_FILES:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
 def device_count(config: dict[str, Any]) -> int:
     """Processes that the trainer settings ask for."""
     devices = config["devices"]
@@ -280,51 +259,6 @@ def device_count(config: dict[str, Any]) -> int:
         devices = torch.cuda.device_count() if config["accelerator"] in ("auto", "gpu", "cuda") else 1
     count = len(devices) if isinstance(devices, list) else len(str(devices).split(",")) if "," in str(devices) else 0
     return max(1, count or int(devices)) * int(config["num_nodes"])
-
-
-class RunStart(Callback):
-    """Claims the run directory when data, network and optimizer are ready (a wrong input so leaves nothing behind):
-    removes what `--overwrite` replaces, writes `config.yaml`, starts the loggers that write beside `metrics.csv`, puts
-    the config into every checkpoint."""
-
-    def __init__(
-        self, folder: Path, method: str, config: str, overwrite: bool, loggers: Callable[[int], list[Logger]]
-    ) -> None:
-        self.folder, self.method, self.config, self.overwrite = folder, method, config, overwrite
-        self.loggers = loggers
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._claim()
-        trainer.loggers = [*trainer.loggers, *self.loggers(trainer.global_step)]
-
-    def _claim(self) -> None:
-        path = self.folder / "config.yaml"
-        if self.overwrite and is_used(self.folder):
-            remove_run(self.folder)
-        if path.exists() and path.read_text() != self.config:
-            rank_zero_warn(f"this config differs from {path}: the run continues, but not as the unbroken one would")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(".config.yaml")
-        scratch.write_text(self.config)
-        os.replace(scratch, path)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["weakseg"] = {"method": self.method, "config": self.config}
-
-
-def print_results(folder: Path) -> None:
-    """The end of a run: what came out, and where it is."""
-    import json
-
-    summary = json.loads((folder / "summary.json").read_text())
-    best = summary["best"].get("val/miou")
-    print(f"\n{'metric':24}{'last':>10}{'best':>10}")
-    for name, value in sorted(summary["last"].items(), key=lambda item: (item[0] != "val/miou", item[0])):
-        shown = "absent" if value is None else f"{value:.2f}"
-        print(f"{name:24}{shown:>10}{f'{best:.2f}' if name == 'val/miou' and best is not None else '':>10}")
-    speed = f", {summary['images_per_s']} images/s" if summary["images_per_s"] else ""
-    print(f"\n{summary['seconds']:.0f} s{speed}. Everything is in {folder}")
 
 
 def run(verb: str, arguments: list[str]) -> None:
