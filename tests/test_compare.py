@@ -19,8 +19,9 @@ from common.metrics import scores
 from conftest import draw_folder, fit_tiny, on_folder, weakseg, weakseg_process
 from experiments.compare import runs as reading
 from experiments.compare.figures import show_errors
+from experiments.compare.protocol import text
 from experiments.compare.runs import Finished, Images, read_runs
-from experiments.compare.tables import bootstrap, build_tables, text
+from experiments.compare.tables import bootstrap, build_tables
 from experiments.load import load_run
 from wandb_server import WandbServer, serving
 

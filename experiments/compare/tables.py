@@ -1,12 +1,11 @@
-"""Runs into tables: what may stand in one column, which row a run belongs to, and the numbers of a row."""
+"""Runs into tables, tables into rows of runs that differ in the seed alone, and the numbers of a row."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from statistics import mean, stdev
 from typing import Any
 
@@ -15,70 +14,10 @@ import torch
 
 from common.metrics import scores
 from common.tracking import partition
+from experiments.compare.protocol import Flat, protocol, settings
 from experiments.compare.runs import Array, Finished
 
-Flat = dict[str, Any]
 DRAWS = 2000  # of the bootstrap
-# Options of the data that say how it is trained on. All others say what the data are, `size` and the like how they are
-# evaluated; an option nobody has thought of here therefore keeps runs apart.
-TRAINING = {"batch_size", "unlabeled_batch_size", "unlabeled_pool", "scale", "flip", "strong_views", "crop"}
-HARDWARE = {"num_workers", "cache", "cache_dir", "seed"}  # options that change no result, or are the seed
-# Options of the trainer that change what is learned.
-TRAINER = {"max_steps", "max_epochs", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val",
-           "gradient_clip_algorithm", "limit_train_batches", "overfit_batches"}  # fmt: skip
-
-
-def flatten(content: Any, prefix: str = "") -> Flat:
-    """Nested mappings as one, keys joined by dots."""
-    if not isinstance(content, Mapping):
-        return {prefix: content}
-    parts = [flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in content.items()]
-    return {key: value for part in parts for key, value in part.items()}
-
-
-def text(value: Any) -> str:
-    """A value as it is compared and shown. W&B gives 1.0 back as 1: both are `1`."""
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(text, value))}]"
-    return f"{value:.12g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-
-
-def as_text(parts: Mapping[str, Any]) -> Flat:
-    return {key: text(value) for key, value in flatten(parts).items()}
-
-
-def evaluation(inference: Mapping[str, Any], postprocess: Mapping[str, Any], size: int | Sequence[int]) -> Flat:
-    """How images are predicted; the parameters of a post-processing that is off say nothing."""
-    refined: Any = postprocess if postprocess["kind"] != "none" else "none"
-    size = [size, size] if isinstance(size, int) else [*size]
-    return as_text({"inference": inference, "postprocess": refined, "size": size})
-
-
-def protocol(run: Finished) -> Flat:
-    """What two runs must share to stand in one column: data, split, labels and evaluation."""
-    data = {k: v for k, v in run.config["data"]["init_args"].items() if k not in TRAINING | HARDWARE}
-    if "root" in data:  # one data set may lie at different places
-        data["root"] = PurePath(str(data["root"])).name
-    supervision = {k: v for k, v in data.pop("supervision").items() if v not in (None, False, 0)}
-    model = run.config["model"]["init_args"]
-    own = evaluation(model["inference"], model["postprocess"], data.pop("size"))
-    # `weakseg test` may have been told another way than the run's own; refinements (`best+mrf`) have their own columns.
-    told = [json.loads(images.evaluation) for which, images in run.images.items() if "+" not in which]
-    used = [evaluation(**one) for one in told] or [own]
-    how = {key: " and ".join(sorted({one.get(key, "none") for one in used})) for one in used for key in one}
-    if (limit := run.config["trainer"].get("limit_test_batches")) is not None:
-        how["limit_test_batches"] = text(limit)
-    return as_text({"data": {"set": run.data, **data}, "labels": supervision, "evaluation": how})
-
-
-def settings(run: Finished) -> Flat:
-    """What makes a row: method, its options, network, optimiser, budget. Runs that differ in the seed share it."""
-    model = {k: v for k, v in run.config["model"]["init_args"].items() if k not in ("inference", "postprocess")}
-    network = dict(model["network"])
-    network["weights"] = network["weights"] and PurePath(network["weights"]).name
-    data = {k: v for k, v in run.config["data"]["init_args"].items() if k in TRAINING}
-    trainer = {k: v for k, v in run.config["trainer"].items() if k in TRAINER}
-    return as_text({"method": run.method, "model": {**model, "network": network}, "data": data, "trainer": trainer})
 
 
 @dataclass
