@@ -29,7 +29,11 @@ UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (.+)|Import path
 
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, whose errors are one line instead of a page of options."""
+    """LightningCLI's parser, whose errors are one line instead of a page of options. An option is its whole name:
+    shortened ones are taken without a word by argparse, and mean another option once there is a new one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside the parser: its error is wrapped and comes to the outer one

@@ -64,6 +64,11 @@ OPTIONS = {
         ["'--trainer.max_stepz 3'", "nearest", "trainer.max_steps", "weakseg fit --help"],
         2,
     ),
+    "shortened option": (
+        ["--trainer.max_step", "3"],
+        ["'--trainer.max_step 3'", "nearest", "trainer.max_steps", "weakseg fit --help"],
+        2,
+    ),
     "unknown option of the method": (
         ["--model", "TV", "--model.init_args.tv_wieght", "3"],
         ["TV has no option 'tv_wieght'", "nearest: tv_weight", "--model.help TV"],
