@@ -82,17 +82,18 @@ def set_to_null(option: str) -> str:
 
 def from_run(verb: str, arguments: list[str]) -> tuple[list[str], argparse.Namespace]:
     """Take `--run`, `--ckpt`, `--which` and predict's options off the command line; put that run's config first."""
-    parser = argparse.ArgumentParser(prog=f"weakseg {verb}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--ckpt", type=Path)
-    parser.add_argument("--which", choices=["best", "last"], default="best")
+    parser = argparse.ArgumentParser(
+        prog=f"weakseg {verb}",
+        allow_abbrev=False,
+        epilog="The run's config is taken as it is; any option of `weakseg fit` overrides it.",
+    )
+    parser.add_argument("--run", type=Path, help="run directory")
+    parser.add_argument("--ckpt", type=Path, help="or a checkpoint file")
+    parser.add_argument("--which", choices=["best", "last"], default="best", help="checkpoint of the run (best)")
     if verb == "predict":
-        parser.add_argument("--images", type=Path)
-        parser.add_argument("--output", type=Path)
-        parser.add_argument("--probabilities", action="store_true")
-    if {"-h", "--help"} & set(arguments):
-        parser.print_usage()
-        return arguments, argparse.Namespace(run=None, ckpt=None, which="best")
+        parser.add_argument("--images", type=Path, help="folder of images")
+        parser.add_argument("--output", type=Path, help="folder for the labels, and their colours over the images")
+        parser.add_argument("--probabilities", action="store_true", help="write them too")
     options, rest = parser.parse_known_args(arguments)
     if (options.run is None) == (options.ckpt is None):
         raise ValueError(f"weakseg {verb} needs a trained model: give either --run RUN_DIR or --ckpt FILE")

@@ -100,6 +100,7 @@ def test_help_of_a_verb_lists_its_options():
     assert "--run_dir" in weakseg("fit", "--help")
     assert "--model.tv_weight" in weakseg("fit", "--model", "TV", "--model.help", "TV")
     assert "--images" in weakseg("predict", "--help")
+    assert len(weakseg("test", "--help").splitlines()) < 20  # a run has its options already
 
 
 # The run directory -------------------------------------------------------------------------------------------------
