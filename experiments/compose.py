@@ -81,11 +81,15 @@ def set_to_null(option: str) -> str:
 
 
 def from_run(verb: str, arguments: list[str]) -> tuple[list[str], argparse.Namespace]:
-    """Take `--run`, `--ckpt`, `--which` and predict's options off the command line; put that run's config first."""
+    """Take `--run`, `--ckpt`, `--which` and predict's options off the command line; put that run's config first.
+
+    It runs in one process, whatever trained the run: the numbers are the same, and its machines may be elsewhere.
+    Other options (`--trainer.devices 2`) overrule this as they do the config.
+    """
     parser = argparse.ArgumentParser(
         prog=f"weakseg {verb}",
         allow_abbrev=False,
-        epilog="The run's config is taken as it is; any option of `weakseg fit` overrides it.",
+        epilog="The run's config is taken as it is, on one device; any option of `weakseg fit` overrides it.",
     )
     parser.add_argument("--run", type=Path, help="run directory")
     parser.add_argument("--ckpt", type=Path, help="or a checkpoint file")
@@ -101,6 +105,8 @@ def from_run(verb: str, arguments: list[str]) -> tuple[list[str], argparse.Names
     if not options.ckpt.is_file():
         raise FileNotFoundError(f"there is no checkpoint {options.ckpt}: is it a run directory that `fit` has written?")
     config = stored_config(options.ckpt)
+    # The plugins too: they say which cluster it was.
+    config["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
     return ["--config", yaml.safe_dump(config), *expand_configs(rest), "--ckpt_path", str(options.ckpt)], options
 
 

@@ -127,7 +127,8 @@ class WeaksegCLI(LightningCLI):
         data = self.settings.data
         regime = data.init_args.supervision
         amount = regime.fraction or regime.number or regime.per_class or ""
-        name = self.settings.name or f"{regime.kind}{amount}-seed{self.settings.seed_everything}"
+        how = "-by_sequence" if regime.by_sequence else ""
+        name = self.settings.name or f"{regime.kind}{amount}{how}-seed{self.settings.seed_everything}"
         if os.environ.get("WANDB_SWEEP_ID"):  # runs of a sweep differ in what is in no name
             name += "-" + os.environ["WANDB_RUN_ID"]
         return Path("runs", str(data.class_path).rsplit(".", 1)[-1], self.method, name)

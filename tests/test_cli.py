@@ -22,6 +22,7 @@ from common.inference import InferenceConfig
 from common.module import SegmentationModule
 from common.postprocess import PostprocessConfig
 from conftest import FOLDER_SIZES, ROOT, TINY, draw_folder, fit_tiny, on_folder, snapshot, weakseg, weakseg_process
+from experiments.compose import from_run, stated
 from experiments.load import load_run
 from experiments.study import command, grid
 
@@ -115,6 +116,13 @@ def test_fit_writes_exactly_these_files(tmp_path, monkeypatch):
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == expected
     assert "runs/Synthetic/Supervised/pixels0.05-seed0" in text
     assert "612 pixels" in text
+
+
+@pytest.mark.parametrize("by_sequence", ["false", "true"])
+def test_images_drawn_by_sequence_have_a_default_directory_of_their_own(by_sequence):
+    drawn = f"{{kind: image_subset, fraction: 0.25, by_sequence: {by_sequence}}}"
+    name = parsed(["--config", TINY, "--data.init_args.supervision", drawn]).run_dir().name
+    assert name == {"false": "image_subset0.25-seed0", "true": "image_subset0.25-by_sequence-seed0"}[by_sequence]
 
 
 def test_summary_says_what_was_trained_on_what(trained):
@@ -533,8 +541,8 @@ def test_doctor_counts_sound_data_and_names_every_problem(folder, tmp_path):
 # Shipped files -----------------------------------------------------------------------------------------------------
 
 
-def parse(arguments):
-    """The settings that `weakseg fit` would run with; no class is built."""
+def parsed(arguments):
+    """The command that `weakseg fit` would run; no class is built."""
     from experiments.compose import expand_configs
     from experiments.lightning_cli import WeaksegCLI
 
@@ -545,7 +553,12 @@ def parse(arguments):
         def _run_subcommand(self, subcommand):
             pass
 
-    return ParseOnly("fit", expand_configs([str(argument) for argument in arguments])).settings
+    return ParseOnly("fit", expand_configs([str(argument) for argument in arguments]))
+
+
+def parse(arguments):
+    """The settings that `weakseg fit` would run with."""
+    return parsed(arguments).settings
 
 
 def command_in(path):
@@ -671,6 +684,10 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert moved > 1e-2
     assert differ < 1e-4 * moved
     assert summary(tmp_path / "two")["devices"] == "2 x cpu"
+    options, _ = from_run("test", ["--run", str(tmp_path / "two")])  # evaluated in one process, unless told otherwise
+    assert stated(options, "trainer", "devices") == 1
+    assert stated(options, "trainer", "strategy") == "auto"
+    weakseg("test", "--run", tmp_path / "two")
     assert summary(tmp_path / "two")["steps"] == 2
     assert summary(tmp_path / "two")["last"]["val/miou"] == pytest.approx(summary(tmp_path / "one")["last"]["val/miou"])
 
