@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.batch import IGNORE
 from datamodules.cache import DiskCache, RamCache, Small, shrink
-from datamodules.files import find_images, read_image
+from datamodules.files import find_images, read_image, read_mask
 from datamodules.images import TrainingImages, WholeImages, check_sizes, one_thread
 from datamodules.samplers import EpochSampler
+from datamodules.splits import Split
 from datamodules.supervision import (
     Supervision,
     dense_names,
@@ -36,7 +37,6 @@ from datamodules.supervision import (
 )
 from datamodules.transforms import draw_strong, draw_uniform, fit_size, random_crop, strong_view
 
-Split = Literal["train", "val", "test"]
 Array = np.ndarray[Any, Any]
 STREAMS = ("labeled", "unlabeled")
 
@@ -44,8 +44,8 @@ STREAMS = ("labeled", "unlabeled")
 class SegmentationDataModule(LightningDataModule):
     """Labelled and unlabelled images, three splits, one way to load them.
 
-    A data set subclasses this, sets `class_names`, `colors`, `root`, `splits` and `images`, and implements `mask`; one
-    without files implements `names`, `image` and `source` instead.
+    A data set subclasses this and sets `class_names`, `colors`, `root`, `splits`, `images` and `masks`. One whose masks
+    are no pictures of class ids implements `mask`; one without files also `image` and `source`.
 
     Args:
         size: images are resized to fit inside [height, width] (one number: a square), keeping their proportions.
@@ -69,8 +69,9 @@ class SegmentationDataModule(LightningDataModule):
     class_names: Sequence[str] = ()
     colors: Sequence[tuple[int, int, int]] = ()
     root: Path  # the data set's folder, where it has one
-    splits: Mapping[str, Sequence[str]] = {}  # image ids of train, val and test
+    splits: Mapping[str, Sequence[str]] = {}  # image ids of train, val and test, in any order
     images: Mapping[str, Path] = {}  # file of each image
+    masks: Mapping[str, Path] = {}  # file of each mask; empty where masks do not come from files
     background: int | None = None  # class id of the background, where the data set has one
     keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
 
@@ -126,7 +127,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def mask(self, name: str) -> Array | None:
         """uint8 (H, W), class id or 255; None where the image has no mask."""
-        raise NotImplementedError
+        return read_mask(self.masks[name], self.num_classes, None) if name in self.masks else None
 
     def image_file(self, name: str) -> Path | None:
         """The file that `image` reads; None where there is none."""
@@ -138,7 +139,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def has_mask(self, name: str) -> bool:
         """Whether a training image has a mask; the others are unlabelled, whatever `supervision` says."""
-        return True
+        return not self.masks or name in self.masks
 
     def annotation(self, name: str, kind: Literal["points", "scribbles"]) -> Array | None:
         """What people annotated in an image, uint8 (H, W) with 255 elsewhere; None where there is nothing."""

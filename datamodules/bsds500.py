@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from datamodules.base import Array, SegmentationDataModule, Split
-from datamodules.files import default_color, find_images, read_image
+from datamodules.base import Array, SegmentationDataModule
+from datamodules.files import default_color, find_images
+from datamodules.splits import SPLITS, Split
 from datamodules.supervision import Supervision
 
 
@@ -51,34 +52,29 @@ class BSDS500(SegmentationDataModule):
         self.class_names = [f"phase {number}" for number in range(1, phases + 1)]
         self.colors = [default_color(number) for number in range(1, phases + 1)]
         self.root = Path(root).expanduser()
-        folders = {split: self.root / "data" / "images" / split for split in ("train", "val", "test")}
-        self.files = {split: find_images(folder) for split, folder in folders.items() if folder.is_dir()}
-        if not self.files:
+        folders = {split: self.root / "data" / "images" / split for split in SPLITS}
+        found = {split: find_images(folder) for split, folder in folders.items() if folder.is_dir()}
+        if not found:
             raise FileNotFoundError(f"folder {folders['train']} does not exist, nor val or test: check the path")
+        self.splits = {split: list(files) for split, files in found.items()}
+        self.images = {name: path for files in found.values() for name, path in files.items()}
 
     def names(self, split: Split) -> list[str]:
-        if split not in self.files:
+        if split not in self.splits:
             raise FileNotFoundError(f"folder {self.root / 'data' / 'images' / split} does not exist: check the path")
-        return list(self.files[split])
+        return super().names(split)
 
     def has_mask(self, name: str) -> bool:
         return False
 
-    def image(self, name: str) -> Array:
-        return read_image(self.image_file(name))
-
-    def image_file(self, name: str) -> Path:
-        return self._find(name)[1]
-
-    def mask(self, name: str) -> None:
-        return None
-
-    def _find(self, name: str) -> tuple[str, Path]:
-        return next((split, files[name]) for split, files in self.files.items() if name in files)
-
     def segmentations(self, name: str) -> list[Array]:
-        """One (H, W) array of integers per person: pixels with one number are one segment, the numbers mean nothing."""
-        folder = self.root / "data" / "groundTruth" / self._find(name)[0]
+        """What each person drew: (H, W) int64 arrays. Pixels with one number are one segment; the numbers mean nothing.
+
+        Raises:
+            FileNotFoundError: nobody drew on this image.
+            ValueError: a file that cannot be read.
+        """
+        folder = self.root / "data" / "groundTruth" / self.images[name].parent.name
         try:
             if (folder / f"{name}.mat").is_file():
                 people = loadmat(folder / f"{name}.mat")["groundTruth"][0]
@@ -88,5 +84,5 @@ class BSDS500(SegmentationDataModule):
         except Exception as error:  # scipy raises many kinds
             raise ValueError(f"a segmentation of {name} in {folder} cannot be read ({error}): replace it") from error
         if not drawn:
-            raise FileNotFoundError(f"{folder} has neither {name}.mat nor {name}_0.png")
+            raise FileNotFoundError(f"{folder} has neither {name}.mat nor {name}_0.png: unpack it again")
         return drawn

@@ -9,7 +9,8 @@ import numpy as np
 
 from common.batch import IGNORE
 from datamodules.base import Array, SegmentationDataModule
-from datamodules.files import find_images, read_list, read_mask
+from datamodules.files import find_images, read_mask
+from datamodules.splits import SPLITS, check_disjoint, missing, read_list
 
 VOID = 11
 
@@ -49,17 +50,14 @@ class CamVid(SegmentationDataModule):
         self.splits: dict[str, list[str]] = {}
         self.images: dict[str, Path] = {}
         self.masks: dict[str, Path] = {}
-        for split in ("train", "val", "test"):
-            listed = self.root / f"{split}.txt"
-            images, masks = find_images(self.root / split), find_images(self.root / f"{split}annot")
-            for name in read_list(listed):
-                for files, folder in ((images, split), (masks, f"{split}annot")):
-                    if name not in files:
-                        raise FileNotFoundError(f"{listed} lists '{name}', which is not in {self.root / folder}")
-                if name in self.images:
-                    raise ValueError(f"{listed} lists '{name}', which is in another list too: keep it in one of them")
-                self.images[name], self.masks[name] = images[name], masks[name]
-                self.splits.setdefault(split, []).append(name)
+        for split in SPLITS:
+            names = self.splits[split] = read_list(self.root / f"{split}.txt")
+            for folder, files in ((split, self.images), (f"{split}annot", self.masks)):
+                found = find_images(self.root / folder)
+                if lost := missing(names, found):
+                    raise FileNotFoundError(f"{self.root / split}.txt lists {lost}: not in {self.root / folder}")
+                files.update({name: found[name] for name in names})
+        check_disjoint(self.splits)
 
     def sequence(self, name: str) -> str:
         return name.split("_")[0]

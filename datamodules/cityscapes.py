@@ -9,7 +9,8 @@ import numpy as np
 
 from common.batch import IGNORE
 from datamodules.base import Array, SegmentationDataModule
-from datamodules.files import find_images, hold_out, read_list, read_mask
+from datamodules.files import find_images, read_mask
+from datamodules.splits import hold_out
 
 # labelIds run to 33; these are the 19 that are evaluated, in the order of their train ids.
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -61,9 +62,8 @@ class Cityscapes(SegmentationDataModule):
             if mask is None:
                 raise ValueError(f"{self.root / 'gtFine'} has neither {stem}TrainIds.png nor {stem}Ids.png")
             self.masks[name] = mask
-        listed = self.supervision.list_file
-        rest, val = hold_out(train, read_list(Path(listed)) if listed else ())
-        self.splits = {"train": rest, "val": val, "test": sorted(test)}
+        rest, val = hold_out(train, keep=self.supervision.listed())
+        self.splits = {"train": rest, "val": val, "test": list(test)}
 
     def _files(self, kind: str, part: str) -> dict[str, Path]:
         folder = self.root / kind / part

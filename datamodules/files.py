@@ -1,9 +1,9 @@
-"""Reading images, masks, class files and lists from disk, with errors that name the file, the value and the way out."""
+"""Reading images, masks and class files, with errors that name the file, the value and the way out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,14 +168,6 @@ def read_classes(path: Path) -> tuple[list[ClassInfo], dict[Color, int]]:
     return classes, palette
 
 
-def hold_out(names: Iterable[str], keep: Iterable[str] = ()) -> tuple[list[str], list[str]]:
-    """`names` in order, parted into training and validation images where the authors give no validation set: every
-    fifth, from the fifth on, is for validation; those in `keep` (a published list of labelled images) are not."""
-    every = sorted(names)
-    val = sorted({*every} - {*keep})[4::5]
-    return sorted({*every} - {*val}), val
-
-
 def default_color(number: int) -> Color:
     """A colour for class `number`: the bits of the number spread over the channels, as in PASCAL VOC's colour map."""
     color = [0, 0, 0]
@@ -183,22 +175,3 @@ def default_color(number: int) -> Color:
         for channel in range(3):
             color[channel] |= (number >> 3 * bit + channel & 1) << 7 - bit
     return color[0], color[1], color[2]
-
-
-def read_list(path: Path) -> list[str]:
-    """Image ids of a list file: one a line, or `image mask` pairs as in published lists; the id is the first word's
-    stem.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty or names an id twice.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"list {path} does not exist")
-    names = [Path(line.split()[0]).stem for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not names:
-        raise ValueError(f"list {path} is empty")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len({*names}) != len(names) else []
-    if twice:
-        raise ValueError(f"list {path} names {', '.join(twice[:5])} more than once")
-    return names

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from common.batch import IGNORE
 from datamodules.base import Array, SegmentationDataModule
 from datamodules.drawn import read_coco, read_labelme
-from datamodules.files import find_images, read_classes, read_list, read_mask
+from datamodules.files import find_images, read_classes, read_mask
+from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
 
 
 class Folder(SegmentationDataModule):
@@ -53,59 +51,43 @@ class Folder(SegmentationDataModule):
         if fill is not None and fill not in self.class_names:
             raise ValueError(f"data.fill is '{fill}', but the classes are {', '.join(self.class_names)}")
         self.fill = None if fill is None else self.class_names.index(fill)
+        self.coco = read_coco(self.root / "coco.json", self.class_names) if (self.root / "coco.json").exists() else {}
         self.masks = self._find_masks()
-        lost = sorted(self.masks.keys() - self.images.keys())
-        if lost:
-            raise ValueError(
-                f"{self.root / 'masks'} has masks without an image: {', '.join(lost[:5])} ({len(lost)} in all)"
-            )
+        if lost := missing(self.masks, self.images):
+            raise ValueError(f"{self.root} has masks without an image: {lost}; add the images, or remove the masks")
         self.splits = self._listed() if (self.root / "train.txt").exists() else self._hashed()
         for split in ("val", "test"):
-            bare = [name for name in self.splits[split] if name not in self.masks]
-            if bare:
-                raise ValueError(
-                    f"{split} images need a mask, these have none: {', '.join(bare[:5])} ({len(bare)} in all)"
-                )
+            if lost := missing(self.splits[split], self.masks):
+                raise ValueError(f"{split} images need a mask, these have none: {lost}; draw them, or list others")
 
-    def _find_masks(self) -> dict[str, Callable[[], Array]]:
-        """Per image id, a function that reads its mask, whatever it was drawn with."""
+    def _find_masks(self) -> dict[str, Path]:
+        """The file of each mask: pictures and labelme's, or one for all."""
         coco, folder = self.root / "coco.json", self.root / "masks"
         if coco.exists() and folder.exists():
             raise ValueError(f"{self.root} has both coco.json and masks/: which one holds? remove the other")
         if coco.exists():
-            return self._filled(read_coco(coco, self.class_names))
-        files = {path.stem: path for path in sorted(folder.glob("*.json"))}
-        pictures = find_images(folder) if not files or any(p.suffix != ".json" for p in folder.iterdir()) else {}
-        twice = sorted(files.keys() & pictures.keys())
-        if twice:
-            raise ValueError(f"{folder} has a picture and a JSON file for {', '.join(twice[:5])}: keep one of them")
-        masks = {name: partial(read_mask, path, self.num_classes, self.palette) for name, path in pictures.items()}
-        return masks | self._filled(
-            {name: partial(read_labelme, path, self.class_names) for name, path in files.items()}
-        )
-
-    def _filled(self, drawn: Mapping[str, Callable[[], Array]]) -> dict[str, Callable[[], Array]]:
-        return {name: partial(fill_outside, read, self.fill) for name, read in drawn.items()}
+            return dict.fromkeys(self.coco, coco)
+        drawn = {path.stem: path for path in sorted(folder.glob("*.json"))}
+        pictures = find_images(folder) if not drawn or any(p.suffix != ".json" for p in folder.iterdir()) else {}
+        if twice := drawn.keys() & pictures.keys():
+            raise ValueError(f"{folder} has a picture and a JSON file for {first_few(twice)}: keep one of them")
+        return pictures | drawn
 
     def _listed(self) -> dict[str, list[str]]:
-        splits = {split: sorted(read_list(self.root / f"{split}.txt")) for split in ("train", "val", "test")}
-        owner: dict[str, str] = {}
+        splits: dict[str, list[str]] = {split: read_list(self.root / f"{split}.txt") for split in SPLITS}
         for split, names in splits.items():
-            for name in names:
-                if name not in self.images:
-                    raise FileNotFoundError(f"{self.root / f'{split}.txt'} lists '{name}', which is not in images/")
-                if name in owner:
-                    raise ValueError(f"'{name}' is in both {owner[name]}.txt and {split}.txt: keep it in one of them")
-                owner[name] = split
+            if lost := missing(names, self.images):
+                raise FileNotFoundError(f"{self.root / split}.txt lists {lost}: not in images/")
+        check_disjoint(splits)
         return splits
 
     def _hashed(self) -> dict[str, list[str]]:
-        order = sorted(self.masks, key=lambda name: hashlib.sha256(name.encode()).digest())
+        order = in_hash_order(self.masks)
         if len(order) < 5:
             raise ValueError(
                 f"{self.root} has {len(order)} masks; 5 are needed to keep some for val and test, or list them"
             )
-        val, test = sorted(order[::5]), sorted(order[1::5])
+        val, test = order[::5], order[1::5]
         return {"train": sorted(self.images.keys() - {*val, *test}), "val": val, "test": test}
 
     def prepare_data(self) -> None:
@@ -123,14 +105,11 @@ class Folder(SegmentationDataModule):
     def source(self) -> str:
         return f"{self.root.resolve()} {self.fill}"
 
-    def has_mask(self, name: str) -> bool:
-        return name in self.masks
-
     def mask(self, name: str) -> Array | None:
-        return self.masks[name]() if name in self.masks else None
-
-
-def fill_outside(read: Callable[[], Array], value: int | None) -> Array:
-    """The label map that `read` gives, with `value` (None: still 255) where nothing was drawn."""
-    mask = read()
-    return mask if value is None else np.where(mask == IGNORE, value, mask).astype(np.uint8)
+        if name not in self.masks:
+            return None
+        path = self.masks[name]
+        if path.suffix != ".json":
+            return read_mask(path, self.num_classes, self.palette)
+        mask = self.coco[name]() if self.coco else read_labelme(path, self.class_names)
+        return mask if self.fill is None else np.where(mask == IGNORE, self.fill, mask).astype(np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from scipy.io import loadmat
 
 from common.batch import IGNORE
 from datamodules.base import Array, SegmentationDataModule
-from datamodules.files import default_color, find_images, hold_out, read_list
+from datamodules.files import default_color, find_images
+from datamodules.splits import hold_out, in_hash_order, missing, read_list
 
 SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
 LISTS = ("TestSet1.txt", "test.txt")
@@ -48,11 +48,10 @@ class SIFTFlow(SegmentationDataModule):
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
         self.images = find_images(self._inner("Images"))
-        missing = [name for name in self.images if not self._labels(name).is_file()]
-        if missing:
-            raise ValueError(
-                f"{self._inner('SemanticLabels')} has no labels of {', '.join(missing[:5])} ({len(missing)} in all)"
-            )
+        labels = self._inner("SemanticLabels")
+        self.masks = {path.stem: path for path in labels.glob("*.mat")}
+        if lost := missing(self.images, self.masks):
+            raise ValueError(f"{labels} has no labels of {lost}: unpack SemanticLabels again")
         test = self._test()
         train, val = hold_out(self.images.keys() - {*test})
         self.splits = {"train": train, "val": val, "test": test}
@@ -61,23 +60,19 @@ class SIFTFlow(SegmentationDataModule):
         folder = self.root / kind / SCENES
         return folder if folder.is_dir() else folder.parent
 
-    def _labels(self, name: str) -> Path:
-        return self._inner("SemanticLabels") / f"{name}.mat"
-
     def _test(self) -> list[str]:
         for path in (self.root / name for name in LISTS):
             if path.is_file():
-                names = sorted(name.split("\\")[-1] for name in read_list(path))  # written on Windows
-                lost = [name for name in names if name not in self.images]
-                if lost:
-                    raise FileNotFoundError(f"{path} lists {', '.join(lost[:5])} ({len(lost)} in all), not in Images/")
+                names = read_list(path)
+                if lost := missing(names, self.images):
+                    raise FileNotFoundError(f"{path} lists {lost}, not in {self._inner('Images')}: unpack Images again")
                 return names
         rank_zero_warn(f"{self.root} has no {LISTS[0]}: the test set is a draw of ours, not the official one")
-        order = sorted(self.images, key=lambda name: hashlib.sha256(name.encode()).digest())
-        return sorted(order[: max(1, len(order) * 200 // 2688)])
+        order = in_hash_order(self.images)
+        return order[: max(1, len(order) * 200 // 2688)]
 
     def mask(self, name: str) -> Array:
-        path = self._labels(name)
+        path = self.masks[name]
         try:
             labels = loadmat(path, variable_names=["S"])["S"].astype(np.int64)
         except Exception as error:  # scipy raises many kinds

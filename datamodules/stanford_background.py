@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from common.batch import IGNORE
 from datamodules.base import Array, SegmentationDataModule
-from datamodules.files import find_images, hold_out
+from datamodules.files import find_images
+from datamodules.splits import hold_out, in_hash_order, missing
 
 
 class StanfordBackground(SegmentationDataModule):
@@ -46,23 +46,18 @@ class StanfordBackground(SegmentationDataModule):
             raise ValueError(f"data.fold must be 0 to 4, got {fold}")
         self.root = Path(root).expanduser()
         self.images = find_images(self.root / "images")
-        missing = [name for name in self.images if not self._labels(name).is_file()]
-        if missing:
-            raise ValueError(
-                f"{self.root / 'labels'} has no ID.regions.txt of {', '.join(missing[:5])} ({len(missing)} in all)"
-            )
+        labels = self.root / "labels"
+        self.masks = {path.name.removesuffix(".regions.txt"): path for path in labels.glob("*.regions.txt")}
+        if lost := missing(self.images, self.masks):
+            raise ValueError(f"{labels} has no ID.regions.txt of {lost}: unpack iccv09Data again")
         if len(self.images) != 715:
             rank_zero_warn(f"{self.root / 'images'} has {len(self.images)} images, not 715: the splits are others")
-        order = sorted(self.images, key=lambda name: hashlib.sha256(name.encode()).digest())
-        test = sorted(order[fold::5])
+        test = in_hash_order(self.images)[fold::5]
         train, val = hold_out(self.images.keys() - {*test})
         self.splits = {"train": train, "val": val, "test": test}
 
-    def _labels(self, name: str) -> Path:
-        return self.root / "labels" / f"{name}.regions.txt"
-
     def mask(self, name: str) -> Array:
-        path = self._labels(name)
+        path = self.masks[name]
         try:
             rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
             labels = np.array(rows, np.int64)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from common.batch import IGNORE
-from datamodules.files import read_list
 from datamodules.simulate import draw_boxes, draw_clicks, draw_pixels, draw_points, draw_scribbles
+from datamodules.splits import first_few, in_hash_order, read_list
 from datamodules.transforms import nearest_rows
 
 Array = np.ndarray[Any, Any]
@@ -98,10 +98,9 @@ class Supervision:
         if self.dense_images < 0:
             raise ValueError(f"supervision.dense_images must be at least 1, or left out, got {self.dense_images}")
 
-
-def in_hash_order(names: Sequence[str], seed: int) -> list[str]:
-    """The names in an order that depends on the seed and on each name, not on the order in which they come."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    def listed(self) -> list[str]:
+        """The ids in `list_file`, none where it is not given. Raises what `read_list` does."""
+        return read_list(Path(self.list_file)) if self.list_file is not None else []
 
 
 def split_images(
@@ -120,22 +119,22 @@ def split_images(
     if supervision.kind != "image_subset":
         return sorted(names), []
     if supervision.list_file is not None:
-        chosen = read_list(Path(supervision.list_file))
-        unknown = sorted({*chosen} - {*names})
+        chosen = supervision.listed()
+        unknown = {*chosen} - {*names}
         if unknown:
             raise ValueError(
                 f"{supervision.list_file} lists {len(unknown)} ids that are not training images: "
-                f"{', '.join(unknown[:5])}; is it a list for another data set or split?"
+                f"{first_few(unknown)}; is it a list for another data set or split?"
             )
     else:
         count = supervision.number or max(1, int((supervision.fraction or 0) * len(names) + 0.5))
         if count > len(names):
             raise ValueError(f"supervision.number asks for {count} of {len(names)} training images: ask for fewer")
         if supervision.by_sequence:
-            place = {one: number for number, one in enumerate(in_hash_order([*{*map(sequence, names)}], seed))}
+            place = {one: number for number, one in enumerate(in_hash_order({*map(sequence, names)}, f"{seed}/"))}
             chosen = sorted(names, key=lambda name: (place[sequence(name)], name))[:count]
         else:
-            chosen = in_hash_order(names, seed)[:count]
+            chosen = in_hash_order(names, f"{seed}/")[:count]
     return sorted(chosen), sorted({*names} - {*chosen})
 
 
@@ -180,7 +179,7 @@ def dense_names(labeled: Sequence[str], supervision: Supervision, seed: int) -> 
     """
     if supervision.dense_images > len(labeled):
         raise ValueError(f"supervision.dense_images={supervision.dense_images}, but there are {len(labeled)} images")
-    return {*in_hash_order(labeled, seed)[: supervision.dense_images]}
+    return {*in_hash_order(labeled, f"{seed}/")[: supervision.dense_images]}
 
 
 def shrink_mask(mask: Array, size: tuple[int, int], keep_strokes: bool) -> Array:

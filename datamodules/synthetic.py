@@ -18,7 +18,8 @@ import numpy as np
 from numpy.random import PCG64
 from numpy.typing import NDArray
 
-from datamodules.base import Array, SegmentationDataModule, Split
+from datamodules.base import Array, SegmentationDataModule
+from datamodules.splits import SPLITS
 
 CLASSES: tuple[str, ...] = ("background", "disc", "box", "triangle", "ring", "cross")
 COLORS: tuple[tuple[int, int, int], ...] = (
@@ -29,6 +30,8 @@ COLORS: tuple[tuple[int, int, int], ...] = (
     (70, 180, 110),
     (170, 95, 200),
 )
+TEXTURES: tuple[str, ...] = ("rows", "columns")
+TEXTURE_COLORS: tuple[tuple[int, int, int], ...] = ((70, 130, 220), (245, 190, 60))
 
 _Ints = NDArray[np.int64]
 
@@ -40,10 +43,6 @@ _COSINE = (
     1024, 1022, 1015, 1004, 989, 970, 946, 918, 887, 851, 812, 770,
     724, 675, 623, 569, 512, 453, 392, 329, 265, 200, 134, 67, 0,
 )  # fmt: skip
-
-
-TEXTURES: tuple[str, ...] = ("rows", "columns")
-TEXTURE_COLORS: tuple[tuple[int, int, int], ...] = ((70, 130, 220), (245, 190, 60))
 
 
 class Synthetic(SegmentationDataModule):
@@ -63,23 +62,16 @@ class Synthetic(SegmentationDataModule):
 
     def __init__(self, train: int = 200, val: int = 50, test: int = 100, side: int = 96, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.counts, self.side = {"train": train, "val": val, "test": test}, side
+        self.splits, self.side = number_scenes(train, val, test), side
 
     def source(self) -> str:
         return f"{self.side}"
 
-    def names(self, split: Split) -> list[str]:
-        return [f"{split}{number:05d}" for number in range(self.counts[split])]
-
-    def _scene(self, name: str) -> tuple[Array, Array]:
-        split, number = name[:-5], int(name[-5:])
-        return draw_scene(("train", "val", "test").index(split), number, self.side)
-
     def image(self, name: str) -> Array:
-        return self._scene(name)[0]
+        return draw_scene(*seed_and_index(name), self.side)[0]
 
     def mask(self, name: str) -> Array:
-        return self._scene(name)[1]
+        return draw_scene(*seed_and_index(name), self.side)[1]
 
 
 class Textures(SegmentationDataModule):
@@ -102,23 +94,26 @@ class Textures(SegmentationDataModule):
 
     def __init__(self, train: int = 200, val: int = 50, test: int = 100, side: int = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.counts, self.side = {"train": train, "val": val, "test": test}, side
+        self.splits, self.side = number_scenes(train, val, test), side
 
     def source(self) -> str:
         return f"{self.side}"
 
-    def names(self, split: Split) -> list[str]:
-        return [f"{split}{number:05d}" for number in range(self.counts[split])]
-
-    def _scene(self, name: str) -> tuple[Array, Array]:
-        split, number = name[:-5], int(name[-5:])
-        return draw_textures(("train", "val", "test").index(split), number, self.side)
-
     def image(self, name: str) -> Array:
-        return self._scene(name)[0]
+        return draw_textures(*seed_and_index(name), self.side)[0]
 
     def mask(self, name: str) -> Array:
-        return self._scene(name)[1]
+        return draw_textures(*seed_and_index(name), self.side)[1]
+
+
+def number_scenes(train: int, val: int, test: int) -> dict[str, list[str]]:
+    """Names of the scenes of each split: its own name, then a number of five digits."""
+    return {split: [f"{split}{i:05d}" for i in range(n)] for split, n in zip(SPLITS, (train, val, test), strict=True)}
+
+
+def seed_and_index(name: str) -> tuple[int, int]:
+    """The arguments of `draw_scene` for a scene of that name: the split's number is the seed."""
+    return SPLITS.index(name[:-5]), int(name[-5:])
 
 
 def draw_textures(seed: int, index: int, size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

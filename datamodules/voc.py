@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.base import Array, SegmentationDataModule
-from datamodules.files import default_color, find_images, hold_out, read_list, read_mask
+from datamodules.files import default_color, find_images
 from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribble_png, read_scribble_xml
+from datamodules.splits import SPLITS, check_disjoint, hold_out, missing, read_list
 
 VOC = Path("VOCdevkit", "VOC2012")
 Masks = Literal["SegmentationClassAug", "SegmentationClass"]
@@ -71,20 +72,15 @@ class PascalVOC(SegmentationDataModule):
         self.click_file = Path(clicks).expanduser() if clicks else None
         self.clicks = read_clicks(self.click_file) if self.click_file else None
         self.splits = self._own(Path(splits).expanduser()) if splits else self._official()
+        check_disjoint(self.splits)
         if "val" not in self.splits:
-            listed = self.supervision.list_file
-            self.splits["train"], self.splits["val"] = hold_out(
-                self.splits["train"], read_list(Path(listed)) if listed else ()
-            )
-        owner: dict[str, str] = {}
+            train, val = hold_out(self.splits["train"], keep=self.supervision.listed())
+            self.splits |= {"train": train, "val": val}
         for split, names in self.splits.items():
-            for name in names:
-                if name not in self.images:
-                    raise FileNotFoundError(f"{self.root / VOC / 'JPEGImages'} lacks '{name}', which is in {split}")
-                if name not in self.masks and split != "train":
-                    raise ValueError(f"{self.root / VOC / masks} lacks '{name}', which is in {split}")
-                if owner.setdefault(name, split) != split:
-                    raise ValueError(f"'{name}' is in both {owner[name]} and {split}: keep it in one of them")
+            if lost := missing(names, self.images):
+                raise FileNotFoundError(f"{self.root / VOC / 'JPEGImages'} has no image of {lost}, of {split}: add it")
+            if split != "train" and (lost := missing(names, self.masks)):
+                raise ValueError(f"{self.root / VOC / masks} has no mask of {lost}, of {split}: add it")
 
     def _official(self) -> dict[str, list[str]]:
         lists = self.root / VOC / "ImageSets" / "Segmentation"
@@ -97,13 +93,13 @@ class PascalVOC(SegmentationDataModule):
 
     def _own(self, folder: Path) -> dict[str, list[str]]:
         splits: dict[str, list[str]] = {}
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             found = [path for path in sorted(folder.glob("*.txt")) if re.fullmatch(rf"{split}\d*", path.stem)]
             if len(found) != 1 and (found or split != "val"):
                 names = ", ".join(path.name for path in found) or "none"
                 raise FileNotFoundError(f"{folder} needs one list {split}.txt (or {split}NUMBER.txt), it has {names}")
             if found:
-                splits[split] = sorted(read_list(found[0]))
+                splits[split] = read_list(found[0])
         return splits
 
     @staticmethod
@@ -140,12 +136,6 @@ class PascalVOC(SegmentationDataModule):
 
     def source(self) -> str:
         return f"{self.root.resolve()} {self.kind} {self.scribbles} {self.click_file}"
-
-    def has_mask(self, name: str) -> bool:
-        return name in self.masks
-
-    def mask(self, name: str) -> Array | None:
-        return read_mask(self.masks[name], self.num_classes, None) if name in self.masks else None
 
     def annotation(self, name: str, kind: Literal["scribbles", "points"]) -> Array | None:
         """What people drew on an image: uint8 (H, W), class id or 255; None where nobody drew.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import Array, SegmentationDataModule
-from datamodules.files import find_images, hold_out, read_mask
+from datamodules.base import SegmentationDataModule
+from datamodules.files import find_images
+from datamodules.splits import hold_out, missing
 
 
 class WeizmannHorse(SegmentationDataModule):
@@ -35,18 +36,13 @@ class WeizmannHorse(SegmentationDataModule):
         self.images = find_images(self.root / "rgb")
         self.masks = find_images(self.root / "figure_ground")
         self.images.pop("horse318", None)
-        missing = sorted(self.images.keys() - self.masks.keys())
-        if missing:
-            raise ValueError(
-                f"{self.root / 'figure_ground'} has no mask for {', '.join(missing[:5])} ({len(missing)} in all)"
-            )
+        if lost := missing(self.images, self.masks):
+            raise ValueError(f"{self.root / 'figure_ground'} has no mask of {lost}: unpack weizmann_horse_db again")
         if len(self.images) != 327:
             raise ValueError(
-                f"{self.root / 'rgb'} has {len(self.images)} usable images, not 327: the split would differ"
+                f"{self.root / 'rgb'} has {len(self.images)} usable images, not 327, so that the split would differ: "
+                "unpack weizmann_horse_db again"
             )
         every = sorted(self.images)
         train, val = hold_out(every[:200])
         self.splits = {"train": train, "val": val, "test": every[-127:]}
-
-    def mask(self, name: str) -> Array:
-        return read_mask(self.masks[name], self.num_classes, None)

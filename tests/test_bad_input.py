@@ -232,10 +232,10 @@ BROKEN = {
     "mask without image": (lambda d: (d / "images" / "2.png").unlink(), ["masks without an image", "2"]),
     "listed image that is missing": (
         lambda d: [(d / part / "2.png").unlink() for part in ("images", "masks")],
-        ["train.txt", "'2'", "not in images/"],
+        ["train.txt lists 2", "not in images/"],
     ),
     "missing list": (lambda d: (d / "val.txt").unlink(), ["val.txt", "does not exist"]),
-    "image in two lists": (lambda d: (d / "val.txt").write_text("2\n6\n"), ["'2'", "train.txt", "val.txt", "one of"]),
+    "image in two lists": (lambda d: (d / "val.txt").write_text("2\n6\n"), ["'2'", "both train and val", "one of"]),
     "validation image without mask": (lambda d: (d / "masks" / "6.png").unlink(), ["val images need a mask", "6"]),
     "test image without mask": (lambda d: (d / "masks" / "8.png").unlink(), ["test images need a mask", "8"]),
     "mask of another size": (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.files import ClassInfo, default_color, find_images, read_classes, read_image, read_list, read_mask
+from datamodules.files import ClassInfo, default_color, find_images, read_classes, read_image, read_mask
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"
 
@@ -208,17 +208,3 @@ def test_default_colours_are_those_of_voc():
         (192, 128, 128),
     ]
     assert len({default_color(number) for number in range(256)}) == 256
-
-
-# Lists -------------------------------------------------------------------------------------------------------------
-
-
-def test_lists(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("b\n\nimages/a.jpg masks/a.png\n", encoding="utf-8-sig")
-    assert read_list(path) == ["b", "a"]
-    refused(FileNotFoundError, [tmp_path / "none.txt", "does not exist"], read_list, tmp_path / "none.txt")
-    path.write_text(" \n")
-    refused(ValueError, [path, "empty"], read_list, path)
-    path.write_text("a\nb\na.png\n")
-    refused(ValueError, [path, "names a more than once"], read_list, path)
