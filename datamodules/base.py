@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,11 +13,11 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
-from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
-from PIL import Image
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from common.batch import IGNORE
+from datamodules.annotation import announce, folder_name, write_annotation, written_whole
 from datamodules.cache import DiskCache, RamCache, Small, shrink
 from datamodules.files import find_images, read_image, read_mask
 from datamodules.images import TrainingImages, WholeImages, check_sizes, one_thread
@@ -64,6 +60,9 @@ class SegmentationDataModule(LightningDataModule):
         cache: keep decoded, resized training and validation images, so that each is read once: `ram`, until the run
             ends, shared by the loader processes of a device; `disk`, in `cache_dir`, for all runs and devices. Either
             takes up to 3 x height x width bytes an image; the results are the same bit for bit.
+
+    Raises:
+        ValueError: an option out of range, or without effect beside the others.
     """
 
     class_names: Sequence[str] = ()
@@ -153,6 +152,7 @@ class SegmentationDataModule(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
+        """Number of classes; 255 is none of them."""
         return len(self.class_names)
 
     def lists(self) -> tuple[list[str], list[str]]:
@@ -178,13 +178,15 @@ class SegmentationDataModule(LightningDataModule):
 
     @property
     def annotation_seed(self) -> int:
+        """What the labelled images and pixels are drawn from: the supervision's seed, or else the run's."""
         return self.seed if self.supervision.seed is None else self.supervision.seed
 
     def annotation_dir(self) -> Path:
-        """Folder of the drawn annotation, named by all that it depends on."""
-        key = [type(self).__name__, self.source(), self.size, asdict(self.supervision), self.annotation_seed]
-        digest = hashlib.sha256(json.dumps([*key, self.lists()[0]]).encode()).hexdigest()[:16]
-        return self.cache_dir / f"{type(self).__name__}-{self.supervision.kind}-{digest}"
+        """Folder of the drawn annotation, see `datamodules.annotation`."""
+        data, labeled = type(self).__name__, self.lists()[0]
+        return self.cache_dir / folder_name(
+            data, self.source(), self.size, self.supervision, self.annotation_seed, labeled
+        )
 
     def prepare_data(self) -> None:
         """Draw the annotation of the labelled images once; afterwards training opens no dense mask.
@@ -195,48 +197,14 @@ class SegmentationDataModule(LightningDataModule):
         if (folder / "annotation.json").exists():
             return
         labeled, unlabeled = self.lists()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".drawing-"))
-        tags: dict[str, list[bool]] = {}
-        pixels = 0
-        try:
-            counts, totals, empty = np.zeros(self.num_classes, np.int64), np.zeros(self.num_classes, np.int64), []
-            dense = dense_names(labeled, self.supervision, self.annotation_seed)
-            for name in labeled:
-                small, drawn = self._annotate(name, name in dense)
-                Image.fromarray(drawn).save(scratch / f"{name}.png")
-                counts += np.bincount(drawn[drawn != IGNORE], minlength=self.num_classes)
-                totals += np.bincount(small[small != IGNORE], minlength=self.num_classes)
-                pixels += small.size
-                if (drawn == IGNORE).all():
-                    empty.append(name)
-                present = np.isin(np.arange(self.num_classes), small)
-                tags[name] = present.tolist()
-            if not counts.any() and self.supervision.kind not in ("tags", "none"):
-                raise ValueError(f"no pixel of the {len(labeled)} labelled images has a label: check the masks")
+        dense = dense_names(labeled, self.supervision, self.annotation_seed)
+        with written_whole(folder) as scratch:
+            masks = ((name, *self._annotate(name, name in dense)) for name in labeled)
+            write_annotation(scratch, masks, self.class_names, self.supervision.kind)
             for name in unlabeled:
                 self.image(name)
             for name in self.names("val"):
                 check_sizes(name, self.image(name).shape, self.mask(name))
-            report = {
-                "images": len(labeled),
-                "labeled_pixels": int(counts.sum()),
-                "pixels": pixels,
-                "per_class": {name: int(n) for name, n in zip(self.class_names, counts, strict=True)},
-                "share_per_class": {
-                    name: round(float(n / total), 6) if total else None
-                    for name, n, total in zip(self.class_names, counts, totals, strict=True)
-                },
-                "images_without_label": len(empty) if self.supervision.kind != "tags" else 0,
-            }
-            if self.supervision.kind in ("boxes", "tags"):  # elsewhere they would be a label that nobody gave
-                (scratch / "tags.json").write_text(json.dumps(tags))
-            (scratch / "annotation.json").write_text(json.dumps(report, indent=1))
-            # Another run may have drawn the same annotation meanwhile: the first one stays.
-            if not folder.exists():
-                os.replace(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _annotate(self, name: str, dense: bool) -> tuple[Array, Array]:
         """The dense mask of a labelled image at the stored size, and what of it training may see."""
@@ -258,21 +226,16 @@ class SegmentationDataModule(LightningDataModule):
         return dict(json.loads((self.annotation_dir() / "annotation.json").read_text()))
 
     def setup(self, stage: str) -> None:
+        """Before training, say what is labelled and make the loaders once.
+
+        Raises:
+            ValueError: a stream without images, or a batch that devices and accumulation cannot share evenly.
+        """
         if stage != "fit":
             return
-        report = self.annotation_report()
-        share = report["labeled_pixels"] / max(1, report["pixels"])
-        rank_zero_only(print)(
-            f"labelled: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%} of them), "
-            f"drawn once into {self.annotation_dir()} (delete it to draw again)"
-        )
+        announce(self.annotation_dir(), self.annotation_report(), self.supervision.kind)
         if protocol := known_protocol(self.lists()[0]):
             rank_zero_only(print)(f"the labelled list is {protocol}")
-        if report["images_without_label"]:
-            rank_zero_warn(f"{report['images_without_label']} of the labelled images have no label at all")
-        missing = [name for name, count in report["per_class"].items() if not count]
-        if missing and self.supervision.kind not in ("tags", "none"):
-            rank_zero_warn(f"no labelled pixel of class {', '.join(missing)}: it cannot be learned")
         if self.unlabeled_batch_size and not self.lists()[1]:
             raise ValueError(
                 "data.unlabeled_batch_size asks for unlabelled images, but every training image is labelled: "
@@ -280,7 +243,7 @@ class SegmentationDataModule(LightningDataModule):
             )
         if not self.unlabeled_batch_size and self.supervision.kind == "none":
             raise ValueError("supervision kind none labels no image: set data.unlabeled_batch_size above 0")
-        self.train_dataloader(), self.val_dataloader()  # raise what is wrong now, before the run begins
+        self.train_dataloader(), self.val_dataloader()  # raise what is wrong before the run begins
 
     def _micro_batch(self, batch: int) -> int:
         if batch % self.accumulation:
@@ -297,6 +260,7 @@ class SegmentationDataModule(LightningDataModule):
         return {stream: (both[stream][0], self._micro_batch(both[stream][1])) for stream in self.streams}
 
     def train_dataloader(self) -> CombinedLoader:
+        """Batches of all streams, as long as the longest list; a shorter one is repeated."""
         streams = self._stream_lengths()
         steps = max(max(1, len(names) // batch) for names, batch in streams.values())
         annotations = self.annotation_dir()
@@ -316,6 +280,7 @@ class SegmentationDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
+        """The images of `predict_folder`, whose masks are 255 everywhere."""
         if self.predict_folder is None:
             raise ValueError("which images? give `weakseg predict ... --images FOLDER`")
         files = find_images(self.predict_folder)
@@ -329,7 +294,7 @@ class SegmentationDataModule(LightningDataModule):
     ) -> DataLoader[Any]:
         names = split if isinstance(split, list) else self.names(split)
         if not names:
-            raise ValueError(f"the {split} split has no image")
+            raise ValueError(f"the {split} split of {type(self).__name__} has no image: give it some")
         # One image a time, unpadded, and no image twice: the same numbers on any number of processes.
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         images = WholeImages(names[rank::ranks], image or self._reader(), mask or self.mask)
@@ -366,6 +331,7 @@ class SegmentationDataModule(LightningDataModule):
     # On the device -------------------------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Add the random numbers of each training sample's augmentation."""
         # Drawn on the host, where the keys are: asking the device for them would make it wait.
         for number, stream in enumerate(STREAMS):
             if stream in batch:
@@ -376,6 +342,7 @@ class SegmentationDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """The batch of `common.batch`: training streams augmented, evaluation images as they are."""
         if "image" not in batch:
             return {stream: self._training_stream(batch[stream]) for stream in STREAMS if stream in batch}
         mask = batch["mask"].long()

@@ -1,0 +1,62 @@
+"""The folder of a drawn annotation: when it is found again, and when all is drawn anew."""
+
+import hashlib
+import json
+from dataclasses import asdict
+
+import pytest
+
+from datamodules import annotation
+from datamodules.annotation import written_whole
+from datamodules.supervision import Supervision
+from datamodules.synthetic import Synthetic
+
+SUPERVISION = Supervision(kind="pixels", fraction=0.1)
+
+
+def scenes(cache, **options):
+    return Synthetic(train=2, val=1, side=16, size=16, cache_dir=str(cache), **{"supervision": SUPERVISION} | options)
+
+
+def test_drawings_of_the_first_version_keep_their_folder(tmp_path):
+    """They were stored before there was a version: runs that began with one find it still."""
+    key = ["Synthetic", "16", [16, 16], asdict(SUPERVISION), 0, ["train00000", "train00001"]]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    assert annotation.VERSION == 1, "a later version names its folders otherwise: take this test out"
+    assert scenes(tmp_path).annotation_dir() == tmp_path / f"Synthetic-pixels-{digest}"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"seed": 1}, {"supervision": Supervision(kind="pixels", fraction=0.2)}, {"size": 8}, {"train": 3}, {"side": 20}],
+    ids=str,
+)
+def test_what_an_annotation_depends_on_is_in_its_name(options, tmp_path):
+    other = Synthetic(**{"train": 2, "side": 16, "size": 16, "supervision": SUPERVISION} | options)
+    assert other.annotation_dir().name != scenes(tmp_path).annotation_dir().name
+
+
+def test_another_version_of_the_drawing_code_draws_anew(tmp_path, monkeypatch):
+    scenes(tmp_path).prepare_data()
+    (old,) = tmp_path.iterdir()
+    monkeypatch.setattr(annotation, "VERSION", annotation.VERSION + 1)
+    data = scenes(tmp_path)
+    data.prepare_data()
+    assert {*tmp_path.iterdir()} == {old, data.annotation_dir()}
+    assert old != data.annotation_dir()
+
+
+def test_a_folder_is_written_whole_or_not_at_all_and_the_first_one_stays(tmp_path):
+    folder = tmp_path / "cache" / "one"
+
+    def write(text):
+        with written_whole(folder) as scratch:
+            (scratch / "text").touch()
+            (scratch / "text").write_text(text)
+
+    with pytest.raises(TypeError):
+        write(None)
+    assert not list((tmp_path / "cache").iterdir())
+    write("first")
+    write("second")
+    assert [path.read_text() for path in (tmp_path / "cache").rglob("text")] == ["first"]
