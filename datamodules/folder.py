@@ -10,8 +10,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from common.batch import IGNORE
 from datamodules.base import Array, SegmentationDataModule
-from datamodules.drawn import read_coco, read_labelme
 from datamodules.files import find_images, read_classes, read_mask
+from datamodules.labelme_coco import read_coco, read_labelme
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
 
 
@@ -93,13 +93,13 @@ class Folder(SegmentationDataModule):
     def prepare_data(self) -> None:
         super().prepare_data()
         drawn = self.annotation_dir()
-        files = [self.root / "coco.json", *(self.root / "masks").glob("*")]
+        files = [self.root / "classes.txt", *{*self.masks.values()}]
         since = (drawn / "annotation.json").stat().st_mtime
-        changed = [file.name for file in files if file.exists() and file.stat().st_mtime > since]
+        changed = [file.name for file in files if file.stat().st_mtime > since]
         if changed:
             rank_zero_warn(
-                f"{len(changed)} masks ({', '.join(sorted(changed)[:3])}, ...) are newer than the annotation that was "
-                f"drawn from them: delete {drawn} to train on them"
+                f"files of {self.root} are newer than the annotation that was drawn from them: {first_few(changed)}; "
+                f"delete {drawn} to train on them"
             )
 
     def source(self) -> str:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from common.batch import IGNORE
 from conftest import fit_tiny
-from datamodules.drawn import read_coco, read_labelme
 from datamodules.folder import Folder
+from datamodules.labelme_coco import read_coco, read_labelme
 
 CLASSES = ("background", "dog", "cat")
 
@@ -152,7 +152,10 @@ def test_masks_that_changed_after_the_draw_are_told_of(folder):
         Folder(str(folder)).prepare_data()
     later = time.time() + 5
     os.utime(folder / "masks" / "c.json", (later, later))
-    with pytest.warns(UserWarning, match=r"1 masks \(c\.json.*delete"):
+    with pytest.warns(UserWarning, match=r"newer than the annotation.*: c\.json; delete"):
+        Folder(str(folder)).prepare_data()
+    os.utime(folder / "classes.txt", (later, later))
+    with pytest.warns(UserWarning, match=r"newer than the annotation.*: c\.json, classes\.txt; delete"):
         Folder(str(folder)).prepare_data()
 
 

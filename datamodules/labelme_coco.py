@@ -52,13 +52,15 @@ def read_labelme(path: Path, class_names: Sequence[str]) -> Array:
             for one in content["shapes"]
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a labelme file ({error!r} is missing or wrong)") from error
+        raise ValueError(f"{path} is not a labelme file ({error!r} is missing or wrong): export it again") from error
     canvas = Image.new("L", size, IGNORE)
     draw = ImageDraw.Draw(canvas)
     for label, kind, points in shapes:
         value = class_id(label, class_names, path)
         if not any(0 <= x <= size[0] and 0 <= y <= size[1] for x, y in points):
-            raise ValueError(f"{path}: a {kind} of '{label}' lies outside the image of {size[0]} x {size[1]} pixels")
+            raise ValueError(
+                f"{path}: a {kind} of '{label}' lies outside the image of {size[0]} x {size[1]}: redraw it"
+            )
         if kind == "polygon" and len(points) > 2:
             draw.polygon(points, fill=value)
         elif kind == "rectangle" and len(points) == 2:
@@ -93,7 +95,7 @@ def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, Callable[[], 
                 entry = (float(one.get("area", 0)), labels[one["category_id"]], one["segmentation"])
                 found[one["image_id"]].append(entry)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a COCO file ({error!r} is missing or wrong)") from error
+        raise ValueError(f"{path} is not a COCO file ({error!r} is missing or wrong): export it again") from error
 
     def draw_map(key: Any) -> Array:
         size = (int(images[key]["width"]), int(images[key]["height"]))
@@ -116,5 +118,7 @@ def _run_lengths(shape: dict[str, Any], size: tuple[int, int], path: Path) -> Ar
         raise ValueError(f"{path} has compressed run lengths: export polygons, or run lengths as lists of numbers")
     values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     if values.size != size[0] * size[1]:
-        raise ValueError(f"{path}: run lengths of {values.size} pixels in an image of {size[0]} x {size[1]}")
+        raise ValueError(
+            f"{path}: run lengths of {values.size} pixels in an image of {size[0]} x {size[1]}: export it again"
+        )
     return np.where(values.reshape(size[0], size[1]).T, 255, 0).astype(np.uint8)
