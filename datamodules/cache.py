@@ -64,6 +64,7 @@ class RamCache:
         self.records = torch.empty(0, dtype=torch.uint8).set_(storage).view(len(names), width)
 
     def get(self, name: str) -> Small:
+        """The image, read once."""
         if name not in self.slots:
             return self.read(name)
         record = self.records[self.slots[name]].numpy()
@@ -108,6 +109,7 @@ class DiskCache:
         return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.bin"
 
     def get(self, name: str) -> Small:
+        """The image, read once. Raises what `path` does."""
         path = self.path(name)
         small = unpack(np.fromfile(path, np.uint8)) if path.exists() else None
         if small is None:

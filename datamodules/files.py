@@ -52,7 +52,7 @@ def _open(path: Path) -> Image.Image:
         image = Image.open(path)
         image.load()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
+        raise FileNotFoundError(f"{path} does not exist: put it back") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): replace it, or remove it") from error
     return image

@@ -52,7 +52,7 @@ def read_scribble_xml(path: Path, size: tuple[int, int], class_names: Sequence[s
         ValueError: it is no such XML, or has a tag that is no class.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} does not exist: check the path")
     try:
         annotation = ElementTree.parse(path).getroot()
         drawn_at = int(_text(annotation, "size/width")), int(_text(annotation, "size/height"))
@@ -103,7 +103,7 @@ def read_clicks(path: Path) -> dict[str, dict[str, Any]]:
         ValueError: it is no such JSON.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} does not exist: check the path")
     try:
         entries: dict[str, dict[str, Any]] = json.loads(path.read_text())
         for name, entry in entries.items():

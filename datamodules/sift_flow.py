@@ -78,5 +78,7 @@ class SIFTFlow(SegmentationDataModule):
         except Exception as error:  # scipy raises many kinds
             raise ValueError(f"{path} cannot be read as a label map `S` ({error}): replace it") from error
         if labels.min() < 0 or labels.max() > self.num_classes:
-            raise ValueError(f"{path} holds values from {labels.min()} to {labels.max()}, not 0 to {self.num_classes}")
+            raise ValueError(
+                f"{path} holds values from {labels.min()} to {labels.max()}, not 0 to {self.num_classes}: replace it"
+            )
         return np.where(labels == 0, IGNORE, labels - 1).astype(np.uint8)

@@ -166,7 +166,9 @@ def draw_annotation(
         return draw_scribbles(mask, supervision.length or 0.5, supervision.width or 3, rng)
     if kind == "boxes":
         if background is None:
-            raise ValueError("supervision kind boxes needs a class 'background', which this data set does not have")
+            raise ValueError(
+                "supervision kind boxes needs a class 'background', which this data set does not have: use another kind"
+            )
         return draw_boxes(mask, background)
     return np.full_like(mask, IGNORE) if kind == "tags" else mask.copy()
 

@@ -1,3 +1,5 @@
+"""Images, masks and class files of every kind, and errors that name the bad ones."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The order of the images: by seed and epoch, shared by ranks, resumed where it stopped."""
+
 from collections import Counter
 from types import SimpleNamespace
 

@@ -1,3 +1,5 @@
+"""What is labelled: which images, which of their pixels, and what a stream then holds."""
+
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +219,10 @@ def test_the_draw_depends_on_seed_and_name_alone():
 
 
 def test_the_draw_is_the_same_on_every_machine():
-    """The cache holds drawn annotations, and tables compare runs on them: a change here makes old runs unrepeatable."""
+    """The cache holds drawn annotations, and tables compare runs on them: a change here makes old runs unrepeatable.
+
+    If it must be, raise `annotation.VERSION`, so that nobody trains on the old drawings unknowingly.
+    """
     mask = np.repeat(np.arange(4, dtype=np.uint8), 16).reshape(8, 8)
     drawn = draw_annotation(mask, Supervision(kind="pixels", fraction=0.1), 3, "horse001")
     assert np.flatnonzero(drawn != IGNORE).tolist() == [7, 16, 19, 38, 49, 51]

@@ -1,3 +1,5 @@
+"""Geometry shared by image and mask, and strong views."""
+
 import math
 
 import numpy as np
