@@ -9,9 +9,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 
+from common.batch import IGNORE
 from methods.rrn.losses import region_means, region_scores
 
-RIGHT = 0.9  # of its pixels, from which a region counts as right (ours)
+RIGHT = 0.9  # of its pixels, from which a region counts as right [ours]
 
 
 class RegionReport(Metric):
@@ -20,10 +21,11 @@ class RegionReport(Metric):
     `compute()` returns `precision_all` and `precision_kept`, the share of right regions (at least 90 % of the labelled
     pixels are) among all and among those with a score above the threshold; `auroc`, `auroc_own`, `auroc_cross` of the
     score, of the own and of the other discriminator's verdict, for "the region is right" (0.5 = chance);
-    `weight_correlation` (Pearson) of w with the share of right pixels. NaN where nothing was measured.
+    `weight_correlation` (Pearson) of w with the share of right pixels. Each a float64 scalar, NaN where nothing was
+    measured.
 
     Args:
-        threshold: from which a region is kept.
+        threshold: score above which a region is kept.
     """
 
     full_state_update = False
@@ -38,22 +40,24 @@ class RegionReport(Metric):
         """Take the regions of a batch in.
 
         Args:
-            judged, scores: see `methods.rrn.losses.region_scores`.
-            weight: (B, G, G').
-            labels: (2, B, H, W), the networks' pseudo-labels.
-            mask: (B, H, W), the truth; regions without a label are left out.
+            judged, scores: (2, 2, B, G, G') and (2, B, G, G'), see `methods.rrn.losses.region_scores`.
+            weight: (B, G, G'), see `methods.rrn.losses.region_reliability`.
+            labels: (2, B, H, W) int64, the networks' pseudo-labels.
+            mask: (B, H, W) int64, the truth, class id or 255; regions without a label are left out.
+            cell: side of a region in pixels.
         """
         own, cross = region_scores(judged, "own"), region_scores(judged, "cross")
         for k in range(2):
-            right, count = region_means((labels[k] == mask).float(), mask < 255, cell)
+            right, count = region_means((labels[k] == mask).float(), mask != IGNORE, cell)
             rows = torch.stack([right, scores[k], own[k], cross[k], weight], -1)[count > 0]
-            cast(list[Tensor], self.rows).append(
-                rows.flatten()
-            )  # one-dimensional, as torchmetrics takes a rank without any row
+            # One-dimensional, as torchmetrics takes a rank without any row.
+            cast(list[Tensor], self.rows).append(rows.flatten())
 
     def compute(self) -> dict[str, Tensor]:
         """See the class. Call it on all processes."""
-        rows = torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
+        rows = self.rows
+        if isinstance(rows, list):
+            rows = torch.cat(rows) if rows else torch.empty(0, device=self.device)
         share, score, own, cross, weight = rows.double().view(-1, 5).unbind(1)
         right = share >= RIGHT
         found = {

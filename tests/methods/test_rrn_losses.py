@@ -393,6 +393,11 @@ def test_report_of_regions_by_loops():
             "auroc_own": auroc(own),
             "auroc_cross": auroc(cross),
             "weight_correlation": np.corrcoef(weight, right)[0, 1],
+
+
+def test_a_report_of_no_region_is_nan():
+    """Images smaller than a region are left out of it; a split may hold no other."""
+    assert all(value.isnan() for value in RegionReport(0.5).compute().values())
         },
         rel=1e-5,
     )
