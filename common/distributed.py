@@ -73,7 +73,7 @@ def average_buffers(module: nn.Module) -> None:
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     if world_size() == 1 or not buffers:
         return
-    flat = torch.cat([b.reshape(-1).float() for b in buffers])
+    flat = torch.cat([b.reshape(-1).to(torch.promote_types(b.dtype, torch.float32)) for b in buffers])
     dist.all_reduce(flat)
     flat /= world_size()
     for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.batch import Batch, SegBatch
 from common.ema import EMATeacher
-from common.losses import partial_cross_entropy
+from common.losses import at_least_fp32, partial_cross_entropy
 from common.mixing import box_masks, mix, partners
 from common.module import SegmentationModule, StepOutput
 from methods.unimatch.losses import complementary_channels, dropped_channels, pseudo_label_loss
@@ -66,7 +66,7 @@ class UniMatch(SegmentationModule):
             logits, weak, perturbed = self.weak_streams(labeled["image"], unlabeled)
         else:
             logits, weak = self.network(labeled["image"]), self.teacher(unlabeled["image"])
-        confidence, labels = weak.detach().float().softmax(1).max(1)
+        confidence, labels = at_least_fp32(weak.detach()).softmax(1).max(1)
         pseudo = {"labels": labels, "confidence": confidence, "valid": unlabeled["valid"]}
         pce = partial_cross_entropy(logits, labeled["mask"], labeled["valid"])
         strong = torch.stack(self.strong_losses(unlabeled, pseudo))

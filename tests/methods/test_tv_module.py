@@ -63,6 +63,13 @@ def test_unlabelled_images_enter_the_penalty_and_not_the_cross_entropy(monkeypat
     assert both.logs["tv"].item() != other.logs["tv"].item()
 
 
+def test_float64_stays(monkeypatch):
+    labeled = stream()
+    logits = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    variation, _ = build(monkeypatch).regularizer(logits, labeled["image"], labeled["mask"], labeled["valid"])
+    torch.testing.assert_close(variation, total_variation(logits.softmax(1), labeled["valid"]), rtol=1e-12, atol=0)
+
+
 def test_padding_is_in_no_term(monkeypatch):
     model, labeled = build(monkeypatch), stream()
     logits = torch.randn(2, 3, 32, 32, requires_grad=True)
