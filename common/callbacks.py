@@ -91,7 +91,8 @@ def peak_memory_gb() -> float:
 
 
 class PredictionPictures(Callback):
-    """After each validation writes `pictures/last.png`: image, truth and prediction, a row each; loggers get it too.
+    """After each validation writes `pictures/last.png`: a row of image, truth and prediction (of the network that
+    `val/miou` scores) for each image; loggers get it too.
 
     Args:
         folder: run directory.
@@ -109,7 +110,7 @@ class PredictionPictures(Callback):
         if not trainer.is_global_zero or batch_idx >= self.count or trainer.sanity_checking:
             return
         assert isinstance(pl_module, SegmentationModule)
-        labels, _ = pl_module.predict_labels(pl_module.network, batch, refine=False)
+        labels, _ = pl_module.predict_labels(pl_module.scored_network, batch, refine=False)
         truth, found = (values[0].cpu().numpy().astype(np.uint8) for values in (batch["mask"], labels))
         image = picture_row(batch["image"][0], [batch["mask"][0]], trainer.datamodule.colors)[0]  # type: ignore[attr-defined]
         self.samples.append(Sample(batch["name"][0], image, truth, found))

@@ -80,6 +80,11 @@ class SegmentationModule(LightningModule):
         """Networks to validate, each (B, 3, H, W) in [0, 1] to logits; the first is `val/miou`."""
         return {"network": self.network}
 
+    @property
+    def scored_network(self) -> nn.Module:
+        """The one of `val/miou` (of a method with a teacher, the teacher), which predicts."""
+        return next(iter(self.eval_networks().values()))
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; `lr_scale` multiplies the learning rate."""
         encoder = {"params": list(self.network.encoder_parameters()), "lr_scale": self.encoder_lr_scale}
@@ -182,6 +187,5 @@ class SegmentationModule(LightningModule):
         self._log_metrics("test")
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
-        network = next(iter(self.eval_networks().values()))
-        labels, probabilities = self.predict_labels(network, batch, refine=True)
+        labels, probabilities = self.predict_labels(self.scored_network, batch, refine=True)
         return {"name": batch["name"], "labels": labels, "probabilities": probabilities}

@@ -40,7 +40,7 @@ class Run:
     @property
     def network(self) -> nn.Module:
         """The network whose score is `val/miou` (of a method with a teacher, the teacher): RGB in [0, 1] to logits."""
-        return next(iter(self.model.eval_networks().values()))
+        return self.model.scored_network
 
     @property
     def class_names(self) -> Sequence[str]:
