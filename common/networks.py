@@ -130,6 +130,15 @@ class SegmentationNetwork(nn.Module):
         logits: Tensor = self.model.segmentation_head(self.dropout(decoded))
         return logits[..., :height, :width]
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the padded image that `features` covers, for an image of height x width."""
+        return height + -height % self.stride, width + -width % self.stride
+
+    @property
+    def decoder_channels(self) -> int:
+        """Channels of the decoder's output."""
+        return next(m.in_channels for m in self.model.segmentation_head.modules() if isinstance(m, nn.Conv2d))
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The trained parameters of the encoder, for a learning rate of their own."""
         return [p for p in self.model.encoder.parameters() if p.requires_grad]

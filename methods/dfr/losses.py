@@ -115,17 +115,13 @@ def feature_regularizer(
     return global_mean((cost / mass.clamp(min=EPS)).sum(), (mass > 0).sum()), per_cell
 
 
-def valid_cells(valid: Tensor, stride: int) -> Tensor:
-    """(B, H, W) bool -> (B, h, w): a cell with padding in it is padding; h = H // stride."""
-    return -F.max_pool2d(-valid[:, None].float(), stride)[:, 0] > 0
-
-
 def cell_labels(mask: Tensor, cells: Tensor, stride: int) -> Tensor:
     """The label of each cell: that of its labelled pixels if they agree, else none.
 
     Args:
         mask: (B, H, W) int64, class id or 255.
-        cells: (B, h, w) bool, see `valid_cells`.
+        cells: (B, h, w) bool, see `common.losses.valid_cells`; h = H // stride.
+        stride: pixels per cell and direction.
 
     Returns:
         (B, h, w) int64, class id or 255; 255 in padding.

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from common.batch import IGNORE, Batch, all_images
 from common.ema import EMATeacher
-from common.losses import at_least_fp32, partial_cross_entropy
+from common.losses import at_least_fp32, partial_cross_entropy, valid_cells
 from common.module import SegmentationModule, StepOutput
 from common.networks import SegmentationNetwork
 from methods.dfr.head import FeatureConsistencyHead
@@ -24,7 +24,6 @@ from methods.dfr.losses import (
     feature_regularizer,
     gated_kernel,
     pair_consistency,
-    valid_cells,
 )
 
 
@@ -150,10 +149,9 @@ class DFR(SegmentationModule):
 
     def input_channels(self) -> list[int]:
         """Channels of the maps that the head sees."""
-        model = self.network.model
         if self.fch_input == "multi":  # smp's first map may be the image and its second be empty
-            return [channels for channels in model.encoder.out_channels if channels > 3]
-        return [next(m.in_channels for m in model.segmentation_head.modules() if isinstance(m, nn.Conv2d))]
+            return [channels for channels in self.network.model.encoder.out_channels if channels > 3]
+        return [self.network.decoder_channels]
 
     def embed(self, head: FeatureConsistencyHead, maps: list[Tensor], decoded: Tensor, image: Tensor) -> Tensor:
         """Unit vectors (B, D, h, w) of the cells, from what the network's `features` gave of the image."""
@@ -161,8 +159,7 @@ class DFR(SegmentationModule):
         if self.fch_detach_input:
             seen = [one.detach() for one in seen]
         height, width = image.shape[-2:]
-        # Features cover the padded image.
-        padded = tuple(-(-side // self.network.stride) * self.network.stride for side in (height, width))
+        padded = self.network.padded_size(height, width)
         embedding = head(seen, (padded[0] // self.stride, padded[1] // self.stride))
         return embedding[..., : height // self.stride, : width // self.stride]
 

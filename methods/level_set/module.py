@@ -69,9 +69,7 @@ class LevelSet(SegmentationModule):
         self.bias, self.bias_smoothness = bias, bias_smoothness
         self.streams = () if mode == "unsupervised" else ("labeled",)
         if bias == "head":
-            head = self.network.model.segmentation_head
-            first = next(layer for layer in head.modules() if isinstance(layer, nn.Conv2d))
-            self.bias_head = nn.Conv2d(first.in_channels, 1, 1)
+            self.bias_head = nn.Conv2d(self.network.decoder_channels, 1, 1)
             for parameter in self.bias_head.parameters():
                 nn.init.zeros_(parameter)  # even light to begin with
 
@@ -110,7 +108,7 @@ class LevelSet(SegmentationModule):
     def at_image_size(self, decoded: Tensor, image: Tensor) -> Tensor:
         """Maps of the decoder's size, which cover the padded image (`SegmentationNetwork.features`), on its pixels."""
         height, width = image.shape[-2:]
-        padded = [side + -side % self.network.stride for side in (height, width)]
+        padded = self.network.padded_size(height, width)
         return F.interpolate(decoded, padded, mode="bilinear", align_corners=False)[..., :height, :width]
 
     def setup(self, stage: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from common.affinity import Kernel, potts, products
 from common.batch import IGNORE
 from common.distributed import global_mean
-from common.losses import at_least_fp32, check_plane
+from common.losses import at_least_fp32, check_plane, one_hot
 
 EPS = 1e-6  # in the denominator of a class's ratio, in units of summed kernel [ours]; the papers have 0/0
 
@@ -52,13 +52,17 @@ def clamp_seeds(p: Tensor, mask: Tensor) -> Tensor:
     """Probabilities with the labelled pixels set to their label, as inside the normalised cut (arXiv 1804.01346).
 
     Args:
-        p: (B, K, H, W).
+        p: (B, K, H, W) probabilities.
         mask: (B, H, W) int64, class id or 255 = no label.
+
+    Returns:
+        (B, K, H, W), without gradient at labelled pixels.
+
+    Raises:
+        ValueError: `mask` does not have the shape of the plane of `p`.
     """
     check_plane("mask", mask, p)
-    labelled = mask != IGNORE
-    truth = torch.zeros_like(p).scatter_(1, mask.masked_fill(~labelled, 0)[:, None], 1.0)
-    return torch.where(labelled[:, None], truth, p)
+    return torch.where((mask == IGNORE)[:, None], p, one_hot(mask, p.shape[1]).to(p.dtype))
 
 
 def normalized_cut(p: Tensor, kernel: Kernel, mask: Tensor | None = None) -> Tensor:
@@ -125,8 +129,8 @@ def missing_label_penalty(p: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
     Raises:
         ValueError: `mask` or `valid` does not have the shape of the plane of `p`.
     """
+    check_plane("mask", mask, p)
     check_plane("valid", valid, p)
     p = at_least_fp32(p)
-    nowhere = torch.zeros_like(p)
-    present = clamp_seeds(nowhere, mask.masked_fill(~valid, IGNORE)).amax((2, 3), keepdim=True)
+    present = one_hot(mask.masked_fill(~valid, IGNORE), p.shape[1]).amax((2, 3), keepdim=True)
     return global_mean(((1 - present) * p * valid[:, None]).sum(), valid.sum())

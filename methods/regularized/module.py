@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from common.affinity import dense_kernel, positions, stack_modalities, window_kernel
 from common.batch import IGNORE, Batch, all_images
-from common.losses import at_least_fp32, partial_cross_entropy
+from common.losses import at_least_fp32, partial_cross_entropy, valid_cells
 from common.module import SegmentationModule, StepOutput
 from common.schedules import ramp
 from methods.regularized.losses import clamp_seeds, crf, gated_crf, missing_label_penalty, normalized_cut
@@ -109,7 +109,7 @@ class Regularized(SegmentationModule):
         valid = valid & (share <= self.max_labelled)[:, None, None]
         if self.missing_weight > 0:
             terms["missing"] = missing_label_penalty(p, mask, valid)
-        cells = -F.max_pool2d(-valid[:, None].float(), self.stride)[:, 0] > 0  # a cell with padding is padding
+        cells = valid_cells(valid, self.stride)
         colors = F.avg_pool2d(255 * image, self.stride)
         features = stack_modalities([(positions(colors), self.sigma_xy / self.stride), (colors, self.sigma_rgb)])
         if self.radius is None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.batch import IGNORE
 from common.losses import at_least_fp32
 
 STRIDE = 16  # pixels per cell of the last of the four convolutions
@@ -61,9 +60,3 @@ def class_planes(probabilities: Tensor, valid: Tensor, image: Tensor | None) -> 
     """
     planes = at_least_fp32(probabilities) * valid[:, None]
     return planes if image is None else torch.cat([planes, image * valid[:, None]], 1)
-
-
-def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """(B, H, W) int64 class ids to (B, K, H, W) float32; no class where there is no label (255)."""
-    classes = labels.masked_fill(labels == IGNORE, num_classes)
-    return F.one_hot(classes, num_classes + 1)[..., :-1].permute(0, 3, 1, 2).float()

@@ -13,13 +13,13 @@ from torch.optim import Adam, Optimizer
 from common.batch import IGNORE, Batch, SegBatch
 from common.distributed import global_mean
 from common.inference import predict_probabilities
-from common.losses import at_least_fp32, partial_cross_entropy
+from common.losses import at_least_fp32, one_hot, partial_cross_entropy
 from common.mixing import box_masks, mix, partners
 from common.module import SegmentationModule, StepOutput
 from common.networks import NetworkConfig, SegmentationNetwork, build_network
 from common.optim import ChainedOptimizer
 from methods.rrn.diagnostics import RegionReport
-from methods.rrn.discriminator import STRIDE, RegionDiscriminator, class_planes, one_hot
+from methods.rrn.discriminator import STRIDE, RegionDiscriminator, class_planes
 from methods.rrn.losses import (
     Diversity,
     Norm,

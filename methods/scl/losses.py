@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from common.batch import IGNORE
 from common.distributed import all_sum, global_mean
-from common.losses import at_least_fp32, check_plane
+from common.losses import at_least_fp32, check_plane, one_hot
 from common.mixing import key_uniform
 
 Confidence = Literal["batch", "pixel", "none"]
@@ -149,9 +149,7 @@ def relaxed_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor, radius: i
     check_plane("mask", mask, logits)
     check_plane("valid", valid, logits)
     labelled = (mask != IGNORE) & valid
-    shape = (len(logits), logits.shape[1] + 1, *mask.shape[1:])
-    classes = torch.zeros(shape, dtype=logits.dtype, device=logits.device)
-    classes = classes.scatter_(1, mask.masked_fill(~labelled, logits.shape[1])[:, None], 1)[:, :-1]
+    classes = one_hot(mask.masked_fill(~labelled, IGNORE), logits.shape[1])
     near = F.max_pool2d(classes, 2 * radius + 1, 1, radius) > 0
     logits = at_least_fp32(logits)
     # Elsewhere N_i may be empty, and log 0 would spoil the gradient: there the set is everything, the loss 0.

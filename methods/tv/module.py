@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.batch import Batch, all_images
-from common.losses import at_least_fp32, contrast_weights, partial_cross_entropy, total_variation
+from common.losses import at_least_fp32, contrast_weights, partial_cross_entropy, total_variation, valid_cells
 from common.module import SegmentationModule, StepOutput
 from common.schedules import ramp
 from methods.tv.losses import directional_variation, labelled_pair_weights
@@ -85,7 +85,7 @@ class TV(SegmentationModule):
         p = at_least_fp32(logits).softmax(1)
         if self.stride > 1:
             p, image = F.avg_pool2d(p, self.stride), F.avg_pool2d(image, self.stride)
-            valid = -F.max_pool2d(-valid[:, None].float(), self.stride)[:, 0] > 0  # a cell with padding is padding
+            valid = valid_cells(valid, self.stride)
         weights = None
         if self.weighting == "contrast":
             weights = contrast_weights(image, valid)

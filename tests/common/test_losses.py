@@ -22,9 +22,11 @@ from common.distributed import all_sum
 from common.losses import (
     contrast_weights,
     neighbour_pairs,
+    one_hot,
     partial_cross_entropy,
     total_variation,
     total_variation_sum,
+    valid_cells,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +70,7 @@ def fixed_weights(valid: Tensor) -> tuple[Tensor, Tensor]:
     return w_y, w_x.flip(0)
 
 
-def one_hot(labels: Tensor, k: int = 2) -> Tensor:
+def certain(labels: Tensor, k: int = 2) -> Tensor:
     """(H, W) class ids to (1, K, H, W) probabilities in float64."""
     return torch.nn.functional.one_hot(labels, k).permute(2, 0, 1)[None].double()
 
@@ -147,6 +149,23 @@ def reference_contrast(image: Tensor, valid: Tensor) -> tuple[dict[Any, float], 
         for (di, i, j), d2 in squares.items():
             (down if di else right)[n, i, j] = math.exp(-d2 / s2) if s2 > 0 else 1.0
     return down, right
+
+
+# ---------------------------------------------------------------------------------------------- planes and cells
+
+
+def test_planes_of_no_label_are_zero() -> None:
+    labels = torch.tensor([[[0, 2], [255, 1]]])
+    expected = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 1]], [[0, 1], [0, 0]]]).float()
+    assert torch.equal(one_hot(labels, 3)[0], expected)
+    assert one_hot(labels, 3).dtype == torch.float32
+
+
+def test_a_cell_with_padding_is_padding() -> None:
+    valid = torch.ones(1, 5, 9, dtype=torch.bool)
+    valid[0, 3, 4] = valid[0, 4] = False
+    assert valid_cells(valid, 2).tolist() == [[[True] * 4, [True, True, False, True]]]
+    assert torch.equal(valid_cells(valid, 1), valid)
 
 
 # ---------------------------------------------------------------------------------------------- partial cross entropy
@@ -347,23 +366,23 @@ def test_t1_constant_map_is_zero_and_uniform_logits_have_no_gradient(variant: An
 def test_t2_two_halves() -> None:
     labels = torch.zeros(6, 8, dtype=torch.long)
     labels[:, 4:] = 1
-    p = one_hot(labels)
+    p = certain(labels)
     assert tv(p) == 12
     assert tv(p, variant="iso", eps=1e-9) == pytest.approx(12, abs=1e-6)
     assert float(total_variation(p, all_valid(p))) == 0.25
-    narrow = one_hot(labels[:, 2:6])
+    narrow = certain(labels[:, 2:6])
     assert float(total_variation(narrow, all_valid(narrow))) == 0.5
 
 
 def test_t3_square() -> None:
     labels = torch.zeros(8, 8, dtype=torch.long)
     labels[2:6, 2:6] = 1
-    assert tv(one_hot(labels)) == 32
-    assert tv(one_hot(labels), variant="iso", eps=1e-9) == pytest.approx(2 * (14 + math.sqrt(2)), abs=1e-6)
+    assert tv(certain(labels)) == 32
+    assert tv(certain(labels), variant="iso", eps=1e-9) == pytest.approx(2 * (14 + math.sqrt(2)), abs=1e-6)
 
 
 def test_t4_checkerboard() -> None:
-    p = one_hot(torch.arange(4)[:, None].add(torch.arange(4)) % 2)
+    p = certain(torch.arange(4)[:, None].add(torch.arange(4)) % 2)
     assert tv(p) == 48
     assert float(total_variation(p, all_valid(p))) == 3
 
@@ -457,7 +476,7 @@ def test_t11_padding_an_image_changes_nothing(variant: Any) -> None:
 
 
 def test_t13_pairs_of_hard_and_of_uniform_pixels() -> None:
-    hard = one_hot(torch.tensor([[0, 2]]), k=3)
+    hard = certain(torch.tensor([[0, 2]]), k=3)
     uniform = torch.full((1, 3, 1, 2), 1 / 3, dtype=torch.float64)
     for p, absolute, squared in ((hard, 2, 2), (uniform, 0, 0)):
         assert tv(p) == pytest.approx(absolute, abs=1e-15)
@@ -468,7 +487,7 @@ def test_t13_pairs_of_hard_and_of_uniform_pixels() -> None:
 def test_hard_segmentations_count_unequal_pairs() -> None:
     _, _, valid = example()
     labels = torch.randint(3, (2, 5, 6), generator=torch.Generator().manual_seed(1))
-    p = torch.cat([one_hot(y, 3) for y in labels])
+    p = torch.cat([certain(y, 3) for y in labels])
     unequal = 0
     for n in range(2):
         for i in range(5):

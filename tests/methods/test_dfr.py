@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import methods.dfr.module
 from common.affinity import positions, stack_modalities, window_kernel
 from common.batch import IGNORE
-from common.losses import partial_cross_entropy
+from common.losses import partial_cross_entropy, valid_cells
 from common.mixing import key_uniform
 from common.networks import NetworkConfig
 from conftest import fit_tiny
@@ -26,7 +26,6 @@ from methods.dfr.losses import (
     feature_regularizer,
     gated_kernel,
     pair_consistency,
-    valid_cells,
 )
 from methods.dfr.module import DFR
 

@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from common.batch import IGNORE
-from common.losses import partial_cross_entropy
+from common.losses import one_hot, partial_cross_entropy
 from common.mixing import box_masks
 from common.networks import NetworkConfig
 from common.optim import ChainedOptimizer
 from conftest import fit_tiny, two_processes
-from methods.rrn.discriminator import class_planes, one_hot
+from methods.rrn.discriminator import class_planes
 from methods.rrn.losses import (
     corrected_labels,
     discriminator_loss,
