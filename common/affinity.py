@@ -178,7 +178,7 @@ def dense_kernel(features: Tensor, valid: Tensor | None = None) -> Kernel:
 
 
 def window_offsets(radius: int, dilation: int = 1) -> list[tuple[int, int]]:
-    """Offsets (dy, dx) of one half of a window of (2 radius + 1)^2 positions, its centre left out."""
+    """Offsets (dy, dx) in pixels of one half of a window of (2 radius + 1)^2 positions, its centre left out."""
     steps = range(-radius, radius + 1)
     return [(dy * dilation, dx * dilation) for dy in range(radius + 1) for dx in steps if dy > 0 or dx > 0]
 
@@ -253,6 +253,10 @@ def products(p: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
     `S sg[A] * 2 - sg[S A]` with `A = W S` and `sg` the stopped gradient has the value `S A` and, summed, the gradient
     `2 A` of the quadratic form (W is symmetric); the kernel is not applied again in the backward pass [ours].
 
+    Args:
+        p: (B, K, H, W) probabilities S, at least float32.
+        kernel: W.
+
     Returns:
         (B, K, H, W) with that gradient, whose sum over pixels is `S^k' W S^k`; degrees (B, 1, H, W), constant.
     """
@@ -269,6 +273,7 @@ def potts(p: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
 
     Args:
         p: (B, K, H, W) probabilities.
+        kernel: W.
 
     Returns:
         `R_CRF` (B,), with the gradient `-2 W S^k` (eq. 11), which leaves out `d`: that is the same for all classes, and

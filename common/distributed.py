@@ -39,11 +39,12 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     gradient then equals that of one process which sees the whole batch, however the labels fall on the ranks.
 
     Args:
-        total: scalar, this rank's sum, with gradient.
-        count: scalar, this rank's number of pixels (pairs, regions, ...); no gradient flows into it.
+        total: this rank's sum, with gradient; a scalar, or several sums that have each a mean of their own.
+        count: this rank's number of pixels (pairs, regions, ...) in each, of a shape that broadcasts to that of
+            `total`; no gradient flows into it.
 
     Returns:
-        Scalar. Its mean over ranks is the loss of the global batch; an empty global set gives zero, not NaN.
+        As `total`. Its mean over ranks is the loss of the global batch; an empty global set gives zero, not NaN.
     """
     return total / (all_sum(count.to(total.dtype)).clamp(min=1) / world_size())
 

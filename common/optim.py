@@ -19,6 +19,12 @@ def lr_schedule(optimizer: Optimizer, total_steps: int, name: ScheduleName, warm
     """Linear warm-up over the fraction `warmup` of `total_steps`, then constant, poly (power 0.9) or cosine to 0.
 
     A parameter group with `constant_lr: True` (a discriminator's) keeps its learning rate.
+
+    Args:
+        optimizer: its groups hold the highest learning rates.
+        total_steps: optimizer steps of the run; the rate stays at its end value beyond.
+        name: see above.
+        warmup: fraction in [0, 1].
     """
     rise = round(warmup * total_steps)
 

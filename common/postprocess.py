@@ -42,13 +42,19 @@ FLOOR = 1e-6
 class PostprocessConfig:
     """What turns probabilities into labels at test and predict time.
 
-    Attributes:
+    Args:
         kind: "none" is argmax, "mrf" is `mrf`, "dense_crf" is `dense_crf`. The parameters are [ours], those of the
             papers are unknown.
         mu: MRF: cost in nats of a unit of boundary, at least 0 (0 is the argmax).
         weights: MRF: "potts", or "contrast" for boundaries that are cheaper along image edges.
-        crf_weight, crf_sigma_xy, crf_sigma_rgb, crf_smooth_weight, crf_smooth_sigma, crf_iterations, crf_normalise,
-            crf_stride: dense CRF, see there.
+        crf_weight: dense CRF: weight in nats of the kernel over position and colour.
+        crf_sigma_xy: its bandwidth of position in pixels of the original image.
+        crf_sigma_rgb: its bandwidth of colour in grey levels, of RGB in 0..255.
+        crf_smooth_weight: dense CRF: weight in nats of the kernel over position alone.
+        crf_smooth_sigma: its bandwidth in pixels.
+        crf_iterations: of the mean field; 0 leaves the probabilities as they are.
+        crf_normalise: divide each kernel by the roots of its row sums, so that weights do not depend on bandwidths.
+        crf_stride: the first kernel sums over cells of stride x stride pixels; 1 is exact.
 
     Raises:
         ValueError: unknown `kind` or `weights`; a parameter out of its range.

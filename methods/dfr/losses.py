@@ -51,7 +51,12 @@ def dynamic_kernel(
         colors: (B, C, h, w), in the unit of `sigma_rgb`.
         embedding: (B, D, h, w) of unit length in D; None where `kind` has no use for it.
         valid: (B, h, w) bool, False = padding: a pair with such an end counts for nothing.
-        sigma_xy: in cells.
+        kind: see above.
+        sigma_xy: bandwidth of position in cells.
+        sigma_rgb: bandwidth of colour.
+        sigma_f: bandwidth of the embedding's distance, in [0, 2].
+        eta: share of the deep kernel with `sum`.
+        radius: of the window, in cells.
 
     Raises:
         ValueError: no embedding, or a setting that `common.affinity` refuses.
@@ -81,7 +86,8 @@ def gated_kernel(kernel: Kernel, gate: Tensor) -> Kernel:
     So the gradient is that of the value. The code of RRM gates the gradient alone, which is no function's [third].
 
     Args:
-        gate: (B, h, w), constant.
+        kernel: K, symmetric.
+        gate: (B, h, w) g, constant.
     """
     g = gate.detach()[:, None]
     return lambda values: (g * kernel(values) + kernel(g * values)) / 2
@@ -142,6 +148,8 @@ def draw_cells(key: Tensor, labels: Tensor, first: Tensor, count: int, seed: int
         key: (B, 2) int64, (epoch, position) of each sample.
         labels: (B, N) int64, class id or 255 = not to be drawn.
         first: (B, N) bool.
+        count: of cells per image, at most.
+        seed: draws of different seeds are independent.
 
     Returns:
         Indices (B, n) with n = min(count, N), and their labels (B, n), 255 where an image has fewer cells.
@@ -172,6 +180,8 @@ def pair_consistency(
     Args:
         embedding: (B, D, n) of unit length in D.
         labels: (B, n) int64, class id or 255 = no cell.
+        margin: cosine at which s is 1/2.
+        tau: temperature, in units of cosine.
 
     Returns:
         The loss in nats, and the mean cosines `cos_pos` and `cos_neg` of this rank's pairs (0 without one).

@@ -126,7 +126,8 @@ def region_variance(
 
 
 def unit_mean(field: Tensor, valid: Tensor) -> Tensor:
-    """A field (B, 1, H, W) over its mean over each image's valid pixels: `(s b, c / s)` is the same as `(b, c)`."""
+    """A positive field (B, 1, H, W) over its mean over each image's pixels that are valid (B, H, W): the scale is free,
+    since `(s b, c / s)` explains an image as `(b, c)` does."""
     v = valid[:, None].to(field.dtype)
     plane = (2, 3)
     mean = (field * v).sum(plane, keepdim=True) / v.sum(plane, keepdim=True).clamp(min=1)

@@ -54,9 +54,18 @@ class RegionDiscriminator(nn.Module):
 
 
 def class_planes(probabilities: Tensor, valid: Tensor, image: Tensor | None) -> Tensor:
-    """What a discriminator sees: probabilities (B, K, H, W), zero in padding (ours), and the image, RGB in [0, 1].
+    """What a discriminator sees: probabilities and the image, both zero in padding [ours].
 
-    Ours: the code scales the image by the extremes of its whole batch, so that a verdict depends on the batch.
+    The code scales the image by the extremes of its whole batch, so that a verdict depends on the batch; here it is not
+    scaled [ours].
+
+    Args:
+        probabilities: (B, K, H, W).
+        valid: (B, H, W) bool, False = padding.
+        image: (B, 3, H, W), RGB in [0, 1]; None: it is not shown.
+
+    Returns:
+        (B, K + 3, H, W), or (B, K, H, W) without the image.
     """
     planes = at_least_fp32(probabilities) * valid[:, None]
     return planes if image is None else torch.cat([planes, image * valid[:, None]], 1)

@@ -1,6 +1,6 @@
 """Losses per region: what the abstract of RRN (Chen et al. 2023, arXiv 2304.11539) names and does not write down.
 
-The equations are ours ("proposal" on the method's page); feature matching and the discriminators' loss are those of the
+The equations marked [ours] are this project's proposal; feature matching and the discriminators' loss are those of the
 authors' code, per region instead of per image.
 
 Shapes: B images of H x W pixels in G x G' regions. Regions are squares of `cell` pixels, G = H // cell; the last row
@@ -74,7 +74,7 @@ def region_scores(judged: Tensor, rule: Score) -> Tensor:
 
 
 def local_selection_loss(error: Tensor, valid: Tensor, kept: Tensor, cell: int) -> Tensor:
-    """`L_sel = sum_r kappa(r) sum_{px in r} CE / max(1, sum_r kappa(r) |r|)` (proposal).
+    """`L_sel = sum_r kappa(r) sum_{px in r} CE / max(1, sum_r kappa(r) |r|)` [ours].
 
     Args:
         error: (B, H, W), cross entropy against the pseudo-label.
@@ -94,7 +94,7 @@ def local_selection_loss(error: Tensor, valid: Tensor, kept: Tensor, cell: int) 
 
 @torch.no_grad()
 def region_reliability(q: Tensor, valid: Tensor, cell: int, kind: Diversity) -> Tensor:
-    """w(r) in [0, 1], from how much the two networks' distributions differ in a region (proposal).
+    """w(r) in [0, 1], from how much the two networks' distributions differ in a region [ours].
 
     `js`: 1 - mean JS(Q_1, Q_2) / ln 2; `agree`: the share of pixels with equal pseudo-labels; `kl`: exp(-mean KL) in
     nats, KL averaged over its two directions; `none`: 1.
@@ -121,7 +121,7 @@ def region_reliability(q: Tensor, valid: Tensor, cell: int, kind: Diversity) -> 
 
 
 def dynamic_region_loss(error: Tensor, valid: Tensor, weight: Tensor, cell: int, norm: Norm = "count") -> Tensor:
-    """`L_drl = 1/#regions sum_r w(r) mean_{px in r} CE`, per image, averaged over images (proposal).
+    """`L_drl = 1/#regions sum_r w(r) mean_{px in r} CE`, per image, averaged over images [ours].
 
     Args:
         error: (B, H, W), cross entropy against the pseudo-label.
@@ -143,7 +143,7 @@ def dynamic_region_loss(error: Tensor, valid: Tensor, weight: Tensor, cell: int,
 
 def corrected_labels(labels: Tensor, scores: Tensor, weight: Tensor, margin: float, cell: int) -> Tensor:
     """t_k: the partner's pseudo-labels, but in regions with 1 - w > margin those of the better judged network for both
-    (`correct: winner`, proposal).
+    (`correct: winner`) [ours].
 
     Args:
         labels: (2, B, H, W), both networks' pseudo-labels.
@@ -176,7 +176,7 @@ def discriminator_loss(fake: Tensor, real: Tensor, fake_found: Tensor, real_foun
 
 def feature_matching_loss(fake: Tensor, real: Tensor, fake_found: Tensor, real_found: Tensor) -> Tensor:
     """`L_fm = mean | mean_b phi(real) - mean_b phi(fake) |` over channels and regions, phi per region (the code: of the
-    image). Ours: a region's mean is over the images that have it, and regions that no image has are left out.
+    image). A region's mean is over the images that have it, and regions that no image has are left out [ours].
 
     Args:
         fake, real: (B, C, G, G') features; no gradient flows into `real`.

@@ -40,6 +40,9 @@ def pixel_consistency(
 
     Returns:
         The loss in [0, 2] (zero without a valid pixel), and the share of confident pixels; both of the global batch.
+
+    Raises:
+        ValueError: `valid` does not have the shape of the logits' plane.
     """
     check_plane("valid", valid, logits)
     target = at_least_fp32(target.detach())
@@ -122,6 +125,8 @@ def sample_pixels(key: Tensor, candidates: Tensor, count: int, seed: int) -> tup
     Args:
         key: (B, 2) int64, (epoch, position) of each sample.
         candidates: (B, n) bool.
+        count: of pixels per image, at most.
+        seed: draws of different seeds are independent.
 
     Returns:
         Indices (B, m) with m = min(count, n), and (B, m) bool: False where an image has fewer candidates.
@@ -145,6 +150,9 @@ def relaxed_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor, radius: i
 
     Returns:
         Scalar in nats per labelled pixel of the global batch. Without one: zero with zero gradient.
+
+    Raises:
+        ValueError: `mask` or `valid` does not have the shape of the logits' plane.
     """
     check_plane("mask", mask, logits)
     check_plane("valid", valid, logits)

@@ -23,6 +23,9 @@ def pseudo_label_loss(logits: Tensor, labels: Tensor, confidence: Tensor, valid:
 
     Returns:
         Scalar in nats per valid pixel of the global batch; zero with zero gradient where no pixel counts.
+
+    Raises:
+        ValueError: a plane does not have the shape of the logits'.
     """
     for name, plane in (("labels", labels), ("confidence", confidence), ("valid", valid)):
         check_plane(name, plane, logits)
