@@ -23,8 +23,10 @@ from datamodules.supervision import OPTIONS, Supervision
 
 FOLDERS = ("*.md", "docs/*.md", "methods/*/README.md", "experiments/**/*.md")
 PAGES = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
+USING = ROOT / "docs" / "using.md"
 RUN = [
     ROOT / "README.md",
+    USING,
     ROOT / "docs" / "comparing.md",
     *sorted(ROOT.glob("methods/*/README.md")),
 ]  # CONTRIBUTING has tests of its own
@@ -158,7 +160,7 @@ def test_the_commands_and_the_python_of_a_page_run_in_its_order(path, desk):
             run(words)
     for text in blocks(page, "python"):
         exec(compile(text, str(path), "exec"), {})
-    if path == ROOT / "README.md":
+    if path == USING:
         files = {
             str(file.relative_to("runs/Synthetic/TV/tuned")) for file in Path("runs/Synthetic/TV/tuned").rglob("*.*")
         }
@@ -191,7 +193,7 @@ def test_links_point_at_files(path):
             assert not anchor or f"\n## {anchor.capitalize()}\n" in linked.read_text(), target
 
 
-def test_readme_names_every_method_and_regime():
+def test_readme_names_every_method_and_data_set_and_the_manual_every_regime():
     page = (ROOT / "README.md").read_text()
     rows = {row[0]: row for row in table(section(page, "Methods"))[2:]}
     assert rows.keys() == methods.CLASSES.keys()
@@ -200,7 +202,7 @@ def test_readme_names_every_method_and_regime():
         assert f"(methods/{folder}/README.md)" in row[-1]
     named = re.search(r"^Data: (.*?);", section(page, "Methods"), re.MULTILINE | re.DOTALL)[1]
     assert {*re.findall(r"`(\w+)`", named)} == datamodules.CLASSES.keys()
-    lines = [yaml.safe_load(line) for text in blocks(page, "yaml") for line in text.splitlines()]
+    lines = [yaml.safe_load(line) for text in blocks(USING.read_text(), "yaml") for line in text.splitlines()]
     assert {Supervision(**line["supervision"]).kind for line in lines} == OPTIONS.keys()
 
 

@@ -1,6 +1,6 @@
-"""Writes evidence.md and evidence.csv from the runs' artefacts, after testing those that are not tested yet.
+"""Writes evidence.md, evidence.csv and README's table from the runs' artefacts, after testing those that lack it.
 
-    python -m experiments.results.evidence runs experiments/results/evidence.md
+    python -m experiments.results.evidence runs experiments/results/evidence.md README.md
 
 The runs of Weizmann horses are those of weizmann_tv.py, scl.py, level_set.py, rrn.py, regularized.py and dfr.py. The
 others are made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE:
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -109,12 +110,24 @@ PIXELS, SCRIBBLES = (f"weizmann_{name},seed_everything=0" for name in (
 ))  # fmt: skip
 IMAGES = named("weizmann_semi", "weizmann_semi_supervised", EIGHTH).format(0)
 SPARSE_TV = "weizmann_tv_{}/fraction=0.0002,tv_weight={},seed_everything=0"
-LONGER, SCRATCH = ",max_steps=360,precision=bf16-mixed", ",weights=None,max_steps=240,precision=bf16-mixed"
-LARGER = ",size=192,precision=bf16-mixed"
+CHANGES = {
+    "scratch": ("no pretraining, 240 steps", ",weights=None,max_steps=240,precision=bf16-mixed"),
+    "larger": ("192 px", ",size=192,precision=bf16-mixed"),
+    "longer": ("360 steps", ",max_steps=360,precision=bf16-mixed"),
+}
 
 
 def remedy(sweep: str, recipe: str, change: str) -> str:
     return named(f"remedies_{sweep}", f"weizmann_{recipe}", change).format(0)
+
+
+def changed(
+    method: str, recipe: str, base: str = "scribbles", sweeps: Sequence[str] = tuple(CHANGES)
+) -> Iterator[tuple[str, str, str, str]]:
+    """The rows of changes that method and baseline share."""
+    for sweep in sweeps:
+        name, change = CHANGES[sweep]
+        yield method, name, remedy(sweep, recipe, change), remedy(sweep, base, change)
 
 
 REMEDIES = (
@@ -123,31 +136,21 @@ REMEDIES = (
     ("TV, 0.02 %", "contrast weights", SPARSE_TV.format("contrast", "1.0"), PIXELS),
     ("TV, 0.02 %", "contrast, three times the weight", SPARSE_TV.format("contrast", "3.0"), PIXELS),
     ("TV, 0.02 %", "from the first step", remedy("tv_start", "sparse_tv", ",start=0.0"), PIXELS),
-    *(
-        ("TV, 0.02 %", name, remedy(sweep, "sparse_tv", change), remedy(sweep, "sparse", change))
-        for name, sweep, change in (("no pretraining, 240 steps", "scratch", SCRATCH), ("360 steps", "longer", LONGER))
-    ),
+    *changed("TV, 0.02 %", "sparse_tv", "sparse", ("scratch", "longer")),
     ("LevelSet", "none", named("weizmann_level_set", "weizmann_level_set", EIGHTH).format(0), IMAGES),
     ("LevelSet", "four times the weight", remedy("level_set_beta", "level_set", ",beta=1.0"), IMAGES),
     ("LevelSet", "regions of features", remedy("level_set_features", "level_set", ",target=features"), IMAGES),
-    ("LevelSet", "360 steps", *(remedy("longer", one, LONGER) for one in ("level_set", "semi_supervised"))),
+    *changed("LevelSet", "level_set", "semi_supervised", ("longer",)),
     ("CPS", "none", named("weizmann_rrn", "weizmann_cps", EIGHTH).format(0), IMAGES),
     ("CPS", "a third of the weight", remedy("cps_weight", "cps", ",dynamic_weight=0.3"), IMAGES),
-    ("CPS", "360 steps", *(remedy("longer", one, LONGER) for one in ("cps", "semi_supervised"))),
+    *changed("CPS", "cps", "semi_supervised", ("longer",)),
     ("Gated CRF", "none", named("weizmann_regularized", "weizmann_gated_crf", ",kind=scribbles").format(0), SCRIBBLES),
     ("Gated CRF", "stride 2", remedy("gated_crf_stride", "gated_crf", ",stride=2"), SCRIBBLES),
+    *changed("Gated CRF", "gated_crf"),
     ("DFR", "none", named("weizmann_dfr", "weizmann_dfr_mobilenet").format(0), SCRIBBLES),
     ("DFR", "sigma_f 1", remedy("dfr_bandwidth", "dfr_mobilenet", ",sigma_f=1.0"), SCRIBBLES),
     ("DFR", "pair loss of ten times the weight", remedy("dfr_pairs", "dfr_mobilenet", ",fch_weight=1.0"), SCRIBBLES),
-    *(
-        (method, name, remedy(sweep, recipe, change), remedy(sweep, "scribbles", change))
-        for method, recipe in (("Gated CRF", "gated_crf"), ("DFR", "dfr_mobilenet"))
-        for name, sweep, change in (
-            ("192 px", "larger", LARGER),
-            ("no pretraining, 240 steps", "scratch", SCRATCH),
-            ("360 steps", "longer", LONGER),
-        )
-    ),
+    *changed("DFR", "dfr_mobilenet"),
 )  # fmt: skip
 
 
@@ -213,6 +216,19 @@ def rows(runs: Path) -> list[dict[str, str]]:
     return made
 
 
+def overview(runs: Path) -> str:
+    """A row for each kind of labels: baseline, methods from the best down, all labels."""
+    found = []
+    for column in COLUMNS:
+        base, full = (scores(folders(runs, pattern, column.seeds), True) for pattern in (column.base, column.full))
+        ours = {name: known(scores(folders(runs, one, column.seeds), False)) for name, one in column.methods.items()}
+        best = sorted(((mean(values), name) for name, values in ours.items() if values), reverse=True)
+        edges = [f"{mean(known(values)):.1f}" if known(values) else "" for values in (base, full)]
+        methods = ", ".join(f"{name} {value:.1f}" for value, name in best)
+        found.append([f"{column.data}, {column.labels}", edges[0], methods, edges[1]])
+    return markdown(["data, labels", "supervised", "with a method", "all labels"], found)
+
+
 def budget(runs: Path) -> str:
     """Runs planned and done, and the minutes that one took."""
     rows = []
@@ -224,7 +240,7 @@ def budget(runs: Path) -> str:
     return markdown(["data", "labels", "method", "runs", "done", "minutes each"], rows)
 
 
-def main(runs: Path, page: Path) -> None:
+def main(runs: Path, page: Path, readme: Path) -> None:
     for column in COLUMNS:
         for pattern in (column.base, column.full, *column.methods.values()):
             evaluate(folders(runs, pattern, column.seeds), ("last",))
@@ -235,7 +251,8 @@ def main(runs: Path, page: Path) -> None:
         writer.writerows(table)
     tables = {"evidence": markdown([*table[0]], [[*row.values()] for row in table]), "budget": budget(runs)}
     fill(page, {**tables, "remedies": remedies(runs)})
+    fill(readme, {"results": overview(runs)})
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))
