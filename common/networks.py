@@ -14,16 +14,19 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from safetensors import safe_open
 from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING as ARCHITECTURES
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
-FILE_SUFFIXES = (".safetensors", ".pt", ".pth")
-CLASSIFIER_KEYS = ("classifier.", "fc.", "_fc.", "head.", "last_linear.")
+from common.pretrained import (
+    FILE_SUFFIXES,
+    check_weights_name,
+    file_normalisation,
+    load_encoder,
+    named_normalisation,
+    read_weights,
+)
 
 
 @dataclass
@@ -185,9 +188,9 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
 
     file = config.weights if config.weights is not None and config.weights.endswith(FILE_SUFFIXES) else None
     named = config.weights if file is None else None
-    state, metadata = _read_weights(Path(file)) if file is not None else ({}, {})
+    state, metadata = read_weights(Path(file)) if file is not None else ({}, {})
     if named is not None:
-        _check_weights_name(encoder, named)
+        check_weights_name(encoder, named)
         if full is not None:
             encoder = f"{encoder}.{named}"  # timm's weights are part of the model's name
     pair = f"arch {config.arch} with encoder {config.encoder}"
@@ -210,10 +213,10 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
 
     mean, std = config.mean, config.std
     if mean is None or std is None:
-        stated = _named_normalisation(encoder, named) if named is not None else _file_normalisation(metadata, file)
+        stated = named_normalisation(encoder, named) if named is not None else file_normalisation(metadata, file)
         mean, std = mean or stated[0], std or stated[1]
     if file is not None:
-        _load_encoder(model.encoder, state, file, full)
+        load_encoder(model.encoder, state, file, full)
     stride = int(model.encoder.output_stride)
     if arch is smp.DPT:  # its i-th map is resampled to stride 2^(i + 2), also beyond the patch size
         stride = max(stride, 2 ** (len(model.encoder.out_channels) + 1))
@@ -304,91 +307,6 @@ def _any_size_arguments(full: Any) -> dict[str, Any]:
     if "strict_img_size" in known:  # Swin
         return {"strict_img_size": False}
     return {"dynamic_img_size": True} if "dynamic_img_size" in known else {}
-
-
-def _check_weights_name(encoder: str, name: str) -> None:
-    if encoder.startswith("tu-"):
-        known = [full.partition(".")[2] for full in timm.list_pretrained(f"{encoder.removeprefix('tu-')}.*")]
-    else:
-        known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
-    if name not in known:
-        raise ValueError(
-            f"unknown weights {name!r} for encoder {encoder!r}; it has: {', '.join(known) or 'none'}."
-            f" A local file must end in {', '.join(FILE_SUFFIXES)}"
-        )
-
-
-def _named_normalisation(encoder: str, weights: str) -> tuple[list[float], list[float]]:
-    stated = smp.encoders.get_preprocessing_params(encoder, pretrained=weights)
-    if stated["input_space"] != "RGB":
-        raise ValueError(
-            f"weights {weights!r} of {encoder!r} want {stated['input_space']} images; only RGB is supported"
-        )
-    scale = stated["input_range"][1]  # mean and std are in units of this range, our images end at 1
-    return [value / scale for value in stated["mean"]], [value / scale for value in stated["std"]]
-
-
-def _file_normalisation(metadata: dict[str, str], file: str | None) -> tuple[list[float], list[float]]:
-    """The `input` that a safetensors file states, e.g. "(uint8_rgb - 128) / 128"; ImageNet's if it states none."""
-    if "input" not in metadata:
-        return IMAGENET_MEAN, IMAGENET_STD
-    match = re.fullmatch(r"\(uint8_rgb - (\d+\.?\d*)\) / (\d+\.?\d*)", metadata["input"])
-    if match is None:
-        raise ValueError(f"{file} states its input as {metadata['input']!r}, not understood here: set mean and std")
-    mean, std = (float(group) / 255 for group in match.groups())
-    return [mean] * 3, [std] * 3
-
-
-def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata."""
-    file = file.expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"no weights file {file} (looked for {file.absolute()})")
-    metadata: dict[str, str] = {}
-    if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as content:
-            metadata = content.metadata() or {}
-            state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
-    else:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} must hold a flat dict of names and tensors, as module.state_dict() gives it")
-    return state, metadata
-
-
-def _load_encoder(encoder: nn.Module, state: dict[str, Tensor], file: str, full: Any) -> None:
-    """Copy `state` into `encoder`; names are its own (`encoder.` in front or not) or those of timm's whole model."""
-    state = {name.removeprefix("encoder."): value for name, value in state.items()}
-    wanted = encoder.state_dict()
-    ignorable = {name for name in state if name.startswith(CLASSIFIER_KEYS)}
-    if full is not None:
-        whole = set(full.state_dict())
-        ignorable |= whole  # its last norm and the stages that the decoder does not read are not in the encoder
-        # timm's names of the encoder's keys: without smp's "model.", and "stages.0." where its feature extractor
-        # says "stages_0.".
-        for name in wanted:
-            theirs = name.removeprefix("model.")
-            theirs = theirs if theirs in whole else re.sub(r"_(\d+)\.", r".\1.", theirs, count=1)
-            if name not in state and theirs in state:
-                state[name] = state.pop(theirs)
-
-    def first(names: list[str]) -> str:
-        return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-    # Older files lack BatchNorm's batch counter, which only a cumulative average (momentum None) would use.
-    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in wanted and name not in ignorable]
-    reshaped = [
-        f"{name} {tuple(state[name].shape)} for {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    ]
-    wrong = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    if any(wrong.values()):
-        text = "; ".join(f"{kind}: {first(names)}" for kind, names in wrong.items() if names)
-        raise ValueError(f"{file} does not fit the encoder: {text}")
-    # Copies into the encoder's fp32 tensors, also from a file in half precision.
-    encoder.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
 
 
 def _try_out(network: SegmentationNetwork, num_classes: int, what: str) -> None:

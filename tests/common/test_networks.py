@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save_file as save_contiguous
 from torch import Tensor
 
-from common.networks import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig, SegmentationNetwork, batch_norms, build_network
+from common.networks import NetworkConfig, SegmentationNetwork, batch_norms, build_network
+from common.pretrained import IMAGENET_MEAN, IMAGENET_STD
 
 REAL_FILE = Path(__file__).parents[3] / "shared/weights/mobilenet_v2_imagenet_fp16.safetensors"
 SLIM_UNET = {"decoder_channels": [16, 16, 8, 8, 8]}

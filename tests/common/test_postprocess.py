@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.postprocess import PostprocessConfig, dense_crf, mrf, mrf_energy, postprocess
+from common.mrf import mrf, mrf_energy
+from common.postprocess import PostprocessConfig, dense_crf, postprocess
 
 WEIGHTS = ["potts", "contrast"]
 
