@@ -45,6 +45,7 @@ from common.callbacks import (  # noqa: E402
 from common.checkpoints import AtomicCheckpointIO, LastCheckpoint, Stopped, best_checkpoint  # noqa: E402
 from common.distributed import make_strategy  # noqa: E402
 from common.loggers import CSVLogger  # noqa: E402
+from common.memory import keep_freed  # noqa: E402
 from common.module import SegmentationModule  # noqa: E402
 from common.nonfinite import NonFiniteGuard  # noqa: E402
 from common.tracking import check_trackers, make_trackers  # noqa: E402
@@ -273,6 +274,7 @@ def run(verb: str, arguments: list[str]) -> None:
     for name in QUIET:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     FILES.clear()
+    keep_freed()
     options = None
     if verb == "fit":
         arguments = expand_configs(arguments)

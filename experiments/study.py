@@ -37,9 +37,7 @@ def grid(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     for name, choice in parameters.items():
         if not {"value", "values"} & choice.keys():
             raise ValueError(f"parameter {name} needs `value` or `values`")
-    axes = [
-        [value] if (value := choice.get("value")) is not None else choice["values"] for choice in parameters.values()
-    ]
+    axes = [[choice["value"]] if "value" in choice else choice["values"] for choice in parameters.values()]
     return [dict(zip(parameters, point, strict=True)) for point in itertools.product(*axes)]
 
 

@@ -143,6 +143,11 @@ def test_progress_counts_steps_and_time_left_is_that_of_what_was_done_here(tmp_p
     assert remaining(100, before=2, now=2, total=8) == "?"
 
 
+def test_a_value_may_be_null_or_false():
+    parameters = {"a": {"value": None}, "b": {"values": [False, 1]}}
+    assert grid({"method": "grid", "parameters": parameters}) == [{"a": None, "b": False}, {"a": None, "b": 1}]
+
+
 def test_the_sweep_of_all_methods_has_all_methods_and_one_kind_of_labels():
     sweep = yaml.safe_load((ROOT / "experiments" / "sweeps" / "synthetic_all.yaml").read_text())
     points = grid(sweep)

@@ -196,6 +196,7 @@ def pair_consistency(
         cost = F.softplus(torch.where(same, -logit, logit))
         loss, logs = torch.zeros((), dtype=cosine.dtype, device=cosine.device), {}
         for name, group in (("cos_pos", pair & same), ("cos_neg", pair & ~same)):
-            loss = loss + global_mean((cost * group).sum(), group.sum()) / 2
-            logs[name] = (cosine.detach() * group).sum() / group.sum().clamp(min=1)
+            counted, number = group.to(cosine.dtype).flatten(), group.sum()
+            loss = loss + global_mean(torch.dot(cost.flatten(), counted), number) / 2
+            logs[name] = torch.dot(cosine.detach().flatten(), counted) / number.clamp(min=1)
     return loss, logs
