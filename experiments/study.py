@@ -49,7 +49,7 @@ def run_name(point: dict[str, Any]) -> str:
 
 def command(sweep: dict[str, Any], point: dict[str, Any], run_dir: Path, extra: list[str]) -> list[str]:
     """The command line of one run: the sweep's `command` with its macros replaced."""
-    arguments = [f"--{name}={value}" for name, value in point.items()]
+    arguments = [f"--{name}={'null' if value is None else value}" for name, value in point.items()]
     words: list[str] = []
     for word in sweep["command"]:
         if word == "${program}":

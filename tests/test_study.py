@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ import yaml
 import methods
 from conftest import ROOT, TINY, fit_tiny, weakseg
 from experiments.compose import compose
-from experiments.study import Study, grid, remaining, share_done
+from experiments.study import Study, command, grid, remaining, share_done
 
 SWEEP = """
 program: weakseg
@@ -145,7 +146,9 @@ def test_progress_counts_steps_and_time_left_is_that_of_what_was_done_here(tmp_p
 
 def test_a_value_may_be_null_or_false():
     parameters = {"a": {"value": None}, "b": {"values": [False, 1]}}
-    assert grid({"method": "grid", "parameters": parameters}) == [{"a": None, "b": False}, {"a": None, "b": 1}]
+    sweep = {"method": "grid", "parameters": parameters, "program": "weakseg", "command": ["${args}"]}
+    assert grid(sweep) == [{"a": None, "b": False}, {"a": None, "b": 1}]
+    assert command(sweep, grid(sweep)[0], Path("run"), [])[:2] == ["--a=null", "--b=False"]
 
 
 def test_the_sweep_of_all_methods_has_all_methods_and_one_kind_of_labels():

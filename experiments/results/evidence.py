@@ -111,7 +111,7 @@ PIXELS, SCRIBBLES = (f"weizmann_{name},seed_everything=0" for name in (
 IMAGES = named("weizmann_semi", "weizmann_semi_supervised", EIGHTH).format(0)
 SPARSE_TV = "weizmann_tv_{}/fraction=0.0002,tv_weight={},seed_everything=0"
 CHANGES = {
-    "scratch": ("no pretraining, 240 steps", ",weights=None,max_steps=240,precision=bf16-mixed"),
+    "scratch": ("no pretraining, 240 steps", ",max_steps=240,precision=bf16-mixed"),
     "larger": ("192 px", ",size=192,precision=bf16-mixed"),
     "longer": ("360 steps", ",max_steps=360,precision=bf16-mixed"),
 }
