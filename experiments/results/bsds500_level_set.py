@@ -36,6 +36,7 @@ from common.partition import best_person_iou, covering, probabilistic_rand_index
 from common.pictures import colorize, save_grid
 from datamodules.bsds500 import BSDS500
 from datamodules.cache import shrink
+from experiments.results.tables import fill
 from methods.level_set.losses import region_variance
 
 Array = np.ndarray[Any, Any]
@@ -201,12 +202,6 @@ def draw(args: argparse.Namespace, data: BSDS500, names: list[str]) -> Path:
     return path
 
 
-def write(page: Path, content: str) -> None:
-    """Replace what is between the markers of a page; the words around it are the reader's."""
-    text, start, end = page.read_text(), "<!-- bsds500 -->", "<!-- /bsds500 -->"
-    page.write_text(text[: text.index(start) + len(start)] + f"\n{content}\n" + text[text.index(end) :])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder that holds data/images and data/groundTruth")
@@ -229,7 +224,7 @@ def main() -> None:
     print(draw(args, data, names[:: max(1, len(names) // args.pictures)][: args.pictures]))
     content = table(args, rows)
     if args.page:
-        write(args.page, content)
+        fill(args.page, {"bsds500": content})
     else:
         print(content)
 

@@ -19,10 +19,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from statistics import mean
 
-from experiments.results.tables import Summary, about, cell, evaluate, fill, folders, last_logged, named, read
+from experiments.results.tables import (
+    about,
+    cell,
+    evaluate,
+    fill,
+    folders,
+    gains,
+    known,
+    last_logged,
+    named,
+    read,
+    scores,
+)
 
-SEEDS = (0, 1, 2)
 Ladder = dict[str, str]  # a row's name and its runs, with {} for the seed; the first is the baseline
 LADDERS: dict[str, Ladder] = {  # the block of the page: its rows
     "textures": {
@@ -56,10 +68,6 @@ SEARCHES = {
 }
 
 
-def scores(summaries: list[Summary], which: str) -> list[float]:
-    return [s["test"][which]["test/miou"] for s in summaries if which in s.get("test", {})]
-
-
 def table(runs: Path, ladder: Ladder) -> str:
     """Test mIoU, the gain over the first row seed by seed, and at the end of the run the mean cosines of pairs of one
     class and of two, and the share of confident val pixels that are right."""
@@ -67,25 +75,16 @@ def table(runs: Path, ladder: Ladder) -> str:
         "| method | mIoU best | gain, seed by seed | mIoU last | cosine, same | cosine, other | confident right, % |",
         "|---" * 7 + "|",
     ]
-    base: list[float] = []
-    for number, (name, pattern) in enumerate(ladder.items()):
-        paths = folders(runs, pattern, SEEDS)
-        summaries = [read(path) for path in paths]
-        best = scores(summaries, "best")
-        base = best if not number else base
-        gains = "" if not number else ", ".join(f"{a - b:+.1f}" for a, b in zip(best, base, strict=False))
-        found = [
-            [value for path in paths if (value := last_logged(path, column)) is not None]
-            for column in ("train/cos_pos", "train/cos_neg", "val/confident_precision")
-        ]
-        cosines = [f"{sum(values) / len(values):.2f}" if values else "" for values in found[:2]]
-        cells = [
-            cell(best, len(SEEDS)),
-            gains,
-            cell(scores(summaries, "last"), len(SEEDS)),
-            *cosines,
-            cell(found[2], len(SEEDS)),
-        ]
+    baseline, *_ = ladder
+    base = scores(folders(runs, ladder[baseline]), "best")
+    for name, pattern in ladder.items():
+        paths = folders(runs, pattern)
+        best = scores(paths, "best")
+        cells = [cell(best), "" if name == baseline else gains(best, base), cell(scores(paths, "last"))]
+        for column in ("train/cos_pos", "train/cos_neg"):
+            cosines = known(last_logged(path, column) for path in paths)
+            cells.append(f"{mean(cosines):.2f}" if cosines else "")
+        cells.append(cell([last_logged(path, "val/confident_precision") for path in paths]))
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -109,10 +108,10 @@ def search_table(runs: Path) -> str:
 def main(runs: Path, page: Path) -> None:
     contents = {"search": search_table(runs)}
     for name, ladder in LADDERS.items():
-        paths = [path for pattern in ladder.values() for path in folders(runs, pattern, SEEDS)]
+        paths = [path for pattern in ladder.values() for path in folders(runs, pattern)]
         evaluate(paths)
         contents[name] = table(runs, ladder)
-        contents[f"{name} runs"] = about([read(path) for path in paths])
+        contents[f"{name} runs"] = about(paths)
     fill(page, contents)
 
 

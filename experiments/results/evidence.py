@@ -25,7 +25,20 @@ import numpy as np
 
 from experiments.compare.report import markdown
 from experiments.compare.tables import bootstrap
-from experiments.results.tables import Summary, cell, evaluate, fill, folders, named, read
+from experiments.results.tables import (
+    SEEDS,
+    TRAINED,
+    cell,
+    differences,
+    evaluate,
+    fill,
+    folders,
+    gains,
+    known,
+    named,
+    read,
+    scores,
+)
 
 DRAWS = 1000  # of the bootstrap over test images
 
@@ -39,7 +52,7 @@ class Column:
     base: str
     full: str
     methods: dict[str, str]
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = SEEDS
 
 
 EIGHTH = ",fraction=0.125"
@@ -166,23 +179,9 @@ def remedies(runs: Path) -> str:
     return markdown(["method", "change", "baseline", "method's", "gain"], rows)
 
 
-def score(summary: Summary, trained: bool) -> float | None:
-    """Test mIoU at the last step; of the network that was trained where a baseline evaluates its average too."""
-    test = summary.get("test", {}).get("last", {})
-    found: float | None = test.get("test/miou")
-    return test.get("test/miou_network", found) if trained else found
-
-
-def scores(paths: list[Path], trained: bool) -> list[float | None]:
-    return [score(read(path), trained) for path in paths]
-
-
-def known(values: list[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
 def images(path: Path, trained: bool) -> Any:
-    """Confusion matrices of the test images, (N, K, K), of the network that `score` means."""
+    """Confusion matrices of the test images, (N, K, K); of the network that was trained where a baseline evaluates its
+    average too."""
     with np.load(path / "test_last_images.npz") as content:
         name = "confusion_network" if trained and "confusion_network" in content else "confusion"
         return content[name]
@@ -196,22 +195,24 @@ def interval(ours: list[Path], theirs: list[Path]) -> str:
 
 
 def rows(runs: Path) -> list[dict[str, str]]:
+    """Test mIoU at the last step: the method's, and that of the network that its baseline trained."""
     made = []
     for column in COLUMNS:
         base_paths = folders(runs, column.base, column.seeds)
-        base, full = scores(base_paths, True), scores(folders(runs, column.full, column.seeds), True)
+        base = scores(base_paths, "last", *TRAINED)
+        full = scores(folders(runs, column.full, column.seeds), "last", *TRAINED)
         for method, pattern in column.methods.items():
             paths = folders(runs, pattern, column.seeds)
-            ours = scores(paths, False)
-            gains = [a - b for a, b in zip(ours, base, strict=True) if a is not None and b is not None]
+            ours = scores(paths, "last")
+            paired = differences(ours, base)
             gap = mean(known(full)) - mean(known(base)) if known(full) and known(base) else None
             row = {"data": column.data, "labels": column.labels, "method": method}
             for name, values in (("baseline", base), ("mIoU", ours), ("all labels", full)):
-                row[name] = cell(known(values), len(column.seeds))
-            row["gain, seed by seed"] = ", ".join(f"{gain:+.1f}" for gain in gains)
-            row["95 % over images"] = interval(paths, base_paths) if gains else ""
-            row["share of the gap"] = f"{mean(gains) / gap:.0%}" if gains and gap else ""
-            row["above 2 sd"] = ("yes" if mean(gains) > 2 * stdev(gains) else "no") if len(gains) > 1 else ""
+                row[name] = cell(values)
+            row["gain, seed by seed"] = gains(ours, base)
+            row["95 % over images"] = interval(paths, base_paths) if paired else ""
+            row["share of the gap"] = f"{mean(paired) / gap:.0%}" if paired and gap else ""
+            row["above 2 sd"] = ("yes" if mean(paired) > 2 * stdev(paired) else "no") if len(paired) > 1 else ""
             made.append(row)
     return made
 
@@ -220,10 +221,13 @@ def overview(runs: Path) -> str:
     """A row for each kind of labels: baseline, methods from the best down, all labels."""
     found = []
     for column in COLUMNS:
-        base, full = (scores(folders(runs, pattern, column.seeds), True) for pattern in (column.base, column.full))
-        ours = {name: known(scores(folders(runs, one, column.seeds), False)) for name, one in column.methods.items()}
+        base, full = (
+            known(scores(folders(runs, pattern, column.seeds), "last", *TRAINED))
+            for pattern in (column.base, column.full)
+        )
+        ours = {name: known(scores(folders(runs, one, column.seeds), "last")) for name, one in column.methods.items()}
         best = sorted(((mean(values), name) for name, values in ours.items() if values), reverse=True)
-        edges = [f"{mean(known(values)):.1f}" if known(values) else "" for values in (base, full)]
+        edges = [f"{mean(values):.1f}" if values else "" for values in (base, full)]
         methods = ", ".join(f"{name} {value:.1f}" for value, name in best)
         found.append([f"{column.data}, {column.labels}", edges[0], methods, edges[1]])
     return markdown(["data, labels", "supervised", "with a method", "all labels"], found)

@@ -18,42 +18,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from experiments.results.tables import Summary, about, cell, evaluate, fill, read
+from experiments.results.tables import TRAINED, about, cell, evaluate, fill, folders, gains, named, read, scores
 
-SEEDS = (0, 1, 2)
+LEVEL_SET = "weizmann_level_set"
 BETAS = (0.03, 0.1, 0.262)
-
-
-def folders(runs: Path) -> dict[tuple[str, str], list[Path]]:
-    """The runs of each row of the table, by share of labelled images and method."""
-    found = {}
-    for label, fraction in {"1/16": 0.0625, "1/8": 0.125}.items():
-        for name, sweep, recipe in (("supervised", "semi", "semi_supervised"), ("level set", "level_set", "level_set")):
-            end = f"config=weizmann_{recipe},fraction={fraction},seed_everything="
-            found[label, name] = [runs / f"weizmann_{sweep}" / f"{end}{seed}" for seed in SEEDS]
-    for name, recipe in (("supervised", "weizmann_full"), ("level set", "weizmann_level_set_full")):
-        found["all", name] = [runs / recipe / f"config={recipe},seed_everything={seed}" for seed in SEEDS]
-    return found
-
-
-def scores(summaries: list[Summary], which: str) -> list[float]:
-    """Test mIoU of the network that was trained (the baseline evaluates its moving average too)."""
-    tests = [s["test"][which] for s in summaries if which in s.get("test", {})]
-    return [test.get("test/miou_network", test["test/miou"]) for test in tests]
+PAIRS = {  # the share of labelled images: runs of the baseline and of the method
+    label: (named("weizmann_semi", "weizmann_semi_supervised", share), named(LEVEL_SET, LEVEL_SET, share))
+    for label, share in {"1/16": ",fraction=0.0625", "1/8": ",fraction=0.125"}.items()
+}
+PAIRS["all"] = (named("weizmann_full", "weizmann_full"), named(f"{LEVEL_SET}_full", f"{LEVEL_SET}_full"))
 
 
 def table(runs: Path) -> str:
     rows = ["| labelled images | method | mIoU last | gain, seed by seed | mIoU best |", "|---" * 5 + "|"]
-    base: list[float] = []
-    for (label, name), paths in folders(runs).items():
-        summaries = [read(path) for path in paths]
-        last, gains = scores(summaries, "last"), ""
-        if name == "supervised":
-            base = last
-        else:
-            gains = ", ".join(f"{a - b:+.1f}" for a, b in zip(last, base, strict=False))
-        best = cell(scores(summaries, "best"), len(SEEDS))
-        rows.append(f"| {label} | {name} | {cell(last, len(SEEDS))} | {gains} | {best} |")
+    for label, (baseline, level_set) in PAIRS.items():
+        base = scores(folders(runs, baseline), "last", *TRAINED)
+        for name, pattern in (("supervised", baseline), ("level set", level_set)):
+            paths = folders(runs, pattern)
+            last, best = (scores(paths, which, *TRAINED) for which in ("last", "best"))
+            gain = "" if pattern == baseline else gains(last, base)
+            rows.append(f"| {label} | {name} | {cell(last)} | {gain} | {cell(best)} |")
     return "\n".join(rows)
 
 
@@ -68,10 +52,9 @@ def weights_table(runs: Path) -> str:
 
 
 def main(runs: Path, page: Path) -> None:
-    paths = [path for group in folders(runs).values() for path in group]
+    paths = [path for pair in PAIRS.values() for pattern in pair for path in folders(runs, pattern)]
     evaluate(paths)
-    summaries = [read(path) for path in paths]
-    fill(page, {"weizmann": table(runs), "weights": weights_table(runs), "runs": about(summaries)})
+    fill(page, {"weizmann": table(runs), "weights": weights_table(runs), "runs": about(paths)})
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from experiments.results.tables import Summary, about, cell, evaluate, fill, read
+from experiments.results.tables import about, cell, evaluate, fill, folders, gains, named, read, scores
 
-SEEDS = (0, 1, 2)
 KINDS = {"scribbles": "scribbles", "clicks": "points"}
+BASELINE = "partial cross entropy"
 ROWS = {
-    "partial cross entropy": ("weizmann_scribbles", "weizmann_scribbles"),
+    BASELINE: ("weizmann_scribbles", "weizmann_scribbles"),
     "dense CRF": ("weizmann_regularized", "weizmann_regularized"),
     "normalised cut": ("weizmann_regularized", "weizmann_normalized_cut"),
     "kernel cut": ("weizmann_regularized", "weizmann_kernel_cut"),
@@ -44,29 +44,21 @@ SEARCH = {
 REFINED = {"kind": "dense_crf", "crf_weight": "10.0", "crf_stride": "8", "crf_iterations": "5"}
 
 
-def folders(runs: Path, kind: str, row: str) -> list[Path]:
-    sweep, recipe = ROWS[row]
-    return [runs / sweep / f"config={recipe},kind={kind},seed_everything={seed}" for seed in SEEDS]
-
-
-def scores(summaries: list[Summary], which: str) -> list[float]:
-    return [one["test"][which]["test/miou"] for one in summaries if which in one.get("test", {})]
+def of_row(runs: Path, kind: str, row: str) -> list[Path]:
+    """The runs of a row, seed by seed."""
+    return folders(runs, named(*ROWS[row], f",kind={kind}"))
 
 
 def table(runs: Path) -> str:
     rows = ["| labels | loss | mIoU last | gain, seed by seed | best | last, with dense-CRF post-processing |"]
     rows.append("|---" * 6 + "|")
     for label, kind in KINDS.items():
-        base: list[float] = []
+        base = scores(of_row(runs, kind, BASELINE), "last")
         for row in ROWS:
-            summaries = [read(path) for path in folders(runs, kind, row)]
-            last, gains = scores(summaries, "last"), ""
-            if not base:
-                base = last
-            else:
-                gains = ", ".join(f"{a - b:+.1f}" for a, b in zip(last, base, strict=False))
-            cells = [cell(last, len(SEEDS)), gains]
-            cells += [cell(scores(summaries, which), len(SEEDS)) for which in ("best", "last+dense_crf")]
+            paths = of_row(runs, kind, row)
+            last = scores(paths, "last")
+            cells = [cell(last), "" if row == BASELINE else gains(last, base)]
+            cells += [cell(scores(paths, which)) for which in ("best", "last+dense_crf")]
             rows.append(f"| {label} | {row} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -81,17 +73,16 @@ def search_table(runs: Path) -> str:
             found = {w: read(runs / sweep / end).get("last", {}).get("val/miou") for w, end in ends.items()}
             cells = ", ".join(f"{w:g}: {value:.1f}" for w, value in found.items() if value is not None)
             rows.append(f"| {name} | {sigma or ''} | {cells} |")
-    crf = read(folders(runs, "scribbles", "partial cross entropy")[0], "dense_crf_val.json").get("weight", {})
+    crf = read(of_row(runs, "scribbles", BASELINE)[0], "dense_crf_val.json").get("weight", {})
     rows.append(f"| post-processing of the first | 80 | {', '.join(f'{w}: {v:.1f}' for w, v in crf.items())} |")
     return "\n".join(rows)
 
 
 def main(runs: Path, page: Path) -> None:
-    paths = [path for kind in KINDS.values() for row in ROWS for path in folders(runs, kind, row)]
+    paths = [path for kind in KINDS.values() for row in ROWS for path in of_row(runs, kind, row)]
     evaluate(paths)
     evaluate(paths, ("last",), REFINED)
-    summaries = [read(path) for path in paths]
-    fill(page, {"weizmann": table(runs), "search": search_table(runs), "runs": about(summaries)})
+    fill(page, {"weizmann": table(runs), "search": search_table(runs), "runs": about(paths)})
 
 
 if __name__ == "__main__":

@@ -20,11 +20,24 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from experiments.results.tables import Summary, about, cell, evaluate, fill, last_logged, read
+from experiments.results.tables import (
+    TRAINED,
+    about,
+    cell,
+    evaluate,
+    fill,
+    folders,
+    gains,
+    known,
+    last_logged,
+    named,
+    read,
+    scores,
+)
 
-SEEDS = (0, 1, 2)
+BASELINE = "supervised"
 ROWS = {
-    "supervised": ("semi", "semi_supervised"),
+    BASELINE: ("semi", "semi_supervised"),
     "CPS + CutMix": ("rrn", "cps"),
     "+ filtering": ("rrn", "rrn_filtering"),
     "+ dynamic region loss (RRN-style)": ("rrn", "rrn"),
@@ -51,18 +64,10 @@ TRIED = {
 }
 
 
-def folders(runs: Path, data: str, row: str) -> list[Path]:
+def of_row(runs: Path, data: str, row: str) -> list[Path]:
+    """The runs of a row, seed by seed."""
     sweep, recipe = ROWS[row]
-    name = f"config={data}_{recipe},fraction=0.125,seed_everything="
-    return [runs / f"{data}_{sweep}" / f"{name}{seed}" for seed in SEEDS]
-
-
-def scores(summaries: list[Summary], which: str, network: str = "") -> list[float]:
-    """Test mIoU of the network that was trained (the baseline evaluates its moving average too), or of another."""
-    tests = [s["test"][which] for s in summaries if which in s.get("test", {})]
-    if network:
-        return [test[f"test/miou_{network}"] for test in tests if f"test/miou_{network}" in test]
-    return [test.get("test/miou_network", test["test/miou"]) for test in tests]
+    return folders(runs, named(f"{data}_{sweep}", f"{data}_{recipe}", ",fraction=0.125"))
 
 
 def table(runs: Path, data: str) -> str:
@@ -70,15 +75,12 @@ def table(runs: Path, data: str) -> str:
         "| method | branch 1, last | gain, seed by seed | best | branch 2, last | ensemble, last |",
         "|---" * 6 + "|",
     ]
-    base: list[float] = []
+    base = scores(of_row(runs, data, BASELINE), "last", *TRAINED)
     for row in ROWS:
-        summaries = [read(path) for path in folders(runs, data, row)]
-        last, gains = scores(summaries, "last"), ""
-        base = base or last
-        if last is not base:
-            gains = ", ".join(f"{a - b:+.1f}" for a, b in zip(last, base, strict=False))
-        cells = [cell(last, len(SEEDS)), gains, cell(scores(summaries, "best"), len(SEEDS))]
-        cells += [cell(scores(summaries, "last", name), len(SEEDS)) for name in ("branch2", "ensemble")]
+        paths = of_row(runs, data, row)
+        last, best = (scores(paths, which, *TRAINED) for which in ("last", "best"))
+        cells = [cell(last), "" if row == BASELINE else gains(last, base), cell(best)]
+        cells += [cell(scores(paths, "last", f"miou_{name}")) for name in ("branch2", "ensemble")]
         rows.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -92,11 +94,11 @@ def diagnostics(runs: Path) -> str:
     ]
     for data in ("weizmann", "synthetic"):
         for row in ("+ filtering", "+ dynamic region loss (RRN-style)"):
-            paths = folders(runs, data, row)
+            paths = of_row(runs, data, row)
             found = [[read(path).get("last", {}).get(f"val/{name}") for path in paths] for name in DIAGNOSTICS]
             found += [[last_logged(path, name) for path in paths] for name in logged]
-            known = [[value for value in values if value is not None] for values in found]
-            rows.append(f"| {data}, {row} | " + " | ".join(f"{mean(v):.3f}" if v else "" for v in known) + " |")
+            means = [f"{mean(known(values)):.3f}" if known(values) else "" for values in found]
+            rows.append(f"| {data}, {row} | " + " | ".join(means) + " |")
     return "\n".join(rows)
 
 
@@ -114,9 +116,9 @@ def search(runs: Path) -> str:
 def main(runs: Path, page: Path) -> None:
     contents = {"search": search(runs), "diagnostics": diagnostics(runs)}
     for data in ("weizmann", "synthetic"):
-        paths = [path for row in ROWS for path in folders(runs, data, row)]
+        paths = [path for row in ROWS for path in of_row(runs, data, row)]
         evaluate(paths)
-        contents |= {data: table(runs, data), f"{data} runs": about([read(path) for path in paths])}
+        contents |= {data: table(runs, data), f"{data} runs": about(paths)}
     fill(page, contents)
 
 

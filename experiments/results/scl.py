@@ -20,18 +20,17 @@ import torch
 
 from common.pictures import picture_row, save_grid
 from experiments.load import load_run
-from experiments.results.tables import Summary, about, cell, evaluate, fill, read
+from experiments.results.tables import TRAINED, about, cell, evaluate, fill, folders, gains, named, read, scores
 
 FRACTIONS = {"1/16": 0.0625, "1/8": 0.125}
-SEEDS = (0, 1, 2)
+BASELINE = "supervised"
 ROWS = {
-    "supervised": "semi_supervised",
+    BASELINE: "semi_supervised",
     "CutMix-Seg": "cutmix",
     "SCL, sampled pairs": "scl_sampled",
     "SCL, all pairs": "scl",
     "UniMatch": "unimatch",
 }
-BASELINE = "supervised"
 # Runs that the recipes' decay and weight were chosen by: 1/16 labelled, seed 0, 128 px, 240 steps, at earlier commits.
 SEARCH = {
     "supervised, average with decay 0.99": "sup",
@@ -46,12 +45,12 @@ SEARCH = {
 }
 
 
-def folder(runs: Path, data: str, recipe: str, fraction: float, seed: int) -> Path:
-    return runs / f"{data}_semi" / f"config={data}_{recipe},fraction={fraction},seed_everything={seed}"
+def row_pattern(data: str, row: str, fraction: float) -> str:
+    return named(f"{data}_semi", f"{data}_{ROWS[row]}", f",fraction={fraction}")
 
 
-def scores(summaries: list[Summary], which: str, suffix: str = "") -> list[float]:
-    return [s["test"][which][f"test/miou{suffix}"] for s in summaries if which in s.get("test", {})]
+def full_pattern(data: str) -> str:
+    return named(f"{data}_full", f"{data}_full")
 
 
 def table(runs: Path, data: str) -> str:
@@ -61,34 +60,17 @@ def table(runs: Path, data: str) -> str:
         "|---" * 6 + "|",
     ]
     for label, fraction in FRACTIONS.items():
-        base: list[float] = []
-        for name, recipe in ROWS.items():
-            summaries = [read(folder(runs, data, recipe, fraction, seed)) for seed in SEEDS]
-            best = scores(summaries, "best")
-            if name == BASELINE:
-                base, gains = best, ""
-            else:
-                gains = ", ".join(f"{a - b:+.1f}" for a, b in zip(best, base, strict=False))
-            student = scores(summaries, "best", "_network") if name == BASELINE else (
-                best if name == "UniMatch" else scores(summaries, "best", "_student")
-            )  # fmt: skip
-            cells = [
-                cell(best, len(SEEDS)),
-                gains,
-                cell(scores(summaries, "last"), len(SEEDS)),
-                cell(student, len(SEEDS)),
-            ]
+        base = scores(folders(runs, row_pattern(data, BASELINE, fraction)), "best")
+        for name in ROWS:
+            paths = folders(runs, row_pattern(data, name, fraction))
+            best = scores(paths, "best")
+            cells = [cell(best), "" if name == BASELINE else gains(best, base)]
+            cells += [cell(scores(paths, "last")), cell(scores(paths, "best", *TRAINED))]
             rows.append(f"| {label} | {name} | " + " | ".join(cells) + " |")
-    full = [read(path) for path in full_folders(runs, data)]
-    cells = [cell(scores(full, which), len(SEEDS)) for which in ("best", "last")]
-    rows.append(
-        f"| all | supervised | {cells[0]} | | {cells[1]} | {cell(scores(full, 'best', '_network'), len(SEEDS))} |"
-    )
+    full = folders(runs, full_pattern(data))
+    cells = [cell(scores(full, which)) for which in ("best", "last")]
+    rows.append(f"| all | supervised | {cells[0]} | | {cells[1]} | {cell(scores(full, 'best', *TRAINED))} |")
     return "\n".join(rows)
-
-
-def full_folders(runs: Path, data: str) -> list[Path]:
-    return [runs / f"{data}_full" / f"config={data}_full,seed_everything={seed}" for seed in SEEDS]
 
 
 def search_table(runs: Path) -> str:
@@ -103,7 +85,7 @@ def search_table(runs: Path) -> str:
 
 def picture(runs: Path, path: Path, count: int = 4) -> None:
     """The first test scenes (drawn ones: nobody's photographs): image, truth, and what each method makes of them."""
-    found = {name: load_run(folder(runs, "synthetic", recipe, 0.125, 0)) for name, recipe in ROWS.items()}
+    found = {name: load_run(runs / row_pattern("synthetic", name, 0.125).format(0)) for name in ROWS}
     rows = []
     for batch in itertools.islice(next(iter(found.values())).data.test_dataloader(), count):
         batch["image"] = batch["image"].float() / 255
@@ -116,11 +98,11 @@ def picture(runs: Path, path: Path, count: int = 4) -> None:
 def main(runs: Path, page: Path) -> None:
     contents = {}
     for data in ("weizmann", "synthetic"):
-        folders = [folder(runs, data, r, f, s) for r in ROWS.values() for f in FRACTIONS.values() for s in SEEDS]
-        folders += full_folders(runs, data)
-        evaluate(folders)
+        patterns = [row_pattern(data, row, fraction) for row in ROWS for fraction in FRACTIONS.values()]
+        paths = [path for pattern in (*patterns, full_pattern(data)) for path in folders(runs, pattern)]
+        evaluate(paths)
         contents[data] = table(runs, data)
-        contents[f"{data} runs"] = about([read(one) for one in folders])
+        contents[f"{data} runs"] = about(paths)
     contents["search"] = search_table(runs)
     fill(page, contents)
     picture(runs, page.parents[2] / "docs" / "scl.png")

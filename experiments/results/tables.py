@@ -14,6 +14,9 @@ import numpy as np
 from experiments.cli import main as weakseg
 
 Summary = dict[str, Any]
+SEEDS = (0, 1, 2)
+# The network that is trained, where a method's teacher or a baseline's moving average is what `miou` scores.
+TRAINED = ("miou_student", "miou_network", "miou")
 
 
 def named(sweep: str, recipe: str, more: str = "") -> str:
@@ -21,7 +24,7 @@ def named(sweep: str, recipe: str, more: str = "") -> str:
     return f"{sweep}/config={recipe}{more},seed_everything={{}}"
 
 
-def folders(runs: Path, pattern: str, seeds: Iterable[int]) -> list[Path]:
+def folders(runs: Path, pattern: str, seeds: Iterable[int] = SEEDS) -> list[Path]:
     """The runs of such a pattern, seed by seed."""
     return [runs / pattern.format(seed) for seed in seeds]
 
@@ -68,12 +71,34 @@ def has_images(file: Path) -> bool:
         return bool(others == sum(name.startswith("confusion_") for name in content.files))
 
 
-def cell(values: Sequence[float], expected: int) -> str:
-    """`mean ± standard deviation`; says how many values there are if fewer than expected, empty if there is none."""
-    if not values:
+def scores(folders: Iterable[Path], which: str, *metrics: str) -> list[float | None]:
+    """Test mIoU run by run, or the first of `metrics` that a run has; None where it is missing."""
+    tests = [read(folder).get("test", {}).get(which, {}) for folder in folders]
+    names = [f"test/{metric}" for metric in metrics or ("miou",)]
+    return [next((test[name] for name in names if name in test), None) for test in tests]
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def differences(ours: Sequence[float | None], base: Sequence[float | None]) -> list[float]:
+    """Gains over a baseline, each at one seed; a seed that one of the two lacks is left out."""
+    return [a - b for a, b in zip(ours, base, strict=True) if a is not None and b is not None]
+
+
+def gains(ours: Sequence[float | None], base: Sequence[float | None]) -> str:
+    """`differences` as the tables show them."""
+    return ", ".join(f"{gain:+.1f}" for gain in differences(ours, base))
+
+
+def cell(values: Sequence[float | None]) -> str:
+    """`mean ± standard deviation` of what is known; says of how many if some are missing, empty if all are."""
+    found = known(values)
+    if not found:
         return ""
-    text = f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-    return text + ("" if len(values) == expected else f" (n={len(values)})")
+    text = f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "")
+    return text + ("" if len(found) == len(values) else f" (n={len(found)})")
 
 
 def fill(page: Path, contents: Mapping[str, str]) -> None:
@@ -85,9 +110,9 @@ def fill(page: Path, contents: Mapping[str, str]) -> None:
     page.write_text(text)
 
 
-def about(summaries: Sequence[Summary]) -> str:
+def about(folders: Iterable[Path]) -> str:
     """What the artefacts say of the runs themselves."""
-    found = [one for one in summaries if one]
+    found = [summary for summary in map(read, folders) if summary]
     if not found:
         return "No run yet."
     commits = ", ".join(sorted({str(one["commit"]) for one in found}))

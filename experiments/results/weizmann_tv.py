@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from experiments.results.tables import Summary, read
+from experiments.results.tables import SEEDS, about, cell, fill, read, scores
 
 FRACTIONS = (0.0002, 0.001, 0.01, 1.0)
-SEEDS = (0, 1, 2)
 WEIGHTS = (0.1, 0.3, 1.0, 3.0)
 CONTRAST_WEIGHTS = (1.0, 3.0)
 
@@ -83,13 +82,6 @@ def missing(runs: Path) -> list[str]:
     return lines
 
 
-def cell(summaries: list[Summary], which: str, metric: str) -> str:
-    values = [s["test"][which][f"test/{metric}"] for s in summaries if which in s.get("test", {})]
-    if len(values) < 2:
-        return f"{values[0]:.1f} (n=1)" if values else ""
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" + ("" if len(values) == len(SEEDS) else f" (n={len(values)})")
-
-
 def table(runs: Path) -> str:
     """The results as Markdown."""
     rows = [
@@ -97,16 +89,16 @@ def table(runs: Path) -> str:
     ]
     rows.append("|---|---|---|---|---|---|---|")
     for fraction in FRACTIONS:
-        base = [read(supervised_dir(runs, fraction, seed)) for seed in SEEDS]
+        base = [supervised_dir(runs, fraction, seed) for seed in SEEDS]
         weight, setting = best_weight(runs, fraction), best_mrf(runs, fraction)
-        tv = [read(tv_dir(runs, fraction, weight, seed)) for seed in SEEDS] if weight is not None else []
+        tv = [tv_dir(runs, fraction, weight, seed) for seed in SEEDS] if weight is not None else []
         described = {
             ("supervised", ""): (base, ""),
             ("supervised + MRF", f"{setting[0]}, mu {setting[1]:g}" if setting else ""): (base, "+mrf"),
             ("TV", f"lambda {weight:g}" if weight is not None else ""): (tv, ""),
         }
-        for (name, chosen), (summaries, suffix) in described.items():
-            cells = [cell(summaries, w + suffix, m) for w, m in
+        for (name, chosen), (paths, suffix) in described.items():
+            cells = [cell(scores(paths, w + suffix, m)) for w, m in
                      (("best", "miou"), ("last", "miou"), ("best", "iou/horse"), ("best", "accuracy"))]  # fmt: skip
             rows.append(f"| {share(fraction)} | {name} | {chosen} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
@@ -145,30 +137,16 @@ def share(fraction: float) -> str:
     return f"{fraction:.2%}".replace(".00%", "%")
 
 
-def write(runs: Path, file: Path) -> None:
-    """Replace the tables between the markers of `file`; the words around them are the reader's."""
-    text = file.read_text()
-    for marker, content in (("results", table(runs)), ("weights", weights_table(runs)), ("runs", about(runs))):
-        start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
-        text = text[: text.index(start) + len(start)] + f"\n{content}\n" + text[text.index(end) :]
-    file.write_text(text)
-
-
-def about(runs: Path) -> str:
-    """What the artefacts say of the runs themselves."""
-    every = [
-        read(path.parent)
-        for name in ("weizmann_supervised", "weizmann_tv_weight")
-        for path in (runs / name).glob("*/summary.json")
-    ]
-    commits = sorted({str(one["commit"]) for one in every})
-    seconds = [one["seconds"] for one in every]
+def runs_and_labels(runs: Path) -> str:
+    """What the artefacts say of the runs themselves, and how many pixels the shares are."""
+    every = [path for name in ("weizmann_supervised", "weizmann_tv_weight") for path in (runs / name).glob("*/")]
     labels = {f: read(supervised_dir(runs, f, 0)).get("annotation", {}) for f in FRACTIONS}
     counts = ", ".join(f"{f:.2%}: {a['labeled_pixels']} pixels in {a['images']} images" for f, a in labels.items() if a)
-    return (
-        f"{len(every)} runs, {mean(seconds):.0f} s each on average ({every[0]['devices']}, shared machine), "
-        f"commits {', '.join(commits)}, torch {every[0]['versions']['torch']}. Labelled (seed 0): {counts}."
-    )
+    return f"{about(every)} Labelled (seed 0): {counts}."
+
+
+def main(runs: Path, page: Path) -> None:
+    fill(page, {"results": table(runs), "weights": weights_table(runs), "runs": runs_and_labels(runs)})
 
 
 if __name__ == "__main__":
@@ -176,4 +154,4 @@ if __name__ == "__main__":
     if "--missing" in sys.argv:
         print("\n".join(missing(folder)))
     else:
-        write(folder, Path(sys.argv[2]))
+        main(folder, Path(sys.argv[2]))
