@@ -124,11 +124,13 @@ def start_wandb(folder: Path, mode: WandbMode, config: Mapping[str, Any], commit
 
 
 def partition(supervision: Mapping[str, Any]) -> str:
-    """What is labelled, in a word: `image_subset-0.125`, `points-1`, `dense`."""
+    """What is labelled, in a word: `image_subset-0.125`, `image_subset_by_sequence-0.125`, `points-1`, `dense`; the
+    amount last, so that titles without it name what may be compared over amounts."""
     amount = next((supervision[key] for key in ("fraction", "number", "per_class") if supervision.get(key)), None)
     if supervision.get("list_file"):
         amount = Path(supervision["list_file"]).stem
-    return str(supervision["kind"]) + ("" if amount is None else f"-{amount}")
+    how = "_by_sequence" if supervision.get("by_sequence") else ""
+    return f"{supervision['kind']}{how}" + ("" if amount is None else f"-{amount}")
 
 
 def run_id(folder: Path) -> str:
