@@ -319,6 +319,21 @@ def test_what_cannot_be_compared_is_said_in_a_line(tmp_path, four):
     assert "not finished" in read_runs([str(tmp_path), str(four)])[1][0]
 
 
+def test_a_mistyped_source_ends_it_though_others_have_runs(four):
+    for wrong in (four / "TV7", four / "RRN*"):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"there is no run in {wrong}: give")):
+            read_runs([str(four), str(wrong)])
+
+
+def test_what_a_shells_pattern_names_beside_the_runs_is_told_and_no_error(tmp_path, four):
+    log = tmp_path / "TV0.log"
+    log.touch()
+    found, left_out = read_runs([str(four), str(four / "TV0"), str(log)])
+    assert len(found) == 4
+    assert len(left_out) == 1
+    assert f"no run in {log}" in left_out[0]
+
+
 def test_runs_are_found_below_folders_and_by_patterns(four):
     assert len(read_runs([str(four)])[0]) == 4
     assert [run.source for run in read_runs([str(four / "T*")])[0]] == [str(four / "TV0"), str(four / "TV1")]

@@ -72,32 +72,39 @@ def read_runs(sources: Iterable[str]) -> tuple[list[Finished], list[str]]:
             or `wandb:ENTITY/PROJECT[/GROUP]`.
 
     Raises:
-        FileNotFoundError: a source with no run in it.
+        FileNotFoundError: a source that is not there, or has no run on the server.
     """
     found: dict[str, Finished] = {}
     left_out: list[str] = []
     for source in sources:
-        before = len(found) + len(left_out)
-        if source.startswith(SERVER):
-            found |= {run.source: run for run in from_server(source)}
-        else:
-            paths = [Path(source)] if Path(source).exists() else [Path(path) for path in sorted(glob.glob(source))]
-            for path in paths:
-                folders = list(run_folders(path))
-                for folder in folders:
-                    if (folder / "summary.json").exists():
-                        found[str(folder)] = from_folder(folder)
-                    else:
-                        left_out.append(f"{folder}: not finished (`weakseg fit ... --resume auto` continues it)")
-                if not folders:
-                    for run in from_offline(path):
-                        if "steps" in run.summary:
-                            found[run.source] = run
-                        else:
-                            left_out.append(f"{run.source}: not finished")
-        if len(found) + len(left_out) == before and not (found or left_out):
-            raise FileNotFoundError(f"there is no run in {source}: give run directories, or a folder that holds some")
+        runs, unfinished = (from_server(source), []) if source.startswith(SERVER) else from_disk(source)
+        if not (runs or unfinished):
+            nothing = f"there is no run in {source}: give run directories, or a folder that holds some"
+            if not Path(source).exists():
+                raise FileNotFoundError(nothing)
+            unfinished = [nothing]  # no mistake: `runs/*`, written out by the shell, names the logs beside the runs too
+        found |= {run.source: run for run in runs}
+        left_out += unfinished
     return list(found.values()), left_out
+
+
+def from_disk(source: str) -> tuple[list[Finished], list[str]]:
+    """The finished runs of a path or pattern, and a line for each of the others."""
+    found: list[Finished] = []
+    unfinished: list[str] = []
+    for path in [Path(source)] if Path(source).exists() else [Path(path) for path in sorted(glob.glob(source))]:
+        folders = list(run_folders(path))
+        for folder in folders:
+            if (folder / "summary.json").exists():
+                found.append(from_folder(folder))
+            else:
+                unfinished.append(f"{folder}: not finished (`weakseg fit ... --resume auto` continues it)")
+        for run in [] if folders else from_offline(path):
+            if "steps" in run.summary:
+                found.append(run)
+            else:
+                unfinished.append(f"{run.source}: not finished")
+    return found, unfinished
 
 
 def run_folders(path: Path) -> Iterator[Path]:
