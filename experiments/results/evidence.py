@@ -96,6 +96,7 @@ COLUMNS = (
             "kernel cut": named("weizmann_regularized", "weizmann_kernel_cut", ",kind=scribbles"),
             "Gated CRF": named("weizmann_regularized", "weizmann_gated_crf", ",kind=scribbles"),
             "DFR": named("weizmann_dfr", "weizmann_dfr_mobilenet"),
+            "DFR, sigma_f 1": named("remedies_dfr_bandwidth", "weizmann_dfr_mobilenet", ",sigma_f=1.0"),
         },
     ),
     Column(
