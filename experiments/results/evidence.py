@@ -82,6 +82,7 @@ COLUMNS = (
             "SCL": named("weizmann_semi", "weizmann_scl", EIGHTH),
             "UniMatch": named("weizmann_semi", "weizmann_unimatch", EIGHTH),
             "CPS": named("weizmann_rrn", "weizmann_cps", EIGHTH),
+            "CPS, weight 0.3": named("remedies_cps_weight", "weizmann_cps", ",dynamic_weight=0.3"),
             "RRN": named("weizmann_rrn", "weizmann_rrn", EIGHTH),
         },
     ),
