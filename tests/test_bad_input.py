@@ -141,7 +141,7 @@ OPTIONS = {
         ["supervision.number", "13 of 12"],
         1,
     ),
-    "no validation image": (["--data.init_args.val", "0"], ["val split has no image"], 1),
+    "no validation image": (["--data.init_args.val", "0"], ["val split of Synthetic has no image"], 1),
     "TV without rounding": (["--model", "TV", f"{TV}.variant", "iso"], ["variant iso", "eps", "1e-3"], 1),
     "TV with directional weight alone": (
         ["--model", "TV", f"{TV}.directional_weight", "1"],
