@@ -26,6 +26,7 @@ from lightning import Callback
 
 import methods
 from common.losses import partial_cross_entropy
+from common.memory import keep_freed
 from common.module import SegmentationModule
 from datamodules.synthetic import Synthetic
 from experiments.compose import expand_configs
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
+    keep_freed()  # as `weakseg fit` does
     sizes = (args.steps, args.side, args.batch)
     with contextlib.redirect_stdout(sys.stderr):  # what a run prints is not part of the table
         loops = [(bare_loop(*sizes), project_loop(*sizes)) for _ in range(args.rounds)]

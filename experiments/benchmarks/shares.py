@@ -25,6 +25,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor
 
 import methods
+from common.memory import keep_freed
 from common.networks import SegmentationNetwork
 from experiments.benchmarks.overhead import build
 from experiments.benchmarks.steps import OPTIONS
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="labelled images, and as many unlabelled ones")
     parser.add_argument("--steps", type=int, default=23, help=f"of each method; the first {WARM_UP} do not count")
     args = parser.parse_args()
+    keep_freed()  # as `weakseg fit` does
     found = {name: measure(name, args.steps, args.side, args.batch) for name in OPTIONS}
     print("| method | images/s | s/step | " + " | ".join(f"{kind}, %" for kind in KINDS) + " |")
     print("|---" * (3 + len(KINDS)) + "|")

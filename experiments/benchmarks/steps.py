@@ -25,7 +25,7 @@ import torch
 
 import methods
 from common.losses import partial_cross_entropy
-from common.memory import reset_peak, resident_gb
+from common.memory import keep_freed, reset_peak, resident_gb
 from common.module import SegmentationModule
 from common.networks import NetworkConfig, build_network
 
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="labelled images, and as many unlabelled ones")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    keep_freed()  # as `weakseg fit` does
     print(f"U-Net with MobileNetV2, {args.batch} labelled images of {args.side} pixels, {CLASSES} classes,")
     print(f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}, {args.rounds} rounds.\n")
     built = {name: build(name, args.side, args.batch) for name in OPTIONS}

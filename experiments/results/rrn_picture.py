@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.pictures import Array, colorize, save_grid, to_uint8
 from experiments.load import load_run
-from experiments.results.rrn import folders
+from experiments.results.rrn import of_row
 from methods.rrn.losses import at_pixels, region_means, region_reliability, region_scores
 
 SCENES = 5
@@ -36,7 +36,7 @@ def regions(model: Any, image: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, 
 
 
 def main(runs: Path, path: Path) -> None:
-    run = load_run(folders(runs, "synthetic", "+ dynamic region loss (RRN-style)")[0])
+    run = load_run(of_row(runs, "synthetic", "+ dynamic region loss (RRN-style)")[0])
     model: Any = run.model.eval()
     rows: list[list[Array]] = []
     maps: list[dict[str, Tensor]] = []
