@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -157,9 +157,9 @@ class RRN(SegmentationModule):
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         image, valid, q = self.pseudo_labels(unlabeled)
         count, both = len(labeled["image"]), torch.cat([labeled["image"], image])
-        outputs = torch.stack([at_least_fp32(network(both)) for network in self.networks])
-        pce = torch.stack([partial_cross_entropy(one, labeled["mask"], labeled["valid"]) for one in outputs[:, :count]])
-        logits = outputs[:, count:]
+        outputs = [at_least_fp32(network(both)) for network in self.networks]  # not stacked: that copies them
+        pce = torch.stack([partial_cross_entropy(one[:count], labeled["mask"], labeled["valid"]) for one in outputs])
+        logits = [one[count:] for one in outputs]
         terms = {"pce": pce.sum(), **self.consistency(logits, q, image, valid)}
         if self.discriminators is not None:
             terms |= self.adversaries(labeled, logits, image, valid)
@@ -189,8 +189,8 @@ class RRN(SegmentationModule):
         mixed = mix(own, ~box, partners(own))
         return mixed["image"], mixed["valid"], torch.stack([mixed["q1"], mixed["q2"]])
 
-    def consistency(self, logits: Tensor, q: Tensor, image: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Dynamic region loss and local selection loss of the networks' logits (2, B, K, H, W), and what to log."""
+    def consistency(self, logits: Sequence[Tensor], q: Tensor, image: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Dynamic region loss and local selection loss of both networks' logits (B, K, H, W), and what to log."""
         labels, terms = q.argmax(2), {}
         partner = taught = labels.flip(0)
         if self.regional:
@@ -226,7 +226,9 @@ class RRN(SegmentationModule):
             verdicts = [discriminator(planes)[0].sigmoid() for discriminator in self.judges]
         return torch.stack(verdicts).unflatten(1, (2, -1))
 
-    def adversaries(self, labeled: SegBatch, logits: Tensor, image: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    def adversaries(
+        self, labeled: SegBatch, logits: Sequence[Tensor], image: Tensor, valid: Tensor
+    ) -> dict[str, Tensor]:
         """Feature matching, whose gradient reaches the networks alone, and the discriminators' losses, whose gradient
         reaches these alone."""
         truth = labeled["mask"].masked_fill(~labeled["valid"], IGNORE)
@@ -289,9 +291,9 @@ class RRN(SegmentationModule):
             self.report.reset()
 
 
-def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each pixel in nats: logits (2, B, K, H, W), labels (2, B, H, W) to (2, B, H, W)."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), reduction="none").view(labels.shape)
+def cross_entropies(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Cross entropy of each pixel in nats: both networks' logits (B, K, H, W), labels (2, B, H, W) to (2, B, H, W)."""
+    return torch.stack([F.cross_entropy(*one, reduction="none") for one in zip(logits, labels, strict=True)])
 
 
 def pixel_mean(error: Tensor, valid: Tensor) -> Tensor:
