@@ -3,35 +3,22 @@
 import subprocess
 import sys
 
-FAULTS = """
-import random, resource, sys
+import pytest
+
+HELD = """
+import sys
 import torch
-from common.memory import keep_freed
+from common.memory import keep_freed, resident_gb
 if sys.argv[1] == "keep":
     keep_freed()
-random.seed(0)
-sizes = [random.randrange(2**16, 2**22) for _ in range(40)]  # to 16 MiB: with one size memory is reused anyway
-def step():
-    held = []
-    for size in sizes:
-        held.append(torch.ones(size))
-        if len(held) > 8:
-            held.pop(random.randrange(8))
-for _ in range(8):
-    step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+before = resident_gb("VmRSS")
+tensors = [torch.ones(2**22) for _ in range(16)]  # 16 MiB each
+del tensors
+print(resident_gb("VmRSS") - before)
 """
 
 
-def faults(how):
-    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
-    return int(done.stdout)
-
-
-def test_memory_of_freed_tensors_is_kept_for_the_next_ones():
-    returned = faults("return")
-    assert returned > 10_000
-    assert faults("keep") < returned / 4
+@pytest.mark.parametrize(("how", "held"), [("keep", 0.25), ("return", 0)])
+def test_memory_of_freed_tensors_is_kept_for_the_next_ones(how, held):
+    done = subprocess.run([sys.executable, "-c", HELD, how], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(held, abs=0.05)  # GiB
