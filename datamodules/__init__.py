@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.discovery import find_classes, load
+from common.training.discovery import find_classes, load
 
-CLASSES = find_classes(__path__, base="SegmentationDataModule")
+CLASSES = find_classes(__path__, base="SegmentationDataModule", pattern="sets/*.py")
 __all__ = list(CLASSES)
 
 

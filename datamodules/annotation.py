@@ -21,7 +21,7 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 from PIL import Image
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 from datamodules.supervision import Supervision
 
 Array = np.ndarray[Any, Any]

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 from datamodules.annotation import announce, folder_name, write_annotation, written_whole
 from datamodules.cache import DiskCache, RamCache, Small, shrink
 from datamodules.files import find_images, read_image, read_mask
@@ -342,7 +342,7 @@ class SegmentationDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """The batch of `common.batch`: training streams augmented, evaluation images as they are."""
+        """The batch of `common.ops.batch`: training streams augmented, evaluation images as they are."""
         if "image" not in batch:
             return {stream: self._training_stream(batch[stream]) for stream in STREAMS if stream in batch}
         mask = batch["mask"].long()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 
 Array = np.ndarray[Any, Any]
 Color = tuple[int, int, int]

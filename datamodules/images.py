@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 from datamodules.cache import Small
 from datamodules.samplers import Draw
 from datamodules.transforms import fit_size, pad_to

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 
 Array = np.ndarray[Any, Any]
 STROKE = 3  # pixels, the width of a line in a label map, as in PASCAL's rasterised scribbles

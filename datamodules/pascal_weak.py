@@ -13,7 +13,7 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image, ImageDraw
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 from datamodules.files import read_mask
 from datamodules.supervision import shrink_mask
 

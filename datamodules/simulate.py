@@ -13,7 +13,7 @@ from skimage.draw import disk
 from skimage.graph import MCP
 from skimage.morphology import skeletonize
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 
 Array = np.ndarray[Any, Any]
 EIGHT = np.ones((3, 3), bool)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 from datamodules.simulate import draw_boxes, draw_clicks, draw_pixels, draw_points, draw_scribbles
 from datamodules.splits import first_few, in_hash_order, read_list
 from datamodules.transforms import nearest_rows

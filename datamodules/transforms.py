@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 
 DRAWS = 4  # uniform numbers per sample: scale, vertical and horizontal place of the crop, flip
 STRONG_DRAWS = 8  # per view: jitter at all, brightness, contrast, saturation, hue, grey at all, blur at all, its sigma

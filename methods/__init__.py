@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.discovery import find_classes, load
+from common.training.discovery import find_classes, load
 
-CLASSES = find_classes(__path__, base="SegmentationModule", file="module.py")
+CLASSES = find_classes(__path__, base="SegmentationModule", pattern="*/module.py")
 __all__ = list(CLASSES)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import methods.supervised.module
 import methods.tv.module
-from common.nonfinite import NonFiniteGuard
+from common.training.nonfinite import NonFiniteGuard
 from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
 
 

@@ -17,14 +17,14 @@ from PIL import Image
 from test_resume import assert_equal, assert_same_run, load
 
 import methods
-from common.batch import IGNORE, check_batch
-from common.inference import InferenceConfig
-from common.module import SegmentationModule
-from common.postprocess import PostprocessConfig
+from common.model.inference import InferenceConfig
+from common.model.module import SegmentationModule
+from common.model.postprocess import PostprocessConfig
+from common.ops.batch import IGNORE, check_batch
 from conftest import FOLDER_SIZES, ROOT, TINY, draw_folder, fit_tiny, on_folder, snapshot, weakseg, weakseg_process
-from experiments.compose import from_run, stated
-from experiments.load import load_run
-from experiments.study import command, grid
+from experiments.cli.configs import from_run, stated
+from experiments.runs.load import load_run
+from experiments.studies.runner import command, grid
 
 CONFIGS = ROOT / "experiments" / "configs"
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
@@ -543,8 +543,8 @@ def test_doctor_counts_sound_data_and_names_every_problem(folder, tmp_path):
 
 def parsed(arguments):
     """The command that `weakseg fit` would run; no class is built."""
-    from experiments.compose import expand_configs
-    from experiments.lightning_cli import WeaksegCLI
+    from experiments.cli.configs import expand_configs
+    from experiments.cli.lightning import WeaksegCLI
 
     class ParseOnly(WeaksegCLI):
         def instantiate_classes(self):
@@ -701,6 +701,8 @@ FORBIDDEN = {
     "datamodules": {"methods", "experiments"},
     "experiments": set(),
 }
+ROOMS = ("ops", "model", "training")  # of common, from the lowest floor up
+NOT_IN_OPS = {"lightning", "segmentation_models_pytorch", "timm", "torchmetrics"}
 
 
 def imports_of(path):
@@ -726,6 +728,11 @@ def test_imports_point_one_way():
                 other = package == "methods" and parts[0] == "methods" and len(own) > 2 and parts[1] != own[1]
                 if parts[0] in FORBIDDEN[package] or other:
                     wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+                if package == "common" and len(own) > 2:
+                    above = {f"common.{room}" for room in ROOMS[ROOMS.index(own[1]) + 1 :]}
+                    foreign = own[1] == "ops" and parts[0] in NOT_IN_OPS
+                    if ".".join(parts[:2]) in above or foreign:
+                        wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong
     assert {("methods", "common"), ("datamodules", "common"), ("experiments", "methods")} <= seen  # it does look
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from common.metrics import scores
+from common.model.metrics import scores
 from conftest import draw_folder, fit_tiny, on_folder, weakseg, weakseg_process
 from experiments.compare import runs as reading
 from experiments.compare.figures import show_errors
 from experiments.compare.protocol import text
 from experiments.compare.runs import Finished, Images, read_runs
 from experiments.compare.tables import bootstrap, build_tables
-from experiments.load import load_run
+from experiments.runs.load import load_run
 from wandb_server import WandbServer, serving
 
 SHORT = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2"]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.networks import NetworkConfig, build_network
+from common.model.networks import NetworkConfig, build_network
 from conftest import fit_tiny, weakseg
-from experiments import export
-from experiments.load import load_run
+from experiments.cli import export
+from experiments.runs.load import load_run
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from lightning import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from test_resume import assert_same_run, load, metrics
 
-import common.checkpoints
+import common.training.checkpoints
 import methods
-from common.module import SegmentationModule
+from common.model.module import SegmentationModule
 from conftest import LONG, SMALL, TINY, fit_tiny, needs, two_processes, weakseg, weakseg_process
 
 OFTEN = [*LONG, "--checkpoint_every", "3"]
@@ -188,7 +188,7 @@ def kill_while_writing(number):
             os.truncate(path, Path(path).stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    common.checkpoints.sync = half
+    common.training.checkpoints.sync = half
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ class Scaled(Callback):
 @pytest.mark.parametrize("method", methods.CLASSES)
 def test_the_fp16_scaler_skips_what_overflows_and_training_goes_on(method, tmp_path, monkeypatch):
     """Lightning takes bf16 for fp16 on a CPU, so the plugin is given; the first scale is far too high."""
-    import experiments.lightning_cli as cli
+    import experiments.cli.lightning as cli
 
     seen = Scaled()
     build = cli.Trainer

@@ -63,7 +63,7 @@ def test_same_seed_twice_gives_the_same_run_and_another_seed_another(method, who
 def test_stopped_at_a_checkpoint_and_resumed_equals_the_unbroken_run(method, stop, whole, tmp_path):
     """After 3 steps an epoch ends, after 8 a validation was made and an epoch's last batch follows."""
     with pytest.MonkeyPatch.context() as patch:
-        from common.checkpoints import LastCheckpoint
+        from common.training.checkpoints import LastCheckpoint
 
         save = LastCheckpoint._save
 

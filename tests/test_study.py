@@ -1,4 +1,4 @@
-"""`python -m experiments.study`: grids that are killed, that fail in part, and that were done before."""
+"""`python -m experiments.studies.runner`: grids that are killed, that fail in part, and that were done before."""
 
 import csv
 import os
@@ -13,8 +13,8 @@ import yaml
 
 import methods
 from conftest import ROOT, TINY, fit_tiny, weakseg
-from experiments.compose import compose
-from experiments.study import Study, command, grid, remaining, share_done
+from experiments.cli.configs import compose
+from experiments.studies.runner import Study, command, grid, remaining, share_done
 
 SWEEP = """
 program: weakseg
@@ -27,7 +27,7 @@ command: ["${program}", fit, "${args}"]
 
 
 def start(file, folder, *extra):
-    words = [sys.executable, "-m", "experiments.study", str(file), "--folder", str(folder), *extra]
+    words = [sys.executable, "-m", "experiments.studies.runner", str(file), "--folder", str(folder), *extra]
     # A shell's background jobs, as tests may be, ignore SIGINT, and Python leaves it at that.
     return subprocess.Popen(
         words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.affinity import chunked_sum, dense_kernel, positions, stack_modalities, window_kernel
-from common.memory import reset_peak, resident_gb
-from common.networks import NetworkConfig
+from common.model.networks import NetworkConfig
+from common.ops.affinity import chunked_sum, dense_kernel, positions, stack_modalities, window_kernel
+from common.training.memory import reset_peak, resident_gb
 from methods.regularized.module import Regularized
 
 

@@ -32,10 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
 
-from datamodules.folder import Folder
 from datamodules.images import TrainingImages
 from datamodules.samplers import EpochSampler
-from datamodules.synthetic import CLASSES, draw_scene
+from datamodules.sets.folder import Folder
+from datamodules.sets.synthetic import CLASSES, draw_scene
 from datamodules.transforms import draw_strong, strong_view
 
 SETS = {"camvid": (480, 360), "voc": (500, 375)}  # width and height

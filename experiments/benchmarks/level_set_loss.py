@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from common.memory import reset_peak, resident_gb
+from common.training.memory import reset_peak, resident_gb
 from methods.level_set.losses import EPS, region_variance
 
 

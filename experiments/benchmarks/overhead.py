@@ -25,12 +25,12 @@ import torch
 from lightning import Callback
 
 import methods
-from common.losses import partial_cross_entropy
-from common.memory import keep_freed
-from common.module import SegmentationModule
-from datamodules.synthetic import Synthetic
-from experiments.compose import expand_configs
-from experiments.lightning_cli import WeaksegCLI
+from common.model.module import SegmentationModule
+from common.ops.losses import partial_cross_entropy
+from common.training.memory import keep_freed
+from datamodules.sets.synthetic import Synthetic
+from experiments.cli.configs import expand_configs
+from experiments.cli.lightning import WeaksegCLI
 
 CONFIG = """
 compose: [{configs}/base.yaml]
@@ -129,7 +129,7 @@ def loss_step(method: str, steps: int, side: int, batch: int) -> float:
 def peak_memory(method: str, side: int, batch: int) -> float:
     """Peak GB of a process that does three steps of a method."""
     code = (
-        "from common.memory import resident_gb; from experiments.benchmarks.overhead import loss_step; "
+        "from common.training.memory import resident_gb; from experiments.benchmarks.overhead import loss_step; "
         f"loss_step('{method}', 6, {side}, {batch}); "
         "print(resident_gb('VmHWM'))"
     )

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m experiments.benchmarks.scaling
 
 Measured: seconds of a training step (forward, backward, SGD) with the same images per process on one process, on two
-that do not talk, and on two under the strategy of `common.distributed`; so what two processes take from each other
+that do not talk, and on two under the strategy of `common.ops.distributed`; so what two processes take from each other
 (memory bandwidth, caches) is told apart from the all-reduce. The three alternate; ratios are medians of the rounds'.
 
 Predicted: a ring all-reduce of n GPUs moves 2 (n - 1) / n times the gradient through each of them, during the backward
@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.networks import NetworkConfig, build_network
+from common.model.networks import NetworkConfig, build_network
 
 SMALL = NetworkConfig("Unet", "resnet18")
 LARGE = {
@@ -46,7 +46,7 @@ def worker(rank: int, world: int, folder: str, talk: bool, side: int, batch: int
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.manual_seed(0)
     network: Any = build_network(SMALL, 21)
-    if talk:  # as common.distributed.make_strategy
+    if talk:  # as common.training.strategy.make_strategy
         network = DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     image, mask = torch.rand(batch, 3, side, side), torch.randint(0, 21, (batch, side, side))

@@ -25,8 +25,8 @@ from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor
 
 import methods
-from common.memory import keep_freed
-from common.networks import SegmentationNetwork
+from common.model.networks import SegmentationNetwork
+from common.training.memory import keep_freed
 from experiments.benchmarks.overhead import build
 from experiments.benchmarks.steps import OPTIONS
 

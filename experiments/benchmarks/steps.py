@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 import methods
-from common.losses import partial_cross_entropy
-from common.memory import keep_freed, reset_peak, resident_gb
-from common.module import SegmentationModule
-from common.networks import NetworkConfig, build_network
+from common.model.module import SegmentationModule
+from common.model.networks import NetworkConfig, build_network
+from common.ops.losses import partial_cross_entropy
+from common.training.memory import keep_freed, reset_peak, resident_gb
 
 CLASSES = 21
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.networks import NetworkConfig
+from common.model.networks import NetworkConfig
 from methods.scl.losses import sample_pixels, structured_consistency
 from methods.scl.module import SCL
 
@@ -68,7 +68,7 @@ def seconds(form: str, side: int, channels: int, repeats: int) -> float:
 def peak_mib(form: str, side: int, channels: int) -> float:
     """Growth of the peak memory of a process that computes the loss and its gradient once."""
     code = (
-        "from common.memory import *; from experiments.benchmarks.structured_consistency import seconds\n"
+        "from common.training.memory import *; from experiments.benchmarks.structured_consistency import seconds\n"
         "seconds('exact', 8, 4, 1); before = resident_gb('VmRSS'); reset_peak()\n"
         f"seconds('{form}', {side}, {channels}, 1); print(1024 * (resident_gb('VmHWM') - before))"
     )

@@ -14,13 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common.batch import IGNORE
-from common.metrics import SegmentationMetrics
-from common.pictures import colorize
+from common.model.metrics import SegmentationMetrics
+from common.ops.batch import IGNORE
+from common.training.pictures import colorize
 from datamodules.transforms import fit_size, resize_image
 from experiments.compare.runs import Array, Finished
 from experiments.compare.tables import Row, Table, class_ious
-from experiments.load import load_run
+from experiments.runs.load import load_run
 
 WRONG = (225, 0, 60)
 COLORS = ["#4b4b4b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f3fbf", "#a6a600"]
@@ -199,7 +199,7 @@ def pictures(table: Table, count: int) -> tuple[list[Picture], list[tuple[str, t
 
 
 def grid_rows(shown: Sequence[Picture]) -> tuple[list[list[Array]], list[str]]:
-    """Rows of `common.pictures.save_grid`: two for each image, predictions above errors, and the columns' titles."""
+    """Rows of `common.training.pictures.save_grid`: two an image, predictions above errors, and the columns' titles."""
     rows = []
     for picture in shown:
         blank = np.full_like(picture.image, 255)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from common.pictures import save_grid
+from common.training.pictures import save_grid
 from experiments.compare import figures
 from experiments.compare.tables import DRAWS, Table, numbers, run_numbers
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from experiments.wandb_api import wandb_api
+from experiments.runs.wandb_api import wandb_api
 
 Array = np.ndarray[Any, Any]
 SERVER = "wandb:"  # how a source on the W&B server begins

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.metrics import scores
-from common.tracking import partition
+from common.model.metrics import scores
+from common.training.tracking import partition
 from experiments.compare.protocol import Flat, protocol, settings
 from experiments.compare.runs import Array, Finished
 

@@ -3,7 +3,7 @@
     python -m experiments.results.bsds500_level_set data/BSDS500 runs experiments/results/level_set.md
 
 Each image is parted on its own, shrunk to fit --side pixels; the result is enlarged to the image's size, and scored
-against all human segmentations (common/partition.py). Phases are scored as they are, connected or not. One line per
+against all human segmentations (common/ops/partition.py). Phases are scored as they are, connected or not. One line per
 image and method goes to RUNS/bsds500_level_set/, so that a broken run continues; with a page, the table of what is
 there replaces the text between its markers `<!-- bsds500 -->` and `<!-- /bsds500 -->`. The picture stays in RUNS: the
 images are not ours. Nothing is tuned: the methods' settings are those of the paper, the libraries, or a first guess.
@@ -31,11 +31,11 @@ from skimage.color import rgb2gray
 from skimage.segmentation import chan_vese
 from torch import nn
 
-from common.losses import total_variation
-from common.partition import best_person_iou, covering, probabilistic_rand_index, variation_of_information
-from common.pictures import colorize, save_grid
-from datamodules.bsds500 import BSDS500
+from common.ops.losses import total_variation
+from common.ops.partition import best_person_iou, covering, probabilistic_rand_index, variation_of_information
+from common.training.pictures import colorize, save_grid
 from datamodules.cache import shrink
+from datamodules.sets.bsds500 import BSDS500
 from experiments.results.tables import fill
 from methods.level_set.losses import region_variance
 

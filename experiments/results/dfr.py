@@ -5,12 +5,12 @@
 Made by, with FILES = --data.init_args.root DIR, and for the row on MobileNetV2, whose others are those of
 regularized.py, also --model.init_args.network.weights FILE:
 
-    python -m experiments.study experiments/sweeps/textures_dfr_weight.yaml
-    python -m experiments.study experiments/sweeps/textures_dfr.yaml
-    python -m experiments.study experiments/sweeps/weizmann_dfr_weight.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_dfr_deep_weight.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_dfr_mobilenet_weight.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_dfr.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/textures_dfr_weight.yaml
+    python -m experiments.studies.runner experiments/sweeps/textures_dfr.yaml
+    python -m experiments.studies.runner experiments/sweeps/weizmann_dfr_weight.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_dfr_deep_weight.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_dfr_mobilenet_weight.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_dfr.yaml -- FILES
 
 The picture is made by experiments/results/dfr_picture.py.
 """

@@ -20,9 +20,9 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.pictures import Array, colorize, save_grid, to_uint8
+from common.training.pictures import Array, colorize, save_grid, to_uint8
 from experiments.cli import main as weakseg
-from experiments.load import Run, load_run
+from experiments.runs.load import Run, load_run
 from methods.dfr.losses import dynamic_kernel
 
 RECIPE = "experiments/configs/recipes/textures_dfr.yaml"

@@ -5,8 +5,8 @@
 The runs of Weizmann horses are those of weizmann_tv.py, scl.py, level_set.py, rrn.py, regularized.py and dfr.py. The
 others are made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE:
 
-    python -m experiments.study experiments/sweeps/camvid.yaml -- FILES
-    python -m experiments.study experiments/sweeps/voc_clicks.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/camvid.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/voc_clicks.yaml -- FILES
 
 and what was tried where a gain is small by experiments/sweeps/remedies_*.yaml (`scratch` without the weights' file).
 """

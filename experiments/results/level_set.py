@@ -4,10 +4,10 @@
 
 Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE, after those of scl.py:
 
-    python -m experiments.study experiments/sweeps/weizmann_full.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_level_set_weight.yaml -- FILES   # beta, on val
-    python -m experiments.study experiments/sweeps/weizmann_level_set.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_level_set_full.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_full.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_level_set_weight.yaml -- FILES   # beta, on val
+    python -m experiments.studies.runner experiments/sweeps/weizmann_level_set.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_level_set_full.yaml -- FILES
 
 The rest of the page is from bsds500_level_set.py (--side 128 --steps 100), level_set_light.py and
 experiments/benchmarks/level_set_loss.py.

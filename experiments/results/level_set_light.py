@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.losses import total_variation_sum
-from common.pictures import Array, colorize, save_grid, to_uint8
+from common.ops.losses import total_variation_sum
+from common.training.pictures import Array, colorize, save_grid, to_uint8
 from experiments.results.tables import fill
 from methods.level_set.losses import (
     closed_form_field,

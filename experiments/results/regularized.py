@@ -4,12 +4,12 @@
 
 Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE:
 
-    python -m experiments.study experiments/sweeps/weizmann_crf_weight.yaml -- FILES             # these three: chosen
-    python -m experiments.study experiments/sweeps/weizmann_normalized_cut_weight.yaml -- FILES  # on val
-    python -m experiments.study experiments/sweeps/weizmann_gated_crf_weight.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_scribbles.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_regularized.yaml -- FILES
-    python -m experiments.tune_postprocess dense_crf runs/weizmann_scribbles/*kind=scribbles,seed_everything=0
+    python -m experiments.studies.runner experiments/sweeps/weizmann_crf_weight.yaml -- FILES             # these three: chosen
+    python -m experiments.studies.runner experiments/sweeps/weizmann_normalized_cut_weight.yaml -- FILES  # on val
+    python -m experiments.studies.runner experiments/sweeps/weizmann_gated_crf_weight.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_scribbles.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_regularized.yaml -- FILES
+    python -m experiments.studies.tune_postprocess dense_crf runs/weizmann_scribbles/*kind=scribbles,seed_everything=0
 
 The times are from experiments/benchmarks/affinity.py.
 """

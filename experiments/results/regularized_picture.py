@@ -15,9 +15,9 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from common.affinity import dense_kernel, positions, stack_modalities, window_kernel
-from common.pictures import Array, save_grid, to_uint8
-from datamodules.synthetic import Synthetic
+from common.ops.affinity import dense_kernel, positions, stack_modalities, window_kernel
+from common.training.pictures import Array, save_grid, to_uint8
+from datamodules.sets.synthetic import Synthetic
 from methods.regularized.losses import crf, gated_crf, normalized_cut
 
 

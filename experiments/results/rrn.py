@@ -4,12 +4,12 @@
 
 Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE, after those of scl.py:
 
-    python -m experiments.study experiments/sweeps/weizmann_rrn_search.yaml -- FILES   # these four: chosen on val
-    python -m experiments.study experiments/sweeps/weizmann_rrn_matching.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_rrn_selection.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_rrn_threshold.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_rrn.yaml -- FILES
-    python -m experiments.study experiments/sweeps/synthetic_rrn.yaml
+    python -m experiments.studies.runner experiments/sweeps/weizmann_rrn_search.yaml -- FILES   # these four: chosen on val
+    python -m experiments.studies.runner experiments/sweeps/weizmann_rrn_matching.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_rrn_selection.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_rrn_threshold.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_rrn.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/synthetic_rrn.yaml
 
 Times are from experiments/benchmarks/steps.py.
 """

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.pictures import Array, colorize, save_grid, to_uint8
-from experiments.load import load_run
+from common.training.pictures import Array, colorize, save_grid, to_uint8
 from experiments.results.rrn import of_row
+from experiments.runs.load import load_run
 from methods.rrn.losses import at_pixels, region_means, region_reliability, region_scores
 
 SCENES = 5

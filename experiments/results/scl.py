@@ -4,10 +4,10 @@
 
 Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE:
 
-    python -m experiments.study experiments/sweeps/weizmann_semi.yaml -- FILES
-    python -m experiments.study experiments/sweeps/weizmann_full.yaml -- FILES
-    python -m experiments.study experiments/sweeps/synthetic_semi.yaml
-    python -m experiments.study experiments/sweeps/synthetic_full.yaml
+    python -m experiments.studies.runner experiments/sweeps/weizmann_semi.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/weizmann_full.yaml -- FILES
+    python -m experiments.studies.runner experiments/sweeps/synthetic_semi.yaml
+    python -m experiments.studies.runner experiments/sweeps/synthetic_full.yaml
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from common.pictures import picture_row, save_grid
-from experiments.load import load_run
+from common.training.pictures import picture_row, save_grid
 from experiments.results.tables import TRAINED, about, cell, evaluate, fill, folders, gains, named, read, scores
+from experiments.runs.load import load_run
 
 FRACTIONS = {"1/16": 0.0625, "1/8": 0.125}
 BASELINE = "supervised"

@@ -4,10 +4,10 @@
 
 Made by, with FILES = --data.init_args.root DIR --model.init_args.network.weights FILE:
 
-    python -m experiments.study experiments/sweeps/weizmann_lr.yaml -- FILES            # learning rate, on val
-    python -m experiments.study experiments/sweeps/weizmann_supervised.yaml -- FILES    # baseline
-    python -m experiments.study experiments/sweeps/weizmann_tv_weight.yaml -- FILES     # weight of the penalty, on val
-    python -m experiments.study experiments/sweeps/weizmann_tv_contrast.yaml -- FILES   # with contrast weights
+    python -m experiments.studies.runner experiments/sweeps/weizmann_lr.yaml -- FILES            # learning rate, on val
+    python -m experiments.studies.runner experiments/sweeps/weizmann_supervised.yaml -- FILES    # baseline
+    python -m experiments.studies.runner experiments/sweeps/weizmann_tv_weight.yaml -- FILES     # weight of the penalty, on val
+    python -m experiments.studies.runner experiments/sweeps/weizmann_tv_contrast.yaml -- FILES   # with contrast weights
     python -m experiments.results.weizmann_tv runs --missing                            # the other runs of the table
 """
 
@@ -73,7 +73,7 @@ def missing(runs: Path) -> list[str]:
         for seed in SEEDS:
             folder = supervised_dir(runs, fraction, seed)
             if read(folder) and not (folder / "mrf_val.json").exists():
-                lines.append(f"python -m experiments.tune_postprocess mrf '{folder}'")
+                lines.append(f"python -m experiments.studies.tune_postprocess mrf '{folder}'")
             if setting and "best+mrf" not in read(folder).get("test", {}):
                 lines.append(
                     f"weakseg test --run '{folder}' --model.init_args.postprocess.kind mrf "

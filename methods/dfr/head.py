@@ -9,7 +9,7 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.losses import at_least_fp32
+from common.ops.tensors import at_least_fp32
 
 EPS = 1e-6  # of the length of a vector
 

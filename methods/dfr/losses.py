@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.affinity import Kernel, positions, potts, stack_modalities, window_kernel
-from common.batch import IGNORE
-from common.distributed import global_mean
-from common.losses import at_least_fp32, check_plane
-from common.mixing import key_uniform
+from common.ops.affinity import Kernel, positions, potts, stack_modalities, window_kernel
+from common.ops.batch import IGNORE
+from common.ops.distributed import global_mean
+from common.ops.mixing import key_uniform
+from common.ops.tensors import at_least_fp32, check_plane
 
 KernelName = Literal["product", "sum", "shallow", "deep"]
 EPS = 1e-6  # of the kernel's mass in an image without a related pair
@@ -59,7 +59,7 @@ def dynamic_kernel(
         radius: of the window, in cells.
 
     Raises:
-        ValueError: no embedding, or a setting that `common.affinity` refuses.
+        ValueError: no embedding, or a setting that `common.ops.affinity` refuses.
     """
     if embedding is None and kind != "shallow":
         raise ValueError(f"kernel {kind} needs an embedding")
@@ -126,7 +126,7 @@ def cell_labels(mask: Tensor, cells: Tensor, stride: int) -> Tensor:
 
     Args:
         mask: (B, H, W) int64, class id or 255.
-        cells: (B, h, w) bool, see `common.losses.valid_cells`; h = H // stride.
+        cells: (B, h, w) bool, see `common.ops.tensors.valid_cells`; h = H // stride.
         stride: pixels per cell and direction.
 
     Returns:

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from common.batch import IGNORE, Batch, all_images
-from common.ema import EMATeacher
-from common.losses import at_least_fp32, partial_cross_entropy, valid_cells
-from common.module import SegmentationModule, StepOutput
-from common.networks import SegmentationNetwork
+from common.model.ema import EMATeacher
+from common.model.module import SegmentationModule, StepOutput
+from common.model.networks import SegmentationNetwork
+from common.ops.batch import IGNORE, Batch, all_images
+from common.ops.losses import partial_cross_entropy
+from common.ops.tensors import at_least_fp32, valid_cells
 from methods.dfr.head import FeatureConsistencyHead
 from methods.dfr.losses import (
     KernelName,
@@ -59,7 +60,7 @@ class DFR(SegmentationModule):
         confident_start: fraction of the run after which it does.
         start: fraction of the run before the regularised loss begins.
         layer_decay: each layer of the encoder learns this times as fast as the next one; 1: all alike.
-        kwargs: see `common.module.SegmentationModule`.
+        kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:
         ValueError: options that contradict each other.

@@ -1,8 +1,8 @@
 """The multiphase level-set (Mumford-Shah) loss of Kim & Ye 2019 (arXiv 1904.02872), in the form of its official code.
 
 The softmax y of a network plays the characteristic functions of the regions: region n explains the image x by one tone
-c_n, and its boundary should be short. The boundary's length is `common.losses.total_variation` (aniso); here are the
-data term, computed from moments [ours], and a smooth illumination field b for images whose tones drift [ours].
+c_n, and its boundary should be short. The boundary's length is `common.ops.losses.total_variation` (aniso); here are
+the data term, computed from moments [ours], and a smooth illumination field b for images whose tones drift [ours].
 
 Shapes: B images of H x W pixels, N regions, C channels (3 of an RGB image in [0, 1], or any others).
 """
@@ -16,8 +16,9 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from common.distributed import global_mean
-from common.losses import at_least_fp32, check_plane, neighbour_pairs
+from common.ops.distributed import global_mean
+from common.ops.losses import neighbour_pairs
+from common.ops.tensors import at_least_fp32, check_plane
 
 EPS = 1e-6  # in the denominator of a tone, in pixels [ours]; the official code has none, and NaN for an empty region
 

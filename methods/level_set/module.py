@@ -7,11 +7,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.batch import Batch, all_images
-from common.losses import at_least_fp32, partial_cross_entropy, total_variation_sum
-from common.module import SegmentationModule, StepOutput
-from common.partition import MatchedMetrics
-from common.schedules import ramp
+from common.model.metrics import MatchedMetrics
+from common.model.module import SegmentationModule, StepOutput
+from common.ops.batch import Batch, all_images
+from common.ops.losses import partial_cross_entropy, total_variation_sum
+from common.ops.schedules import ramp
+from common.ops.tensors import at_least_fp32
 from methods.level_set.losses import closed_form_field, head_field, reduce, region_variance_sum, roughness_sum
 
 
@@ -34,7 +35,7 @@ class LevelSet(SegmentationModule):
         start: fraction of the run before the level-set loss sets in.
         match: with `unsupervised`, phases are matched to classes, to the best IoU, for a whole `dataset` or each
             `image`; only for evaluation.
-        kwargs: see `common.module.SegmentationModule`.
+        kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:
         ValueError: options that contradict each other.

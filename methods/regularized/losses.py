@@ -5,7 +5,8 @@ its code for the dense CRF; *Normalized Cut Loss* (Tang et al., CVPR 2018, arXiv
 et al. 2019, arXiv 1906.04651), with its code. Reductions other than the code's are marked [ours].
 
 Per image: S (N x K) the probabilities with columns S^k, W the kernel between pixels, `d = W 1` its degrees. A kernel
-(`common.affinity`) is symmetric, constant and zero at padding, so `valid` is in it: what is called W here is `R W R`.
+(`common.ops.affinity`) is symmetric, constant and zero at padding, so `valid` is in it: what is called W here is
+`R W R`.
 Shapes: B images of H x W = N pixels, K classes.
 """
 
@@ -16,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from common.affinity import Kernel, potts, products
-from common.batch import IGNORE
-from common.distributed import global_mean
-from common.losses import at_least_fp32, check_plane, one_hot
+from common.ops.affinity import Kernel, potts, products
+from common.ops.batch import IGNORE
+from common.ops.distributed import global_mean
+from common.ops.tensors import at_least_fp32, check_plane, one_hot
 
 EPS = 1e-6  # in the denominator of a class's ratio, in units of summed kernel [ours]; the papers have 0/0
 
@@ -29,7 +30,7 @@ def crf(p: Tensor, kernel: Kernel, reduction: Literal["normalised", "raw"] = "no
 
     Args:
         p: (B, K, H, W) probabilities.
-        kernel: such as `common.affinity.dense_kernel`, with padding excluded.
+        kernel: such as `common.ops.affinity.dense_kernel`, with padding excluded.
         reduction: `normalised`: `R_CRF / 1'W1` by image [ours]: the share of disagreement in [0, 1], `1 - 1/K` where
             the prediction is uniform, 0 where it is constant and hard, whatever the resolution and the bandwidths.
             `raw`: `-sum_k S^k' W S^k` by image, as the official code returns it [code]: negative, of the order of
@@ -73,7 +74,7 @@ def normalized_cut(p: Tensor, kernel: Kernel, mask: Tensor | None = None) -> Ten
 
     Args:
         p: (B, K, H, W) probabilities.
-        kernel: such as `common.affinity.dense_kernel`, with padding excluded.
+        kernel: such as `common.ops.affinity.dense_kernel`, with padding excluded.
         mask: (B, H, W) int64, class id or 255 = no label: labelled pixels are clamped to their label; None: none is.
 
     Returns:
@@ -99,7 +100,7 @@ def gated_crf(p: Tensor, kernel: Kernel, valid: Tensor) -> Tensor:
 
     Args:
         p: (B, K, H, W) probabilities.
-        kernel: `common.affinity.window_kernel`, with padding excluded.
+        kernel: `common.ops.affinity.window_kernel`, with padding excluded.
         valid: (B, H, W) bool: the divisor is their number in the global batch.
 
     Returns:

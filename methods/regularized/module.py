@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.affinity import dense_kernel, positions, stack_modalities, window_kernel
-from common.batch import IGNORE, Batch, all_images
-from common.losses import at_least_fp32, partial_cross_entropy, valid_cells
-from common.module import SegmentationModule, StepOutput
-from common.schedules import ramp
+from common.model.module import SegmentationModule, StepOutput
+from common.ops.affinity import dense_kernel, positions, stack_modalities, window_kernel
+from common.ops.batch import IGNORE, Batch, all_images
+from common.ops.losses import partial_cross_entropy
+from common.ops.schedules import ramp
+from common.ops.tensors import at_least_fp32, valid_cells
 from methods.regularized.losses import clamp_seeds, crf, gated_crf, missing_label_penalty, normalized_cut
 
 PRESETS: dict[str, dict[str, Any]] = {  # what an option left at null is, by term; sources in README.md
@@ -43,7 +44,7 @@ class Regularized(SegmentationModule):
         max_labelled: images with a larger share of labelled pixels count as fully labelled: the term leaves them out.
         start: fraction of the run with pCE alone, the first phase; 0 is a single phase.
         ramp: fraction of the run over which the term's weight then rises.
-        kwargs: see `common.module.SegmentationModule`.
+        kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:
         ValueError: options that contradict each other.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 from methods.rrn.losses import region_means, region_scores
 
 RIGHT = 0.9  # of its pixels, from which a region counts as right [ours]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.losses import at_least_fp32
+from common.ops.tensors import at_least_fp32
 
 STRIDE = 16  # pixels per cell of the last of the four convolutions
 

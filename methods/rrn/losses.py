@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.distributed import all_sum, global_mean, world_size
-from common.losses import at_least_fp32
+from common.ops.distributed import all_sum, global_mean, world_size
+from common.ops.tensors import at_least_fp32
 
 Score = Literal["mean", "own", "cross", "max"]
 Diversity = Literal["js", "agree", "kl", "none"]

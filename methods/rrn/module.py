@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
-from common.batch import IGNORE, Batch, SegBatch
-from common.distributed import global_mean
-from common.inference import predict_probabilities
-from common.losses import at_least_fp32, one_hot, partial_cross_entropy
-from common.mixing import box_masks, mix, partners
-from common.module import SegmentationModule, StepOutput
-from common.networks import NetworkConfig, SegmentationNetwork, build_network
-from common.optim import ChainedOptimizer
+from common.model.inference import predict_probabilities
+from common.model.module import SegmentationModule, StepOutput
+from common.model.networks import NetworkConfig, SegmentationNetwork, build_network
+from common.model.optim import ChainedOptimizer
+from common.ops.batch import IGNORE, Batch, SegBatch
+from common.ops.distributed import global_mean
+from common.ops.losses import partial_cross_entropy
+from common.ops.mixing import box_masks, mix, partners
+from common.ops.tensors import at_least_fp32, one_hot
 from methods.rrn.diagnostics import RegionReport
 from methods.rrn.discriminator import STRIDE, RegionDiscriminator, class_planes
 from methods.rrn.losses import (
@@ -72,7 +73,7 @@ class RRN(SegmentationModule):
         d_fake: what they learn to tell from ground truth: `softmax`, or its `onehot`, which is as sharp as the truth.
         discriminator_lr: of their Adam, constant over the run.
         pseudo_mode: pseudo-labels come from the networks in `eval` mode, or in `train` mode.
-        kwargs: see `common.module.SegmentationModule`.
+        kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:
         ValueError: options that contradict each other.

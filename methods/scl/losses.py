@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.batch import IGNORE
-from common.distributed import all_sum, global_mean
-from common.losses import at_least_fp32, check_plane, one_hot
-from common.mixing import key_uniform
+from common.ops.batch import IGNORE
+from common.ops.distributed import all_sum, global_mean
+from common.ops.mixing import key_uniform
+from common.ops.tensors import at_least_fp32, check_plane, one_hot
 
 Confidence = Literal["batch", "pixel", "none"]
 Pairs = Literal["inside", "both_sides", "cross", "all"]

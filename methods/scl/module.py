@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.batch import IGNORE, Batch, SegBatch
-from common.ema import EMATeacher
-from common.losses import at_least_fp32, partial_cross_entropy
-from common.mixing import box_masks, class_masks, cow_masks, mix, partners
-from common.module import SegmentationModule, StepOutput
-from common.networks import SegmentationNetwork
-from common.schedules import sigmoid_ramp
+from common.model.ema import EMATeacher
+from common.model.module import SegmentationModule, StepOutput
+from common.model.networks import SegmentationNetwork
+from common.ops.batch import IGNORE, Batch, SegBatch
+from common.ops.losses import partial_cross_entropy
+from common.ops.mixing import box_masks, class_masks, cow_masks, mix, partners
+from common.ops.schedules import sigmoid_ramp
+from common.ops.tensors import at_least_fp32
 from methods.scl.losses import (
     Confidence,
     Pairs,
@@ -51,7 +52,7 @@ class SCL(SegmentationModule):
         decay: of the teacher per step.
         decay_warmup: begin with lower decays, min(1 - 1 / (step + 1), decay), so that the teacher is not held back by
             its random start.
-        kwargs: see `common.module.SegmentationModule`.
+        kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:
         ValueError: options that contradict each other.

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from common.batch import Batch
-from common.ema import EMATeacher
-from common.losses import partial_cross_entropy
-from common.module import SegmentationModule, StepOutput
+from common.model.ema import EMATeacher
+from common.model.module import SegmentationModule, StepOutput
+from common.ops.batch import Batch
+from common.ops.losses import partial_cross_entropy
 
 
 class Supervised(SegmentationModule):
@@ -20,7 +20,7 @@ class Supervised(SegmentationModule):
     Args:
         ema_decay: evaluate a moving average of the network too, as the baseline of methods that evaluate a teacher:
             it is `val/miou` then, and the network itself `val/miou_network`.
-        kwargs: see `common.module.SegmentationModule`.
+        kwargs: see `common.model.module.SegmentationModule`.
     """
 
     def __init__(self, num_classes: int, ema_decay: float | None = None, **kwargs: Any) -> None:

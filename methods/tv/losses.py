@@ -1,6 +1,6 @@
 """What only the total-variation paper has (Javanmardi et al. 2016, arXiv 1605.01368).
 
-The paper's own loss, the L1 norm of the gradient of the probabilities, is `common.losses.total_variation`. Here are two
+The paper's own loss, the L1 norm of the gradient of the probabilities, is `common.ops.losses.total_variation`. Here are two
 proposals of this project [ours] for questions that the paper's abstract leaves open.
 """
 
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.batch import IGNORE
-from common.distributed import global_mean
-from common.losses import at_least_fp32, check_plane, neighbour_pairs
+from common.ops.batch import IGNORE
+from common.ops.distributed import global_mean
+from common.ops.losses import neighbour_pairs
+from common.ops.tensors import at_least_fp32, check_plane
 
 
 def labelled_pair_weights(mask: Tensor) -> tuple[Tensor, Tensor]:

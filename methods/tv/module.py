@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.batch import Batch, all_images
-from common.losses import at_least_fp32, contrast_weights, partial_cross_entropy, total_variation, valid_cells
-from common.module import SegmentationModule, StepOutput
-from common.schedules import ramp
+from common.model.module import SegmentationModule, StepOutput
+from common.ops.batch import Batch, all_images
+from common.ops.losses import contrast_weights, partial_cross_entropy, total_variation
+from common.ops.schedules import ramp
+from common.ops.tensors import at_least_fp32, valid_cells
 from methods.tv.losses import directional_variation, labelled_pair_weights
 
 
@@ -34,7 +35,7 @@ class TV(SegmentationModule):
             linearly with it.
         start: fraction of the run before the penalty sets in.
         ramp: fraction of the run over which its weight then rises to the full one.
-        kwargs: see `common.module.SegmentationModule`.
+        kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:
         ValueError: options that contradict each other.

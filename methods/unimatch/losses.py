@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.distributed import global_mean
-from common.losses import at_least_fp32, check_plane
-from common.mixing import key_uniform
+from common.ops.distributed import global_mean
+from common.ops.mixing import key_uniform
+from common.ops.tensors import at_least_fp32, check_plane
 
 
 def pseudo_label_loss(logits: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor, threshold: float) -> Tensor:

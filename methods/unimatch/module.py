@@ -7,11 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from common.batch import Batch, SegBatch
-from common.ema import EMATeacher
-from common.losses import at_least_fp32, partial_cross_entropy
-from common.mixing import box_masks, mix, partners
-from common.module import SegmentationModule, StepOutput
+from common.model.ema import EMATeacher
+from common.model.module import SegmentationModule, StepOutput
+from common.ops.batch import Batch, SegBatch
+from common.ops.losses import partial_cross_entropy
+from common.ops.mixing import box_masks, mix, partners
+from common.ops.tensors import at_least_fp32
 from methods.unimatch.losses import complementary_channels, dropped_channels, pseudo_label_loss
 
 Planes = dict[str, Tensor]
@@ -27,7 +28,7 @@ class UniMatch(SegmentationModule):
         threshold: probability from which a pseudo-label counts.
         feature_dropout: share of the channels dropped in v1's third stream.
         decay: of v2's teacher per step, reached from 0 as min(1 - 1 / (step + 1), decay).
-        kwargs: see `common.module.SegmentationModule`.
+        kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:
         ValueError: a share or probability out of range.

@@ -8,8 +8,8 @@ import pytest
 
 from datamodules import annotation
 from datamodules.annotation import written_whole
+from datamodules.sets.synthetic import Synthetic
 from datamodules.supervision import Supervision
-from datamodules.synthetic import Synthetic
 
 SUPERVISION = Supervision(kind="pixels", fraction=0.1)
 

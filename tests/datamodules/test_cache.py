@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from conftest import fit_tiny
 from datamodules.cache import HEADER, DiskCache, RamCache, Small, pack, shrink, unpack
-from datamodules.folder import Folder
-from datamodules.synthetic import CLASSES, Synthetic, draw_scene
+from datamodules.sets.folder import Folder
+from datamodules.sets.synthetic import CLASSES, Synthetic, draw_scene
 
 KINDS = ("ram", "disk")
 

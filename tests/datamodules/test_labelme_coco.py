@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 from conftest import fit_tiny
-from datamodules.folder import Folder
 from datamodules.labelme_coco import read_coco, read_labelme
+from datamodules.sets.folder import Folder
 
 CLASSES = ("background", "dog", "cat")
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
 from conftest import fit_tiny
+from datamodules.sets.synthetic import draw_scene
 from datamodules.simulate import EIGHT, components, draw_boxes, draw_clicks, draw_scribbles
 from datamodules.supervision import Supervision, dense_names, draw_annotation, known_protocol
-from datamodules.synthetic import draw_scene
 
 masks = arrays(np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.sampled_from([0, 1, 2, 255]))
 KINDS = [

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.batch import IGNORE
+from common.ops.batch import IGNORE
+from datamodules.sets.synthetic import Synthetic
 from datamodules.supervision import Supervision, draw_annotation, shrink_mask, split_images
-from datamodules.synthetic import Synthetic
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"
 quick = settings(max_examples=40, deadline=None)

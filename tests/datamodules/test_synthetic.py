@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules import synthetic
-from datamodules.synthetic import CLASSES, COLORS, TEXTURE_COLORS, TEXTURES, Textures, draw_scene, draw_textures
+from datamodules.sets import synthetic
+from datamodules.sets.synthetic import CLASSES, COLORS, TEXTURE_COLORS, TEXTURES, Textures, draw_scene, draw_textures
 
 
 def scenes(seed, count, size=96):

@@ -8,7 +8,7 @@ import torch
 from kornia import enhance, filters
 from lightning.pytorch.utilities import move_data_to_device
 
-from datamodules.synthetic import Synthetic, draw_scene
+from datamodules.sets.synthetic import Synthetic, draw_scene
 from datamodules.transforms import (
     DRAWS,
     STRONG_DRAWS,

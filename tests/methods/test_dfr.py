@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import methods.dfr.module
-from common.affinity import positions, stack_modalities, window_kernel
-from common.batch import IGNORE
-from common.losses import partial_cross_entropy, valid_cells
-from common.mixing import key_uniform
-from common.networks import NetworkConfig
+from common.model.networks import NetworkConfig
+from common.ops.affinity import positions, stack_modalities, window_kernel
+from common.ops.batch import IGNORE
+from common.ops.losses import partial_cross_entropy
+from common.ops.mixing import key_uniform
+from common.ops.tensors import valid_cells
 from conftest import fit_tiny
 from methods.dfr.head import FeatureConsistencyHead, resize
 from methods.dfr.losses import (
@@ -362,7 +363,7 @@ def build(monkeypatch, network):
     """A model with the given options, all on one vision transformer (building it takes longest)."""
 
     def make(progress=1.0, **options):
-        monkeypatch.setattr("common.module.build_network", lambda *_: network)
+        monkeypatch.setattr("common.model.module.build_network", lambda *_: network)
         monkeypatch.setattr(DFR, "progress", progress)
         network.zero_grad()
         torch.manual_seed(1)

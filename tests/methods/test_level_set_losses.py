@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.losses import partial_cross_entropy, total_variation
+from common.ops.losses import partial_cross_entropy, total_variation
 from methods.level_set.losses import (
     closed_form_field,
     head_field,
@@ -268,7 +268,7 @@ def test_no_gradient_into_the_image() -> None:
 def test_pixels_are_counted_over_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     z, x, valid, _ = example()
     whole = {r: region_variance(z.softmax(1), x, valid, reduction=r) for r in ("mean", "sum")}
-    monkeypatch.setattr("common.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("common.ops.distributed.world_size", lambda: 2)
     assert int(valid[0].sum()) != int(valid[1].sum())
     for reduction in ("mean", "sum"):
         parts = []

@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 
-from common.batch import IGNORE
-from common.losses import partial_cross_entropy, total_variation
-from common.networks import NetworkConfig
-from common.partition import MatchedMetrics
+from common.model.metrics import MatchedMetrics
+from common.model.networks import NetworkConfig
+from common.ops.batch import IGNORE
+from common.ops.losses import partial_cross_entropy, total_variation
 from conftest import fit_tiny
 from methods.level_set.losses import closed_form_field, head_field, reduce, region_variance, roughness_sum
 from methods.level_set.module import LevelSet

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.affinity import Kernel, dense_kernel, positions, stack_modalities, window_kernel
-from common.batch import IGNORE
-from common.losses import partial_cross_entropy, total_variation_sum
+from common.ops.affinity import Kernel, dense_kernel, positions, stack_modalities, window_kernel
+from common.ops.batch import IGNORE
+from common.ops.losses import partial_cross_entropy, total_variation_sum
 from methods.regularized.losses import (
     clamp_seeds,
     crf,
@@ -447,7 +447,7 @@ def test_two_ranks_average_to_the_loss_and_gradient_of_one(name: str, monkeypatc
     z, features, mask, valid = example()
 
     def parts(count: Callable[[int], Tensor]) -> Tensor:
-        monkeypatch.setattr("common.distributed.world_size", lambda: 2)
+        monkeypatch.setattr("common.ops.distributed.world_size", lambda: 2)
         found = []
         for mine, other in ((0, 1), (1, 0)):
             monkeypatch.setattr("torch.distributed.all_reduce", lambda n, o=other: n.add_(count(o)))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.affinity import dense_kernel, positions, stack_modalities, window_kernel
-from common.batch import IGNORE
-from common.losses import partial_cross_entropy
-from common.networks import NetworkConfig
+from common.model.networks import NetworkConfig
+from common.ops.affinity import dense_kernel, positions, stack_modalities, window_kernel
+from common.ops.batch import IGNORE
+from common.ops.losses import partial_cross_entropy
 from conftest import fit_tiny
 from methods.regularized.losses import clamp_seeds, crf, gated_crf, missing_label_penalty, normalized_cut
 from methods.regularized.module import Regularized
@@ -37,7 +37,7 @@ def build(monkeypatch, network):
     """A model with the given options, all on one network (building it takes longest)."""
 
     def make(progress=1.0, **options):
-        monkeypatch.setattr("common.module.build_network", lambda *_: network)
+        monkeypatch.setattr("common.model.module.build_network", lambda *_: network)
         monkeypatch.setattr(Regularized, "progress", progress)
         network.zero_grad()
         return Regularized(3, **options).eval()

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.batch import IGNORE
-from common.losses import one_hot, partial_cross_entropy
-from common.mixing import box_masks
-from common.networks import NetworkConfig
-from common.optim import ChainedOptimizer
+from common.model.networks import NetworkConfig
+from common.model.optim import ChainedOptimizer
+from common.ops.batch import IGNORE
+from common.ops.losses import partial_cross_entropy
+from common.ops.mixing import box_masks
+from common.ops.tensors import one_hot
 from conftest import fit_tiny, two_processes
 from methods.rrn.discriminator import class_planes
 from methods.rrn.losses import (
@@ -427,7 +428,7 @@ GRADIENTS = """
 import torch
 from torch.nn import functional as F
 
-from common.networks import NetworkConfig
+from common.model.networks import NetworkConfig
 from methods.rrn.module import RRN
 
 

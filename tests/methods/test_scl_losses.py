@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.losses import partial_cross_entropy
+from common.ops.losses import partial_cross_entropy
 from conftest import two_processes
 from methods.scl.losses import pixel_consistency, relaxed_cross_entropy, sample_pixels, structured_consistency
 

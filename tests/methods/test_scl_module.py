@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.batch import IGNORE
-from common.losses import partial_cross_entropy
-from common.mixing import box_masks
-from common.networks import NetworkConfig
-from common.schedules import sigmoid_ramp
+from common.model.networks import NetworkConfig
+from common.ops.batch import IGNORE
+from common.ops.losses import partial_cross_entropy
+from common.ops.mixing import box_masks
+from common.ops.schedules import sigmoid_ramp
 from conftest import two_processes
 from methods.scl.losses import pixel_consistency, relaxed_cross_entropy, structured_consistency
 from methods.scl.module import SCL
@@ -400,8 +400,8 @@ def test_options_that_contradict_are_refused(options, message):
 # Two processes --------------------------------------------------------------------------------------------------------
 
 TWO_RANKS = """
-from common.distributed import average_buffers
-from common.networks import NetworkConfig
+from common.ops.distributed import average_buffers
+from common.model.networks import NetworkConfig
 from methods.scl.module import SCL
 
 torch.manual_seed(0)

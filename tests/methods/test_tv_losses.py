@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.losses import partial_cross_entropy, total_variation, total_variation_sum
+from common.ops.losses import partial_cross_entropy, total_variation, total_variation_sum
 from methods.tv.losses import directional_variation, directional_variation_sum, labelled_pair_weights
 
 DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
@@ -279,7 +279,7 @@ def test_directional_counts_pixels_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     p, valid = example()
     whole = directional_variation(p, valid)
     parts = []
-    monkeypatch.setattr("common.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("common.ops.distributed.world_size", lambda: 2)
     for mine, other in ((0, 1), (1, 0)):
         elsewhere = valid[other].sum()
         monkeypatch.setattr("torch.distributed.all_reduce", lambda count, n=elsewhere: count.add_(n))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from common.batch import IGNORE
-from common.losses import partial_cross_entropy, total_variation
+from common.ops.batch import IGNORE
+from common.ops.losses import partial_cross_entropy, total_variation
 from methods.tv.losses import directional_variation
 from methods.tv.module import TV
 
@@ -16,7 +16,7 @@ NETWORK = {
 
 
 def build(monkeypatch, progress=1.0, **options):
-    from common.networks import NetworkConfig
+    from common.model.networks import NetworkConfig
 
     torch.manual_seed(0)
     model = TV(3, network=NetworkConfig(**NETWORK), **options).eval()

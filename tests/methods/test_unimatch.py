@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.batch import IGNORE
-from common.losses import partial_cross_entropy
-from common.mixing import box_masks
-from common.networks import NetworkConfig
+from common.model.networks import NetworkConfig
+from common.ops.batch import IGNORE
+from common.ops.losses import partial_cross_entropy
+from common.ops.mixing import box_masks
 from conftest import two_processes
 from methods.unimatch.losses import complementary_channels, dropped_channels, pseudo_label_loss
 from methods.unimatch.module import UniMatch

@@ -1,0 +1,191 @@
+"""SegmentationModule: the only base class. It trains, evaluates and logs; a method says what its loss is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from common.model.inference import InferenceConfig, predict_probabilities
+from common.model.metrics import SegmentationMetrics
+from common.model.networks import NetworkConfig, SegmentationNetwork, build_network
+from common.model.optim import ScheduleName, build_optimizer, lr_schedule
+from common.model.postprocess import PostprocessConfig, postprocess
+from common.ops.batch import Batch, check_streams
+from common.ops.distributed import average_buffers
+
+
+@dataclass
+class StepOutput:
+    """What `compute_loss` returns: the loss to minimise and named scalars to log as `train/<name>`."""
+
+    loss: Tensor
+    logs: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+class SegmentationModule(LightningModule):
+    """Base of every method. A method implements `compute_loss` and, only if its paper needs it, `after_step`,
+    `eval_networks` and `parameter_groups`.
+
+    Args:
+        num_classes: K; the CLI takes it from the data.
+        network: architecture, encoder and weights, see `common.model.networks.NetworkConfig`.
+        optimizer: optimizer and its settings; the learning rate is the decoder's.
+        encoder_lr_scale: the encoder's learning rate is this times the decoder's.
+        schedule: learning rate over the run, per optimizer step, see `common.model.optim.lr_schedule`.
+        warmup: fraction of the run in which the learning rate rises.
+        inference: whole images or sliding window, flips.
+        postprocess: refinement of `test` and `predict` results (never of `val`).
+    """
+
+    streams: tuple[str, ...] = ("labeled",)  # what a method's batches must hold
+    strong_views = 0  # and how many strongly augmented views of each unlabelled image
+
+    def __init__(
+        self,
+        num_classes: int,
+        network: NetworkConfig = NetworkConfig(),  # noqa: B008 (never written to)
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-3, weight_decay=1e-4),
+        encoder_lr_scale: float = 0.1,
+        schedule: ScheduleName = "poly",
+        warmup: float = 0.05,
+        inference: InferenceConfig = InferenceConfig(),  # noqa: B008
+        postprocess: PostprocessConfig = PostprocessConfig(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.network: SegmentationNetwork = build_network(network, num_classes)
+        self.optimizer_factory = optimizer
+        self.encoder_lr_scale, self.schedule, self.warmup = encoder_lr_scale, schedule, warmup
+        self.inference, self.postprocess = inference, postprocess
+        self.last_step: tuple[Batch, StepOutput] | None = None  # for the report of a non-finite step
+
+    # What a method says --------------------------------------------------------------------------------------------
+
+    def compute_loss(self, batch: Batch) -> StepOutput:
+        """The paper: the loss of one batch."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called once after each optimizer step (EMA teacher, queues)."""
+
+    def eval_networks(self) -> dict[str, nn.Module]:
+        """Networks to validate, each (B, 3, H, W) in [0, 1] to logits; the first is `val/miou`."""
+        return {"network": self.network}
+
+    @property
+    def scored_network(self) -> nn.Module:
+        """The one of `val/miou` (of a method with a teacher, the teacher), which predicts."""
+        return next(iter(self.eval_networks().values()))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups; `lr_scale` multiplies the learning rate."""
+        encoder = {"params": list(self.network.encoder_parameters()), "lr_scale": self.encoder_lr_scale}
+        return [encoder, {"params": list(self.network.decoder_parameters()), "lr_scale": 1.0}]
+
+    @property
+    def progress(self) -> float:
+        """Finished fraction of the run's optimizer steps, for the schedules of loss weights."""
+        return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
+
+    def draw_seed(self, number: int = 0) -> int:
+        """The run's seed for what is drawn from a sample's key (`common.ops.mixing`); draw `number` of at most 64."""
+        return 64 * int(os.environ.get("PL_GLOBAL_SEED", "0")) + number
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout and the like start anew in each step, so that a resumed run continues as the unbroken one.
+        position = (self.draw_seed(), self.current_epoch, batch_idx, self.global_rank)
+        self.step_seed = hash(position) % 2**63  # the hash of a tuple of integers is the same in every process
+        torch.manual_seed(self.step_seed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        out = self.compute_loss(batch)
+        self.last_step = (batch, out)
+        self.log("train/loss", out.loss.detach(), prog_bar=True)
+        for name, value in out.logs.items():
+            self.log(f"train/{name}", value.detach() if isinstance(value, Tensor) else value)
+        return out.loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer; an adversarial method chains its own to it (`common.model.optim.ChainedOptimizer`)."""
+        return build_optimizer(self.optimizer_factory, self.parameter_groups())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = lr_schedule(optimizer, steps, self.schedule, self.warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Evaluation ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_streams(self, cast(Any, self.trainer).datamodule)
+        self.metrics = nn.ModuleDict({name: SegmentationMetrics(self.num_classes) for name in self.eval_networks()})
+
+    def _metric(self, name: str) -> SegmentationMetrics:
+        return cast(SegmentationMetrics, self.metrics[name])
+
+    def predict_labels(self, network: nn.Module, batch: Mapping[str, Any], refine: bool) -> tuple[Tensor, Tensor]:
+        """Labels (B, H, W) int64 and probabilities (B, K, H, W) of an evaluation batch at its original size."""
+        size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
+        probabilities = predict_probabilities(network, batch["image"], self.inference, size)
+        if not refine or self.postprocess.kind == "none":
+            return probabilities.argmax(1), probabilities
+        image = nn.functional.interpolate(batch["image"], size, mode="bilinear", align_corners=False)
+        pairs = zip(probabilities, image, strict=True)
+        return torch.stack([postprocess(p, i, self.postprocess) for p, i in pairs]), probabilities
+
+    def _evaluate(self, batch: Mapping[str, Any], refine: bool) -> None:
+        for name, network in self.eval_networks().items():
+            labels, _ = self.predict_labels(network, batch, refine)
+            self._metric(name).update(labels, batch["mask"])
+
+    def _log_metrics(self, stage: str) -> None:
+        classes = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        for number, name in enumerate(self.eval_networks()):
+            result = self._metric(name).compute()
+            suffix = f"_{name}" if number else ""
+            self.log(f"{stage}/miou{suffix}", result["miou"], prog_bar=not number)
+            if not number:
+                self.log(f"{stage}/accuracy", result["accuracy"])
+                self.log_dict({f"{stage}/iou/{c}": v for c, v in zip(classes, result["iou"], strict=True)})
+            self._metric(name).reset()
+
+    def on_validation_epoch_start(self) -> None:
+        average_buffers(self)
+
+    def on_test_epoch_start(self) -> None:
+        average_buffers(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        average_buffers(self)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, refine=False)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, refine=True)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        labels, probabilities = self.predict_labels(self.scored_network, batch, refine=True)
+        return {"name": batch["name"], "labels": labels, "probabilities": probabilities}

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: usable without Lightning and without a network."""

@@ -1,0 +1,197 @@
+"""Losses that two or more papers use. Tensors in, a scalar out; no state, and no argument is written to.
+
+Shapes: B images of H x W pixels, K (or C) classes. Every loss is normalised by `common.ops.distributed.global_mean`, so
+its gradient is the same on one process and on many. Half types are raised to float32 and float64 stays. No operation
+here is one that autocast lowers, so that is enough under autocast too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from common.ops.batch import IGNORE
+from common.ops.distributed import global_mean
+from common.ops.tensors import at_least_fp32, check_plane
+
+Variation = Literal["aniso", "iso", "vector"]
+
+
+def partial_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Cross entropy over the labelled pixels: `sum -log p_y / max(1, number of labelled pixels)`, natural logarithm.
+
+    Args:
+        logits: (B, K, H, W) floating; the probabilities are `softmax(logits, 1)`.
+        mask: (B, H, W) int64, class id or 255 = no label.
+        valid: (B, H, W) bool, False = padding, left out whatever its label; None = all valid.
+
+    Returns:
+        Scalar in nats per labelled pixel of the global batch. Without a labelled pixel: zero with zero gradient.
+
+    Raises:
+        ValueError: `mask` or `valid` does not have the shape of the logits' plane.
+    """
+    check_plane("mask", mask, logits)
+    if valid is not None:
+        check_plane("valid", valid, logits)
+        mask = mask.masked_fill(~valid, IGNORE)
+    total = F.cross_entropy(at_least_fp32(logits), mask, ignore_index=IGNORE, reduction="sum")
+    return global_mean(total, (mask != IGNORE).sum())
+
+
+def neighbour_pairs(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pairs of 4-neighbours lie inside the image: the product of `valid` at both ends.
+
+    Args:
+        valid: (B, H, W) bool.
+
+    Returns:
+        float32 (m_y, m_x) in {0, 1}: (B, 1, H-1, W) for pairs (i, j), (i+1, j); (B, 1, H, W-1) for (i, j), (i, j+1).
+    """
+    m_y = valid[:, 1:] & valid[:, :-1]
+    m_x = valid[:, :, 1:] & valid[:, :, :-1]
+    return m_y[:, None].float(), m_x[:, None].float()
+
+
+@torch.no_grad()
+def contrast_weights(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of neighbour pairs that are small across image edges: `exp(-|dI|^2 / s^2)`, `s^2 = 2 mean |dI|^2`.
+
+    `|dI|^2` is summed over channels; the mean is per image, over the valid pairs of both directions, so the weights do
+    not depend on the image's scale or contrast. The formula is the contrast-sensitive Potts weight of graph cuts.
+
+    Args:
+        image: (B, C, H, W) floating, true colours (not normalised, not jittered), any unit.
+        valid: (B, H, W) bool.
+
+    Returns:
+        Constant (w_y, w_x) in (0, 1], shaped as `neighbour_pairs`. Ones in a constant image and at pairs that are not
+        valid.
+
+    Raises:
+        ValueError: `valid` does not have the shape of the image's plane.
+    """
+    check_plane("valid", valid, image)
+    image = at_least_fp32(image)
+    m_y, m_x = neighbour_pairs(valid)
+    d_y = (image[:, :, 1:] - image[:, :, :-1]).square().sum(1, keepdim=True) * m_y
+    d_x = (image[..., 1:] - image[..., :-1]).square().sum(1, keepdim=True) * m_x
+    plane = (1, 2, 3)
+    pairs = m_y.sum(plane, keepdim=True) + m_x.sum(plane, keepdim=True)
+    s2 = 2 * (d_y.sum(plane, keepdim=True) + d_x.sum(plane, keepdim=True)) / pairs.clamp(min=1)
+    s2 = s2.clamp(min=torch.finfo(s2.dtype).tiny)  # a constant image: exp(-0 / tiny) = 1
+    return (-d_y / s2).exp(), (-d_x / s2).exp()
+
+
+def _differences(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward differences (B, C, H-1, W) and (B, C, H, W-1)."""
+    return p[:, :, 1:] - p[:, :, :-1], p[..., 1:] - p[..., :-1]
+
+
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Classes are summed before masking: the masks are the same for all of them."""
+    return (values.sum(1, keepdim=True) * mask).sum()
+
+
+class _L1OfGradient(torch.autograd.Function):
+    """`sum m_y |D_y p| + m_x |D_x p|`. Autograd's own backward pass fills and adds a plane for each of the four views
+    of p, and takes twice the time."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, m_y: Tensor, m_x: Tensor) -> Tensor:
+        d_y, d_x = _differences(p)
+        ctx.save_for_backward(d_y, d_x, m_y, m_x)
+        return _masked_sum(d_y.abs(), m_y) + _masked_sum(d_x.abs(), m_x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        d_y, d_x, m_y, m_x = ctx.saved_tensors
+        s_y, s_x = d_y.sign().mul_(outer * m_y), d_x.sign().mul_(outer * m_x)
+        gradient = F.pad(s_x, (1, 0))
+        gradient[..., :-1] -= s_x
+        gradient[:, :, 1:] += s_y
+        gradient[:, :, :-1] -= s_y
+        return gradient, None, None
+
+
+def total_variation_sum(
+    p: Tensor,
+    valid: Tensor,
+    *,
+    variant: Variation = "aniso",
+    eps: float = 0.0,
+    pair_weights: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The sum that `total_variation` divides by the number of valid pixels; same arguments and errors."""
+    check_plane("valid", valid, p)
+    if variant not in ("aniso", "iso", "vector"):
+        raise ValueError(f"variant must be aniso, iso or vector, got {variant!r}")
+    if eps < 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+    if variant != "aniso" and eps == 0:
+        raise ValueError(
+            f"variant {variant} needs eps > 0 (try 1e-3): its square root has no gradient at 0; or use aniso"
+        )
+    p = at_least_fp32(p)
+    m_y, m_x = neighbour_pairs(valid)
+    if pair_weights is not None:
+        m_y, m_x = m_y * pair_weights[0], m_x * pair_weights[1]
+    if variant == "aniso" and eps == 0:
+        return cast(Tensor, _L1OfGradient.apply(p, m_y, m_x))
+    d_y, d_x = _differences(p)
+
+    def charbonnier(squared: Tensor) -> Tensor:
+        return (squared + eps**2).sqrt() - eps
+
+    if variant == "aniso":
+        return _masked_sum(charbonnier(d_y.square()), m_y) + _masked_sum(charbonnier(d_x.square()), m_x)
+    s_y, s_x = d_y.square(), d_x.square()
+    if variant == "vector":
+        s_y, s_x = s_y.sum(1, keepdim=True), s_x.sum(1, keepdim=True)
+    s_y, s_x = s_y * m_y, s_x * m_x
+    # The last row has no D_y and the last column no D_x: three regions instead of two padded copies. The corner pixel
+    # has neither and would add sqrt(eps^2) - eps = 0.
+    inner = charbonnier(s_y[..., :-1] + s_x[:, :, :-1])
+    return inner.sum() + charbonnier(s_y[..., -1:]).sum() + charbonnier(s_x[:, :, -1:]).sum()
+
+
+def total_variation(
+    p: Tensor,
+    valid: Tensor,
+    *,
+    variant: Variation = "aniso",
+    eps: float = 0.0,
+    pair_weights: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Total variation of the probability image: sum over classes, mean over the valid pixels of the global batch.
+
+    With forward differences D_y, D_x, pair masks m_y, m_x and `phi(d) = sqrt(d^2 + eps^2) - eps` (`|d|` for eps = 0):
+
+    - `aniso`: `sum_{b,k,i,j} m_y phi(D_y p) + m_x phi(D_x p)`, the L1 norm of the gradient;
+    - `iso`: `sum_{b,k,i,j} sqrt(m_y D_y^2 + m_x D_x^2 + eps^2) - eps`;
+    - `vector`: `sum_{b,i,j} sqrt(sum_k (m_y D_y^2 + m_x D_x^2) + eps^2) - eps`.
+
+    Javanmardi et al. 2016 (arXiv 1605.01368) penalise "the L1 norm of the gradient" of the probabilities, read here as
+    `aniso`; the other two, `eps` and `pair_weights` are this project's.
+
+    Args:
+        p: (B, C, H, W) floating, probabilities (not logits: those are unbounded).
+        valid: (B, H, W) bool, False = padding: a pair with an invalid end counts for nothing.
+        variant: see above. The gradient of `|d|` at 0 is 0.
+        eps: rounding of the kink, in units of probability.
+        pair_weights: (w_y, w_x), multiplied into m_y, m_x and shaped like them: (B, 1, H-1, W) and (B, 1, H, W-1).
+
+    Returns:
+        Scalar, probability per pixel; `aniso` lies in [0, 4]. Without a valid pixel: zero with zero gradient.
+
+    Raises:
+        ValueError: unknown `variant`; negative `eps`, or zero with `iso` or `vector` (NaN gradients where `p` is
+            constant); `valid` does not have the shape of the plane of `p`.
+    """
+    total = total_variation_sum(p, valid, variant=variant, eps=eps, pair_weights=pair_weights)
+    return global_mean(total, valid.sum())

@@ -1,0 +1,137 @@
+"""Checkpoints: written whole or not at all, one for the best value, one for the last step or the moment of a stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from common.ops.distributed import all_sum, world_size
+from common.training.loggers import CSVLogger
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers, of SLURM before its time limit, Ctrl-C
+
+
+class Stopped(Exception):
+    """A signal stopped the run, after its state was saved."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file in the same folder, syncs, renames: a kill while writing keeps the previous file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        os.close(handle)
+        try:
+            super().save_checkpoint(checkpoint, scratch, storage_options)
+            sync(scratch)
+            os.replace(scratch, path)
+            sync(path.parent)  # the new name too
+        except OSError as error:
+            raise OSError(f"cannot write {path} ({error}): the previous checkpoint is kept; free some space") from error
+        finally:
+            Path(scratch).unlink(missing_ok=True)
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def best_checkpoint(folder: Path) -> ModelCheckpoint:
+    """Keeps `best.ckpt`, the highest `val/miou` so far."""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor="val/miou",
+        mode="max",
+        save_top_k=1,
+        enable_version_counter=False,  # one file, replaced
+        save_on_train_epoch_end=False,  # saved after validation, when the value exists
+    )
+
+
+class LastCheckpoint(Callback):
+    """Keeps `last.ckpt`: every `every` optimizer steps, at the end, and when a signal asks the run to stop.
+
+    It is written at the start of the next batch, when validation and logging of the step are through, so that a
+    resumed run repeats or loses nothing: Lightning's own callback saves before the step is logged and, resumed, leaves
+    out a validation that was due. `ModelCheckpoint(save_last=True)` writes only when the monitored value improves, and
+    Lightning's handlers of signals save in the middle of a step (SLURM) or not at all.
+
+    Raises:
+        Stopped: on all ranks, as soon as one of them has a signal and the step at hand (and its validation) is through.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.path, self.every = folder / "last.ckpt", every
+        self.saved = -1
+        self.signal: signal.Signals | None = None
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step != self.saved:
+            self.saved = trainer.global_step
+            trainer.save_checkpoint(self.path)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.drop_from(trainer.global_step)
+        connector = trainer._signal_connector  # it has set its handlers just now, and puts the old ones back at the end
+        self.signal = signal.SIGTERM if connector.received_sigterm else None
+        connector.received_sigterm = False
+        if threading.current_thread() is threading.main_thread():
+            for one in SIGNALS:
+                signal.signal(one, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT == self.signal:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        print(f"\n{self.signal.name}: saving after this step" + " (again: stop at once)" * (number == signal.SIGINT))
+
+    def _stop_asked(self, trainer: Trainer) -> bool:
+        """Whether any rank was asked: all must leave at the same step."""
+        if world_size() == 1:
+            return self.signal is not None
+        return bool(all_sum(torch.tensor(float(self.signal is not None), device=trainer.strategy.root_device)))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = trainer.global_step  # Lightning may count one more after a resume
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # gradients of a step that is not made yet are in no checkpoint
+        stop = self._stop_asked(trainer)
+        if trainer.global_step and (stop or trainer.global_step % self.every == 0):
+            # This batch has not begun as far as the checkpoint is concerned. Lightning counts batches that began and
+            # did not end twice, and would validate at other steps from then on; and if this batch is the epoch's last
+            # and the step before was validated, it would leave this one out.
+            progress = loop.batch_progress
+            counts, is_last = (progress.total, progress.current), progress.is_last_batch
+            progress.is_last_batch = False
+            for count in counts:
+                count.ready -= 1
+            self._save(trainer)
+            for count in counts:
+                count.ready += 1
+            progress.is_last_batch = is_last
+        if stop:
+            raise Stopped(f"stopped at step {trainer.global_step}, continue with the same command and --resume auto")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)

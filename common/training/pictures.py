@@ -1,0 +1,74 @@
+"""Label maps as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from common.ops.batch import IGNORE
+
+Array = np.ndarray[Any, Any]
+Color = tuple[int, int, int]
+
+
+def to_uint8(image: Tensor) -> Array:
+    """(3, H, W) float RGB in [0, 1] to (H, W, 3) uint8."""
+    return (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def colorize(labels: Array, colors: Sequence[Color]) -> Array:
+    """Label map (H, W) to (H, W, 3) uint8; IGNORE is white."""
+    table = np.full((256, 3), 255, np.uint8)
+    table[: len(colors)] = colors
+    table[IGNORE] = 255
+    return table[labels]
+
+
+def overlay(image: Tensor, colored: Array, strength: float = 0.55) -> Array:
+    """Image (3, H, W) in [0, 1] with a coloured label map (H, W, 3) laid over it."""
+    mixed = (1 - strength) * to_uint8(image).astype(np.float32) + strength * colored
+    return mixed.round().astype(np.uint8)
+
+
+def mark_pixels(image: Tensor, labels: Array, colors: Sequence[Color]) -> Array:
+    """The image in pale grey, with each labelled pixel as a dot in its class colour (so that a single one is seen)."""
+    grey = to_uint8(image).mean(-1, keepdims=True)
+    picture = np.repeat((170 + grey / 3).astype(np.uint8), 3, -1)
+    dense = (labels != IGNORE).mean() > 0.05
+    radius = 0 if dense else max(1, min(labels.shape) // 64)
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    for y, x in np.argwhere(labels != IGNORE):
+        box = (int(x) - radius, int(y) - radius, int(x) + radius, int(y) + radius)
+        draw.rectangle(box, fill=tuple(int(c) for c in colors[labels[y, x]]))
+    return np.asarray(canvas)
+
+
+def picture_row(image: Tensor, labels: Sequence[Tensor], colors: Sequence[Color]) -> list[Array]:
+    """The image (3, h, w) and each label map (H, W), coloured, at the size of the label maps."""
+    height, width = labels[0].shape
+    shown = np.asarray(Image.fromarray(to_uint8(image)).resize((width, height), Image.Resampling.BILINEAR))
+    return [shown, *(colorize(label.cpu().numpy(), colors) for label in labels)]
+
+
+def save_grid(path: Path, rows: Sequence[Sequence[Array]], titles: Sequence[str], height: int = 160) -> None:
+    """Write rows of pictures of any size as one PNG with a title over each column; every row is `height` high."""
+    gap, top = 4, 18
+    widths = [max(round(row[i].shape[1] * height / row[i].shape[0]) for row in rows) for i in range(len(titles))]
+    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + (height + gap) * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    left = gap
+    for column, (width, title) in enumerate(zip(widths, titles, strict=True)):
+        draw.text((left + 2, 3), title, fill="black")
+        for number, row in enumerate(rows):
+            own = round(row[column].shape[1] * height / row[column].shape[0])
+            tile = Image.fromarray(row[column]).resize((own, height), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left, top + number * (height + gap)))
+        left += width + gap
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

@@ -1,0 +1,96 @@
+"""`summary.json`: what was trained, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from common.training.files import write_json
+from common.training.throughput import Throughput, peak_memory_gb
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "segmentation-models-pytorch", "timm", "kornia")
+
+
+class RunSummary(Callback):
+    """Writes `summary.json`: what was trained, on what, how long, and the final metrics. `test` adds to it.
+
+    Keys: `method`, `data`, `seed`, `steps`, `annotation` (labelled images and pixels), `last`, `best` (validation
+    metrics), `test` (one entry per checkpoint tested), `seconds`, `images_per_s`, `peak_memory_gb`, `parameters`,
+    `commit`, `versions`, `devices`.
+    """
+
+    def __init__(self, folder: Path, seed: int, test_name: str | None = None) -> None:
+        self.path, self.seed, self.test_name = folder / "summary.json", seed, test_name
+        self.seconds_before = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds_before + time.perf_counter() - self._since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds_before = state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        seconds = self.seconds_before + time.perf_counter() - self._since
+        speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        summary = {
+            "method": type(pl_module).__name__,
+            "data": type(data).__name__,
+            "seed": self.seed,
+            "steps": trainer.global_step,
+            "annotation": data.annotation_report(),
+            "last": read_metrics(trainer, "val"),
+            "best": {"val/miou": float(best.best_model_score)} if best and best.best_model_score is not None else {},
+            "seconds": round(seconds, 1),
+            "images_per_s": round(speed.total_images / speed.total_seconds, 2)
+            if speed and speed.total_seconds
+            else None,
+            "peak_memory_gb": round(peak_memory_gb(), 3),
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "commit": git_commit(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+        }
+        write_json(self.path, summary)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or self.test_name is None or not self.path.exists():
+            return
+        summary = json.loads(self.path.read_text())
+        summary.setdefault("test", {})[self.test_name] = read_metrics(trainer, "test")
+        write_json(self.path, summary)
+
+
+def read_metrics(trainer: Trainer, stage: str) -> dict[str, float | None]:
+    """The trainer's current `<stage>/...` values; None for a class that does not occur."""
+    values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
+    return {name: None if np.isnan(value) else round(value, 4) for name, value in values.items()}
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with `+` behind it when files differ from it; None outside a git checkout."""
+    here = Path(__file__).parent
+
+    def git(arguments: Sequence[str]) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git(["rev-parse", "--short=12", "HEAD"]) + ("+" if git(["status", "--porcelain", "-uno"]) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

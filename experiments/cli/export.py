@@ -1,0 +1,110 @@
+"""`weakseg export`: a trained network as a file that runs without this project, by torch.export or as ONNX.
+
+The file holds the network alone: RGB in [0, 1], (B, 3, H, W), to logits (B, K, H, W), with its normalisation. Resizing,
+windows and post-processing stay with the caller.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+from common.model.networks import SegmentationNetwork
+
+TOLERANCE = 1e-4  # of a logit, absolute, plus as much relative: float32 in another order of summation
+LARGEST = 4096  # of a dynamic dimension, in units of it
+
+
+class ShapeError(ValueError):
+    """A network whose graph does not hold at other heights and widths."""
+
+
+def export_network(network: nn.Module, size: tuple[int, int] | None = None) -> ExportedProgram:
+    """The graph of a network in eval mode, on the CPU.
+
+    Args:
+        network: (B, 3, H, W) -> (B, K, H, W).
+        size: (height, width), to which the graph is then bound. None: any height and width that are multiples of the
+            network's stride, up to 4096 of them. The batch is always dynamic.
+
+    Raises:
+        ShapeError: torch.export finds that the graph changes with the size; give one.
+    """
+    network = network.cpu().eval()
+    stride = network.stride if isinstance(network, SegmentationNetwork) else 1
+    dynamic = {0: Dim("batch", max=LARGEST)}
+    if size is None:
+        dynamic |= {2: stride * Dim("rows", max=LARGEST), 3: stride * Dim("columns", max=LARGEST)}
+    height, width = size or (2 * stride, 3 * stride)
+    try:
+        program = export(network, (torch.rand(2, 3, height, width),), dynamic_shapes=(dynamic,))
+        check(program.module(), network, (height, width) if size else (5 * stride, 3 * stride))
+    except (torch._dynamo.exc.UserError, AssertionError, RuntimeError) as error:
+        if size is not None:
+            raise
+        raise ShapeError("this network cannot be exported for all sizes: give one, --size HEIGHT WIDTH") from error
+    return program
+
+
+@torch.no_grad()
+def check(exported: Callable[[Tensor], Tensor], network: nn.Module, size: tuple[int, int]) -> None:
+    """Compare with the network on one random image, which is neither the batch nor, if it is free, the size traced.
+
+    Raises:
+        ValueError: they differ.
+    """
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    ours, theirs = network(image), exported(image)
+    if not torch.allclose(ours, theirs, TOLERANCE, TOLERANCE):
+        raise ValueError(f"the exported network differs from the trained one by {(ours - theirs).abs().max():.2g}")
+
+
+def write_onnx(program: ExportedProgram, path: Path, network: nn.Module, size: tuple[int, int]) -> None:
+    """Write a graph as ONNX with the input `image` and the output `logits`, and check it in onnxruntime."""
+    import onnxruntime
+
+    torch.onnx.export(
+        program, f=str(path), input_names=["image"], output_names=["logits"], external_data=False, verbose=False
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    check(lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0]), network, size)
+
+
+def export_run(arguments: Sequence[str]) -> None:
+    """`weakseg export`.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: no run, a wrong suffix, a missing package, or a network that
+            comes out otherwise.
+    """
+    parser = argparse.ArgumentParser(prog="weakseg export", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--run", required=True, help="run directory, checkpoint or W&B artifact")
+    parser.add_argument("--which", choices=["best", "last"], default="best")
+    parser.add_argument("--output", type=Path, required=True, help="FILE.pt2 (torch.export) or FILE.onnx")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="bind the file to this size")
+    options = parser.parse_args(arguments)
+    if options.output.suffix not in (".pt2", ".onnx"):
+        raise ValueError(f"--output {options.output}: the suffix says the format, .pt2 (torch.export) or .onnx")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if options.output.suffix == ".onnx" and missing:
+        raise ModuleNotFoundError(f"ONNX needs {', '.join(missing)}: pip install -e '.[export]', or write a .pt2")
+    from experiments.runs.load import load_run
+
+    network = load_run(options.run, options.which).network
+    size = tuple(options.size) if options.size else None
+    program = export_network(network, size)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    stride = getattr(network, "stride", 1)
+    if options.output.suffix == ".onnx":
+        write_onnx(program, options.output, network, size or (5 * stride, 3 * stride))
+    else:
+        torch.export.save(program, options.output)
+        check(torch.export.load(options.output).module(), network, size or (5 * stride, 3 * stride))
+    sides = f"{size[0]} x {size[1]} pixels" if size else f"multiples of {stride} pixels"
+    print(f"{options.output}: any batch, {sides}, equal to the trained network on another image")

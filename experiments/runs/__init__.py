@@ -1,0 +1,1 @@
+"""A finished run: its directory, loading it, W&B."""

@@ -1,0 +1,135 @@
+"""Finished runs in Python: the model, the data and the classes, from a run directory or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import move_data_to_device
+from PIL import Image
+from torch import nn
+from torch.utils.data import default_collate
+
+import datamodules
+import methods
+from common.model.module import SegmentationModule
+from datamodules.base import SegmentationDataModule
+from datamodules.cache import shrink
+from datamodules.files import find_images, read_image, to_rgb
+from datamodules.images import WholeImages
+from experiments.cli.configs import read_checkpoint, stored_config
+from experiments.runs.wandb_api import wandb_api
+
+ARTIFACT = "wandb:"
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Run:
+    """A trained model with the data that it was trained on."""
+
+    path: Path
+    model: SegmentationModule
+    data: SegmentationDataModule
+
+    @property
+    def network(self) -> nn.Module:
+        """The network whose score is `val/miou` (of a method with a teacher, the teacher): RGB in [0, 1] to logits."""
+        return self.model.scored_network
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.data.class_names
+
+    @property
+    def colors(self) -> Sequence[tuple[int, int, int]]:
+        return self.data.colors
+
+    def predict(self, image: Any, probabilities: bool = False) -> Any:
+        """What `weakseg predict` finds in an image, at the image's own size and on the device that the model is on.
+
+        Size, inference (windows, flips) and post-processing are the run's own; `run.model.inference` and
+        `run.model.postprocess` may be set to others. In float32, also if the run was trained in half precision.
+
+        Args:
+            image: uint8 (H, W, 3) RGB array, PIL image, path of an image file, or path of a folder of images.
+            probabilities: give them too.
+
+        Returns:
+            uint8 (H, W) class ids; with `probabilities` a pair of these and float32 (K, H, W). Of a folder an iterator
+            over pairs of the image's id and this, read one by one: `dict(run.predict(folder))` has all at once.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file or folder, no image, or an array of another shape or type.
+        """
+        if isinstance(image, (str, Path)) and Path(image).is_dir():
+            return self._predict_folder(Path(image), probabilities)
+        labels, found = self._predict(to_array(image))
+        return (labels, found) if probabilities else labels
+
+    def _predict_folder(self, folder: Path, probabilities: bool) -> Iterator[tuple[str, Any]]:
+        for name, path in find_images(folder).items():
+            yield name, self.predict(path, probabilities)
+
+    @torch.inference_mode()
+    def _predict(self, image: Array) -> tuple[Array, Array]:
+        whole = WholeImages(["image"], lambda name: shrink(image, self.data.size), lambda name: None)
+        batch = move_data_to_device(default_collate([whole[0]]), self.model.device)
+        out = self.model.predict_step(self.data.on_after_batch_transfer(batch, 0), 0)
+        return out["labels"][0].cpu().numpy().astype(np.uint8), out["probabilities"][0].cpu().numpy()
+
+
+def to_array(image: Any) -> Array:
+    """uint8 (H, W, 3) RGB of an array, a PIL image or the path of an image file."""
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    got = f"an array {image.shape} of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise ValueError(f"an image is a uint8 array (height, width, 3) in RGB, a PIL image or a path; got {got}")
+
+
+def load_run(path: str | Path, which: str = "best") -> Run:
+    """Load a run directory (its `best` or `last` checkpoint) or a checkpoint file; the model is in eval mode.
+
+    Args:
+        path: or `wandb:ENTITY/PROJECT/NAME:VERSION`, an artifact of `--wandb_checkpoints true`, which is downloaded.
+        which: `best` or `last`, of a directory or an artifact.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no checkpoint of `weakseg fit`, or W&B refuses.
+    """
+    if str(path).startswith(ARTIFACT):
+        path = download(str(path)) / f"{which}.ckpt"
+    path = Path(path)
+    file = path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
+    checkpoint = read_checkpoint(file)
+    config = stored_config(file)
+    config["data"]["init_args"]["seed"] = config["seed_everything"]  # a link of `fit`, so not in the file
+    for package in (methods, datamodules):
+        for name in package.CLASSES:
+            getattr(package, name)
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(SegmentationModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True)
+    parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+    parts = parser.instantiate(parser.parse_object({"model": config["model"], "data": config["data"]}))
+    parts.model.load_state_dict(checkpoint["state_dict"])
+    return Run(path, parts.model.eval(), parts.data)
+
+
+def download(artifact: str) -> Path:
+    """The folder with the files of `wandb:ENTITY/PROJECT/NAME:VERSION`, downloaded unless it is there.
+
+    Raises:
+        ModuleNotFoundError, ValueError: there is no W&B, it needs a login, or it has no such artifact.
+    """
+    with wandb_api(artifact, "give a run directory or a checkpoint") as api:
+        return Path(api.artifact(artifact.removeprefix(ARTIFACT), type="model").download())
