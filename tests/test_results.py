@@ -1,46 +1,62 @@
-"""What the tables of experiments/results are made with: scores by seed, gains of equal seeds, cells."""
+"""The result pages: every number that was ever recorded stays as it is, on its page and as csv."""
 
-import json
+import csv
+import hashlib
+import re
 
 import pytest
 
-from experiments.results.tables import TRAINED, cell, differences, folders, gains, scores
+from conftest import ROOT
+
+RESULTS = ROOT / "experiments" / "results"
+RECORDED = RESULTS / "recorded"
+BLOCK = re.compile(r"<!-- ([^/\n]+?) -->\n(.*?)\n<!-- /\1 -->", re.S)
+TABLES = sorted(path.relative_to(RECORDED).with_suffix("").as_posix() for path in RECORDED.glob("*/*.csv"))
 
 
-@pytest.fixture
-def runs(tmp_path):
-    """Two methods; the baseline has no seed 0, and evaluates a moving average beside what it trains; seed 1 of the
-    other is not tested."""
-    tests = {
-        "base": (None, {"test/miou": 50.0, "test/miou_network": 49.0}, {"test/miou": 60.0, "test/miou_network": 58.0}),
-        "ours": ({"test/miou": 41.0}, {}, {"test/miou": 61.5}),
-    }
-    for name, found in tests.items():
-        for seed, test in enumerate(found):
-            if test is not None:
-                folder = tmp_path / f"{name}{seed}"
-                folder.mkdir()
-                (folder / "summary.json").write_text(json.dumps({"test": {"best": test} if test else {}}))
-    return tmp_path
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
 
 
-def test_a_missing_score_keeps_its_place_so_gains_are_those_of_equal_seeds(runs):
-    base, ours = (scores(folders(runs, f"{name}{{}}"), "best") for name in ("base", "ours"))
-    assert base == [None, 50, 60]
-    assert ours == [41, None, 61.5]
-    assert differences(ours, base) == [1.5]
-    assert gains(ours, base) == "+1.5"
+def blocks(page):
+    return {name.replace(" ", "_"): content for name, content in BLOCK.findall(page.read_text())}
 
 
-def test_the_trained_network_is_scored_where_another_is_evaluated(runs):
-    assert scores(folders(runs, "base{}"), "best", *TRAINED) == [None, 49, 58]
-    assert scores(folders(runs, "ours{}"), "best", *TRAINED) == [41, None, 61.5]
-    assert scores(folders(runs, "base{}"), "best", "miou_branch2") == [None, None, None]
+def cells(content):
+    lines = [line for line in content.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for place, line in enumerate(lines) if place != 1]
 
 
-def test_a_cell_says_how_many_values_it_has_if_some_are_missing():
-    assert cell([50.0, 60.0, 70.0]) == "60.0 ± 10.0"
-    assert cell([None, 50.0, 60.0]) == "55.0 ± 7.1 (n=2)"
-    assert cell([None, 50.0, None]) == "50.0 (n=1)"
-    assert cell([50.0]) == "50.0"
-    assert cell([None, None, None]) == cell([]) == ""
+def test_the_recorded_numbers_are_those_that_were_measured():
+    """The runs behind them are gone: if this fails, restore the csv files, do not change the hash. A table that is
+    measured again becomes a study's page, and leaves this folder together with its old page."""
+    content = b"".join(path.read_bytes() for path in sorted(RECORDED.rglob("*.csv")))
+    assert hashlib.sha256(content).hexdigest()[:16] == "c2347ade853d9ace"
+    assert len(TABLES) == 28
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_page_shows_its_recorded_table_cell_by_cell(name):
+    page, table = name.split("/")
+    assert cells(blocks(RESULTS / f"{page}.md")[table]) == read(RECORDED / f"{name}.csv")
+
+
+def test_every_table_of_a_recorded_page_is_recorded():
+    for page in {name.split("/")[0] for name in TABLES}:
+        text = (RESULTS / f"{page}.md").read_text()
+        shown = {name for name, content in blocks(RESULTS / f"{page}.md").items() if "|" in content}
+        assert {f"{page}/{name}" for name in shown} <= {*TABLES}
+        outside = BLOCK.sub("", text)
+        assert not [line for line in outside.splitlines() if line.startswith("|")], f"{page}.md: a table without markers"
+
+
+def test_the_index_says_where_each_recorded_table_comes_from():
+    head, *rows = read(RECORDED / "index.csv")
+    assert head == ["table", "since commit", "runs"]
+    assert sorted(row[0] for row in rows) == TABLES
+    for table, commit, runs in rows:
+        assert re.fullmatch("[0-9a-f]{7}", commit)
+        page, name = table.split("/")
+        about = blocks(RESULTS / f"{page}.md")
+        assert runs in ("", about.get(f"{name}_runs"), about.get("runs"))
