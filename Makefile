@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow check lock clean
+.PHONY: demo test slow check site lock clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments.demo
@@ -15,6 +15,11 @@ slow: .venv/installed
 
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# The pages, the results and the API reference as a site, in site/index.html.
+site: .venv/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # uv installs in a third of pip's time; bytecode at once, or every first start is slow.
 .venv/installed: pyproject.toml constraints.txt
