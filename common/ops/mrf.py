@@ -71,21 +71,6 @@ def mrf(probabilities: Array, image: Array | None, *, mu: float, weights: Weight
     return labels.reshape(height, width)
 
 
-def mrf_energy(
-    labels: Array, probabilities: Array, image: Array | None, mu: float, weights: Weights = "potts"
-) -> float:
-    """Energy E(labels) in nats, as in the module's docstring; arguments and errors as in `mrf`.
-
-    Args:
-        labels: (H, W) integers in 0..K-1, numpy array or tensor.
-    """
-    values, pair_weights = _prepare(probabilities, image, mu, weights)
-    chosen = _array(labels).astype(np.int64)
-    if chosen.shape != values.shape[1:] or chosen.min() < 0 or chosen.max() >= len(values):
-        raise ValueError(f"mrf: labels must be {values.shape[1:]} in 0..{len(values) - 1}, got {chosen.shape}")
-    return _energy(chosen.ravel(), _unary(values), _pairs(*values.shape[1:]), pair_weights)
-
-
 def check_parameters(mu: float, weights: str) -> None:
     if not (math.isfinite(mu) and mu >= 0):
         raise ValueError(f"mrf: mu must be finite and at least 0, got {mu}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from skimage import metrics
 
-Array = NDArray[Any]
+from common.ops.array import Array
 
 
 def match_phases(confusion: Array) -> Array:
@@ -45,12 +44,15 @@ def contingency(segmentation: Array, truth: Array) -> Array:
     Raises:
         ValueError: the two differ in shape.
     """
+    return metrics.contingency_table(*_numbered(segmentation, truth)).toarray().astype(np.int64)
+
+
+def _numbered(segmentation: Array, truth: Array) -> tuple[Array, Array]:
+    """Both with their segments numbered from 0, as scikit-image needs them."""
     if segmentation.shape != truth.shape:
         raise ValueError(f"segmentation {segmentation.shape} and truth {truth.shape} differ in shape")
-    rows, row = np.unique(segmentation, return_inverse=True)
-    columns, column = np.unique(truth, return_inverse=True)
-    pairs = np.bincount(row.ravel() * len(columns) + column.ravel(), minlength=len(rows) * len(columns))
-    return pairs.reshape(len(rows), len(columns))
+    first, second = (np.unique(labels, return_inverse=True)[1] for labels in (segmentation, truth))
+    return first.reshape(truth.shape), second.reshape(truth.shape)
 
 
 def covering(segmentation: Array, truths: Sequence[Array]) -> float:
@@ -89,18 +91,7 @@ def probabilistic_rand_index(segmentation: Array, truths: Sequence[Array]) -> fl
 
 def variation_of_information(segmentation: Array, truths: Sequence[Array]) -> float:
     """`H(S|T) + H(T|S)` in bits (logarithm to base 2), mean over people; 0 is best. Arguments as for `covering`."""
-    values = []
-    for truth in truths:
-        counts = contingency(segmentation, truth)
-        p = counts / counts.sum()
-        values.append(2 * entropy(p) - entropy(p.sum(0)) - entropy(p.sum(1)))
-    return float(np.mean(values))
-
-
-def entropy(p: Array) -> float:
-    """In bits."""
-    p = p[p > 0]
-    return float(-(p * np.log2(p)).sum())
+    return float(np.mean([metrics.variation_of_information(*_numbered(segmentation, truth)).sum() for truth in truths]))
 
 
 def best_person_iou(segmentation: Array, truths: Sequence[Array]) -> float:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from common.ops.distributed import all_sum, world_size
+from common.training.files import written_whole
 from common.training.loggers import CSVLogger
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers, of SLURM before its time limit, Ctrl-C
@@ -25,31 +24,14 @@ class Stopped(Exception):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file in the same folder, syncs, renames: a kill while writing keeps the previous file."""
+    """Writes each checkpoint whole or not at all: a kill or a full disk while writing keeps the previous file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        os.close(handle)
         try:
-            super().save_checkpoint(checkpoint, scratch, storage_options)
-            sync(scratch)
-            os.replace(scratch, path)
-            sync(path.parent)  # the new name too
+            with written_whole(Path(path)) as scratch:
+                super().save_checkpoint(checkpoint, scratch, storage_options)
         except OSError as error:
             raise OSError(f"cannot write {path} ({error}): the previous checkpoint is kept; free some space") from error
-        finally:
-            Path(scratch).unlink(missing_ok=True)
-
-
-def sync(path: str | Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def best_checkpoint(folder: Path) -> ModelCheckpoint:

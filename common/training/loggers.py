@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,17 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from common.training.files import written_whole
+
 
 class CSVLogger(Logger):
     """Appends to `metrics.csv`: one row per logged set of values, with columns `step`, `epoch` and the values' names.
 
-    Lightning's own CSV logger deletes the file on a resume. This one appends, each row at once on disk, and on a
-    resume drops the rows that the checkpoint does not cover (`drop_from`); they are written again. A new column
-    rewrites the file once.
+    Each row is written at once. A resume drops the rows that the checkpoint does not cover (`drop_from`), and half a
+    row that a kill left; they are written again. A new column rewrites the file once.
+
+    Not a subclass of Lightning's: that one deletes the file on a resume, keeps rows back and writes new columns in
+    place, so that nearly all of it would be overridden.
 
     Args:
         folder: run directory; the file is made at the first row.
@@ -75,10 +77,7 @@ class CSVLogger(Logger):
             return list(reader.fieldnames or []), rows
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=self.path.parent, prefix=".metrics-")
-        with os.fdopen(handle, "w", newline="") as file:
+        with written_whole(self.path) as scratch, scratch.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(scratch, self.path)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 
-Array = np.ndarray[Any, Any]
 Color = tuple[int, int, int]
 
 

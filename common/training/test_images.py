@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,9 @@ from lightning import Callback, LightningModule, Trainer
 
 from common.model.metrics import SegmentationMetrics
 from common.model.module import SegmentationModule
+from common.ops.array import Array
 from common.ops.distributed import gather
+from common.training.files import written_whole
 
 
 class TestImages(Callback):
@@ -26,7 +27,7 @@ class TestImages(Callback):
 
     def __init__(self, folder: Path, test_name: str) -> None:
         self.path = folder / f"test_{test_name}_images.npz"
-        self.found: dict[str, list[np.ndarray[Any, Any]]] = {}  # by image: of each network
+        self.found: dict[str, list[Array]] = {}  # by image: of each network
         self.total: Any = 0
 
     def on_test_batch_end(
@@ -44,7 +45,6 @@ class TestImages(Callback):
         found = {name: matrix for part in gather(self.found) for name, matrix in part.items()}
         if found and trainer.is_global_zero:
             names = sorted(found)
-            scratch = self.path.with_name(f".{self.path.name}")
             assert isinstance(pl_module, SegmentationModule)
             how = {"inference": asdict(pl_module.inference), "postprocess": asdict(pl_module.postprocess)}
             how |= {"size": trainer.datamodule.size}  # type: ignore[attr-defined]
@@ -52,5 +52,5 @@ class TestImages(Callback):
             for number, network in enumerate(pl_module.eval_networks()):
                 key = f"confusion_{network}" if number else "confusion"
                 matrices[key] = np.stack([found[name][number] for name in names])
-            np.savez_compressed(scratch, names=np.array(names), evaluation=json.dumps(how), **matrices)
-            os.replace(scratch, self.path)
+            with written_whole(self.path) as scratch, scratch.open("wb") as file:
+                np.savez_compressed(file, names=np.array(names), evaluation=json.dumps(how), **matrices)

@@ -46,7 +46,7 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("common.training.checkpoints.os.fsync", full)
+    monkeypatch.setattr("common.training.files.os.fsync", full)
     with pytest.raises(OSError, match=r"last\.ckpt.*previous checkpoint is kept"):
         store.save_checkpoint({"step": 2}, path)
     assert path.read_bytes() == before
