@@ -40,3 +40,10 @@ def load(package: str, classes: dict[str, Found], name: str) -> Any:
     if name not in classes:
         raise AttributeError(f"{package} has no '{name}': it has {', '.join(sorted(classes)) or 'nothing'}")
     return getattr(import_module(f"{package}.{classes[name].module}"), name)
+
+
+def import_all(*packages: Any) -> None:
+    """Import every class that the packages have found (so that jsonargparse knows it by its short name)."""
+    for package in packages:
+        for name in package.CLASSES:
+            getattr(package, name)

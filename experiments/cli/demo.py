@@ -1,9 +1,10 @@
-"""`make demo`: every quick-start recipe on drawn scenes, then a table and a picture."""
+"""`weakseg demo`: the baseline and TV on synthetic scenes with few labelled pixels, then a table and a picture."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,11 @@ import torch
 from PIL import Image
 
 from common.training.pictures import colorize, mark_pixels, save_grid
-from datamodules.transforms import fit_size, resize_image
-from experiments.cli import main
+from datamodules.cache import shrink
+from experiments.cli import main as weakseg
 from experiments.runs.load import Run, load_run
 
-RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
-METHODS = {path.stem.removeprefix("quickstart_"): path.name for path in sorted(RECIPES.glob("quickstart_*.yaml"))}
+METHODS = ("supervised", "tv")
 
 
 def table(summaries: dict[str, dict[str, float | None]], stage: str = "test") -> str:
@@ -39,35 +39,40 @@ def picture(path: Path, runs: dict[str, Run], names: list[str]) -> None:
     for name in names:
         image, mask = data.image(name), data.mask(name)
         assert mask is not None
-        small = resize_image(image, fit_size(image.shape[:2], data.size))
-        tensor = torch.from_numpy(small.copy()).permute(2, 0, 1).float() / 255
         drawn = np.asarray(Image.open(data.annotation_dir() / f"{name}.png"))
-        row = [image, mark_pixels(tensor, drawn, data.colors), colorize(mask, data.colors)]
-        batch = {"image": tensor[None], "size": torch.tensor([image.shape[:2]])}
-        for run in runs.values():
-            labels, _ = run.model.predict_labels(run.network, batch, refine=False)
-            row.append(colorize(labels[0].numpy(), data.colors))
-        rows.append(row)
+        found = [colorize(run.predict(image), data.colors) for run in runs.values()]
+        small = torch.from_numpy(shrink(image, data.size).image) / 255
+        rows.append([image, mark_pixels(small, drawn, data.colors), colorize(mask, data.colors), *found])
     save_grid(path, rows, ["image", "labelled pixels", "truth", *runs])
 
 
-def demo(folder: Path) -> int:
-    """Train the quick-start recipes into `folder`, then compare them on the test scenes."""
+def demo(folder: Path, more: Sequence[str] = ()) -> int:
+    """Train the methods into `folder`, then compare them on the test scenes; returns the exit status.
+
+    Args:
+        folder: of the run directories and the picture.
+        more: further options of `weakseg fit`.
+    """
     summaries, runs = {}, {}
-    for number, (name, recipe) in enumerate(METHODS.items(), 1):
-        print(f"\n[{number}/{len(METHODS)}] {name}: weakseg fit --config experiments/configs/recipes/{recipe}\n")
-        run_dir = folder / name.lower()
-        status = main(["fit", "--config", str(RECIPES / recipe), "--run_dir", str(run_dir), "--overwrite", "true"])
-        status = status or main(["test", "--run", str(run_dir), "--trainer.enable_progress_bar", "false"])
+    for number, name in enumerate(METHODS, 1):
+        words = ["fit", "--config", "quickstart", "--config", name, *more]
+        print(f"\n[{number}/{len(METHODS)}] weakseg {' '.join(words)}\n", flush=True)
+        run_dir = folder / name
+        status = weakseg([*words, "--run_dir", str(run_dir), "--overwrite"])
+        status = status or weakseg(["test", "--run", str(run_dir), "--trainer.enable_progress_bar", "false"])
         if status:
             return status
         summaries[name] = json.loads((run_dir / "summary.json").read_text())["test"]["best"]
         runs[name] = load_run(run_dir)
-    path = folder / "comparison.png"
-    picture(path, runs, next(iter(runs.values())).data.lists()[0][:5])
-    print(f"\n100 test scenes\n\n{table(summaries)}\n\npicture: {path.resolve()}")
+    path, data = folder / "comparison.png", next(iter(runs.values())).data
+    picture(path, runs, data.lists()[0][:5])
+    print(f"\n{len(data.names('test'))} test scenes\n\n{table(summaries)}\n\npicture: {path.resolve()}")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(demo(Path("demo")))
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="weakseg demo", description=__doc__.partition(": ")[2].capitalize())
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the runs and the picture (demo)")
+    parser.add_argument("fit", nargs="*", metavar="-- OPTION VALUE", help="options of `weakseg fit`")
+    options = parser.parse_args(arguments)
+    return demo(options.output, options.fit)

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 import datamodules
 from common.ops.batch import IGNORE
+from common.training.discovery import import_all
 from common.training.pictures import colorize, mark_pixels, save_grid
 from common.training.summary import PACKAGES
 from datamodules.base import SegmentationDataModule
@@ -52,8 +54,7 @@ def describe_installation() -> str:
 
 def load_data(arguments: list[str]) -> SegmentationDataModule:
     """The data module of `--config FILE ...` and `--data...` options; everything else in the files is left aside."""
-    for name in datamodules.CLASSES:
-        getattr(datamodules, name)
+    import_all(datamodules)
     parser = Parser(prog="weakseg doctor")
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True)
@@ -106,7 +107,7 @@ def examine(data: SegmentationDataModule) -> tuple[list[str], list[str]]:
     return found, problems
 
 
-def doctor(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Print the report.
 
     Raises:
@@ -114,7 +115,9 @@ def doctor(arguments: list[str]) -> None:
     """
     if {"-h", "--help"} & set(arguments):
         parser = argparse.ArgumentParser(prog="weakseg doctor", description=__doc__)
-        parser.add_argument("--config", type=Path, help="a recipe, a run's config.yaml, or a file of configs/data")
+        parser.add_argument(
+            "--config", metavar="NAME", help="a regime or data set, or a file such as a run's config.yaml"
+        )
         parser.add_argument("--sheet", type=Path, help="write a PNG of training images with what is labelled in them")
         parser.add_argument("--regimes", type=Path, help="write a PNG of what each kind of supervision would label")
         parser.print_help()

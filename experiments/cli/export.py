@@ -76,7 +76,7 @@ def write_onnx(program: ExportedProgram, path: Path, network: nn.Module, size: t
     check(lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0]), network, size)
 
 
-def export_run(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """`weakseg export`.
 
     Raises:

@@ -83,7 +83,7 @@ def explain(message: str, error: BaseException | None = None, options: Iterable[
             name = match[1].split(", ")[0]
             return f"{short} needs {match[1]}: give --{where}.init_args.{name} or {name} in a config file"
         names = match[1].replace("fit.", "--")
-        return f"{names} missing: start from a recipe, --config experiments/configs/recipes/NAME.yaml"
+        return f"{names} missing: start from a regime, as in --config quickstart"
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("Expected a ", "expected ")
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text).replace(". Got value:", ", got").strip()
     return f"{where}: {text}" if where and WRAPPER.match(str(error)) is None else text

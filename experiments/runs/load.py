@@ -18,11 +18,12 @@ from torch.utils.data import default_collate
 import datamodules
 import methods
 from common.model.module import SegmentationModule
+from common.training.discovery import import_all
 from datamodules.base import SegmentationDataModule
 from datamodules.cache import shrink
 from datamodules.files import find_images, read_image, to_rgb
 from datamodules.images import WholeImages
-from experiments.cli.configs import read_checkpoint, stored_config
+from experiments.runs.checkpoint import read_checkpoint, stored_config
 from experiments.runs.wandb_api import wandb_api
 
 ARTIFACT = "wandb:"
@@ -111,11 +112,9 @@ def load_run(path: str | Path, which: str = "best") -> Run:
     path = Path(path)
     file = path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
     checkpoint = read_checkpoint(file)
-    config = stored_config(file)
+    config = stored_config(checkpoint)
     config["data"]["init_args"]["seed"] = config["seed_everything"]  # a link of `fit`, so not in the file
-    for package in (methods, datamodules):
-        for name in package.CLASSES:
-            getattr(package, name)
+    import_all(methods, datamodules)
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(SegmentationModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True)

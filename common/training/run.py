@@ -1,0 +1,109 @@
+"""A run: the callbacks, loggers and checkpoints of one training, for the command line and for Python alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+
+from common.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoint
+from common.training.loggers import CSVLogger
+from common.training.nonfinite import NonFiniteGuard
+from common.training.predictions import PredictionPictures
+from common.training.run_dir import RunStart, is_used
+from common.training.summary import RunSummary, git_commit
+from common.training.throughput import FetchTimer, Throughput
+from common.training.tracking import Tracking, WandbMode, make_trackers
+
+
+def run_parts(
+    folder: Path,
+    method: str,
+    config: str,
+    *,
+    seed: int,
+    overwrite: bool = False,
+    checkpoint_every: int = 50,
+    skip_nonfinite: int = 0,
+    wandb: WandbMode = "off",
+    tensorboard: bool = False,
+    wandb_checkpoints: bool = False,
+) -> dict[str, Any]:
+    """Trainer arguments of a training that writes into a run directory: `callbacks`, `logger`, `default_root_dir`.
+
+    Args:
+        folder: run directory.
+        method: class name of the method.
+        config: resolved config of the run, YAML; it goes into `config.yaml` and into each checkpoint.
+        seed: of the run.
+        overwrite: replace the run that is in the directory.
+        checkpoint_every: optimizer steps between `last.ckpt` files.
+        skip_nonfinite: steps without a finite gradient to leave out before the run stops.
+        wandb, tensorboard: log there too.
+        wandb_checkpoints: send the checkpoints to W&B too.
+    """
+
+    def more_loggers(step: int) -> list[Logger]:
+        # They write into the run directory at once: made when it is claimed.
+        return make_trackers(folder, wandb, tensorboard, git_commit(), step)
+
+    checkpoints = folder / "checkpoints"
+    callbacks = [
+        RunStart(folder, method, config, overwrite, more_loggers),
+        NonFiniteGuard(folder, skip_nonfinite),
+        Throughput(),
+        PredictionPictures(folder),
+        best_checkpoint(checkpoints),
+        RunSummary(folder, seed),
+        LastCheckpoint(checkpoints, checkpoint_every),
+        Tracking(folder, wandb_checkpoints),
+    ]
+    return {"callbacks": callbacks, "logger": CSVLogger(folder), "default_root_dir": str(folder)}
+
+
+def make_trainer(
+    folder: str | Path, model: LightningModule, data: LightningDataModule, *, overwrite: bool = False, **trainer: Any
+) -> Trainer:
+    """A Lightning trainer that does what `weakseg fit` does: run directory, checkpoints, metrics, pictures, summary.
+
+        trainer = make_trainer("runs/mine", model, data, max_steps=200, val_check_interval=100)
+        trainer.fit(model, data)
+
+    Args:
+        folder: run directory.
+        model: a method, built with plain values.
+        data: a data module, built with plain values; its seed is the run's.
+        overwrite: replace the run that is in the directory.
+        trainer: arguments of `lightning.Trainer`; `callbacks` come after the project's.
+
+    Raises:
+        FileExistsError: there is a run in the directory.
+    """
+    folder = Path(folder)
+    if is_used(folder) and not overwrite:
+        raise FileExistsError(f"{folder} holds a run already: give overwrite=True, or another directory")
+    told = {"max_epochs": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "devices": 1, **trainer}
+    config = {
+        "seed_everything": data.seed,
+        "trainer": {name: value for name, value in told.items() if isinstance(value, (int, float, str, type(None)))},
+        "model": {"class_path": f"methods.{type(model).__name__}", "init_args": model.constructor_options()},
+        "data": {"class_path": f"datamodules.{type(data).__name__}", "init_args": data.constructor_options()},
+    }
+    seed_everything(data.seed, verbose=False)
+    parts = run_parts(folder, type(model).__name__, yaml.safe_dump(config), seed=data.seed, overwrite=overwrite)
+    callbacks = [*parts.pop("callbacks"), *told.pop("callbacks", [])]
+    data.accumulation = told.get("accumulate_grad_batches", 1)
+    return Trainer(
+        **{
+            "plugins": [AtomicCheckpointIO()],
+            "profiler": FetchTimer(),
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            **told,
+            **parts,
+            "callbacks": callbacks,
+        }
+    )

@@ -1,0 +1,40 @@
+"""`weakseg test`: test metrics of a trained model, kept in its run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.training.summary import RunSummary, git_commit
+from common.training.test_images import TestImages
+from common.training.tracking import Tracking, check_trackers, make_trackers
+from experiments.cli.lightning import run
+from experiments.cli.trained import TrainedCLI, from_run, trained_parser
+
+
+class Test(TrainedCLI):
+    verb = "test"
+
+    def parts(self) -> dict[str, Any]:
+        folder, settings = self.options.run, self.settings
+        if not folder:
+            return super().parts()
+        check_trackers(settings.wandb, settings.tensorboard)
+        kind = self.model.postprocess.kind
+        name = self.options.ckpt.stem + ("" if kind == "none" else f"+{kind}")
+        return super().parts() | {
+            "callbacks": [
+                RunSummary(folder, int(settings.seed_everything), name),
+                TestImages(folder, name),
+                Tracking(
+                    folder, False, lambda: make_trackers(folder, settings.wandb, settings.tensorboard, git_commit())
+                ),
+            ]
+        }
+
+    def test(self, **kwargs: Any) -> None:
+        self.trainer.test(**{**kwargs, "weights_only": True})
+
+
+def main(arguments: Sequence[str]) -> None:
+    run(Test, *from_run(trained_parser("test"), arguments))

@@ -1,0 +1,58 @@
+"""What validate, test and predict share: options that name a trained model, and its config."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.cli.configs import expand_configs
+from experiments.cli.lightning import WeaksegCLI
+from experiments.cli.messages import FILES
+from experiments.runs.checkpoint import read_checkpoint, stored_config
+
+
+class TrainedCLI(WeaksegCLI):
+    """A verb on a trained model, without loggers and checkpoints."""
+
+    def __init__(self, arguments: list[str], options: argparse.Namespace) -> None:
+        self.options = options
+        super().__init__(arguments)
+
+    def parts(self) -> dict[str, Any]:
+        return {"callbacks": [], "logger": False, "enable_checkpointing": False}
+
+
+def trained_parser(verb: str) -> argparse.ArgumentParser:
+    """The options that say which trained model."""
+    parser = argparse.ArgumentParser(
+        prog=f"weakseg {verb}",
+        allow_abbrev=False,
+        epilog="The run's config is taken as it is, on one device; any option of `weakseg fit` overrides it.",
+    )
+    parser.add_argument("--run", type=Path, help="run directory")
+    parser.add_argument("--ckpt", type=Path, help="or a checkpoint file")
+    parser.add_argument("--which", choices=["best", "last"], default="best", help="checkpoint of the run (best)")
+    return parser
+
+
+def from_run(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[list[str], argparse.Namespace]:
+    """Take the parser's options off the command line; put that run's config first.
+
+    It runs in one process, whatever trained the run: the numbers are the same, and its machines may be elsewhere.
+    Other options (`--trainer.devices 2`) overrule this as they do the config.
+    """
+    FILES.clear()
+    options, rest = parser.parse_known_args(arguments)
+    if (options.run is None) == (options.ckpt is None):
+        raise ValueError(f"{parser.prog} needs a trained model: give either --run RUN_DIR or --ckpt FILE")
+    options.ckpt = options.ckpt or options.run / "checkpoints" / f"{options.which}.ckpt"
+    if not options.ckpt.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {options.ckpt}: is it a run directory that `fit` has written?")
+    config = stored_config(read_checkpoint(options.ckpt))
+    # The plugins too: they say which cluster it was.
+    config["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
+    return ["--config", yaml.safe_dump(config), *expand_configs(rest), "--ckpt_path", str(options.ckpt)], options
