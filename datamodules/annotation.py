@@ -8,57 +8,79 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 from PIL import Image
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.supervision import Supervision
+from common.training.files import folder_written_whole
+from datamodules.images import check_sizes
+from datamodules.supervision import dense_names, draw_annotation, known_protocol, shrink_mask
+from datamodules.transforms import fit_size
 
-Array = np.ndarray[Any, Any]
-VERSION = 1  # of the drawing; raise it when reading, resizing or drawing gives other labels, and all is drawn anew
+if TYPE_CHECKING:
+    from datamodules.base import SegmentationDataModule
+
+VERSION = 1  # of the drawing; raise it when reading, resizing or drawing gives other labels
 
 
-def folder_name(
-    data: str, source: str, size: tuple[int, int], supervision: Supervision, seed: int, labeled: Sequence[str]
-) -> str:
-    """The folder of an annotation, named by all that it depends on.
-
-    Args:
-        data: name of the data set's class.
-        source: its files, see `SegmentationDataModule.source`.
-        size: height and width that its images are resized to fit.
-        supervision: what is labelled.
-        seed: of the draw.
-        labeled: names of the labelled images.
-    """
-    key: list[Any] = [data, source, size, asdict(supervision), seed, labeled]
+def folder_name(data: SegmentationDataModule) -> str:
+    """The folder of a data module's annotation, named by all that it depends on."""
+    name, what, seed = type(data).__name__, data.supervision, data.annotation_seed
+    key: list[Any] = [name, data.source(), data.size, asdict(what), seed, data.lists()[0]]
     if VERSION > 1:  # the first version's drawings, older than this number, stay valid
         key.append(VERSION)
-    return f"{data}-{supervision.kind}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
+    return f"{name}-{what.kind}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
 
 
-@contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into; it becomes `folder` when the block ends without an error, and is removed else."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".drawing-"))
-    try:
-        yield scratch
-        # Another run may have drawn the same annotation meanwhile: the first one stays.
-        if not folder.exists():
-            os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def draw(data: SegmentationDataModule, folder: Path) -> None:
+    """Draw the annotation of a data module's labelled images into `folder`, whole or not at all.
+
+    All that training and validation read is read here too, so that a bad file is named before the run begins.
+
+    Raises:
+        ValueError, FileNotFoundError: what reading a file raises, image and mask of unequal size, or no label at all.
+    """
+    labeled, unlabeled = data.lists()
+    dense = dense_names(labeled, data.supervision, data.annotation_seed)
+    with folder_written_whole(folder) as scratch:
+        masks = ((name, *annotate(data, name, name in dense)) for name in labeled)
+        write_annotation(scratch, masks, data.class_names, data.supervision.kind)
+        for name in unlabeled:
+            data.image(name)
+        for name in data.names("val"):
+            check_sizes(name, data.image(name).shape, data.mask(name))
+
+
+def annotate(data: SegmentationDataModule, name: str, dense: bool) -> tuple[Array, Array]:
+    """The mask of a labelled image at the training size, and what of it training may see, both uint8 (h, w).
+
+    Args:
+        data: its data module.
+        name: of the image.
+        dense: all of the mask may be seen, whatever the supervision says.
+
+    Raises:
+        ValueError: image and mask differ in size.
+    """
+    mask = data.mask(name)
+    assert mask is not None  # `lists` takes labelled images from those that have one
+    check_sizes(name, data.image(name).shape, mask)
+    size = fit_size(mask.shape, data.size)
+    small = shrink_mask(mask, size, keep_strokes=data.keep_strokes)
+    if dense:
+        return small, small
+    if data.supervision.real:
+        real = data.annotation(name, cast(Literal["points", "scribbles"], data.supervision.kind))
+        strokes = np.full(mask.shape, IGNORE, np.uint8) if real is None else real
+        return small, shrink_mask(strokes, size, keep_strokes=True)
+    return small, draw_annotation(small, data.supervision, data.annotation_seed, name, data.background)
 
 
 def write_annotation(
@@ -104,8 +126,9 @@ def write_annotation(
     (folder / "annotation.json").write_text(json.dumps(report, indent=1))
 
 
-def announce(folder: Path, report: Mapping[str, Any], kind: str) -> None:
+def announce(data: SegmentationDataModule) -> None:
     """Print how much is labelled, and warn of images and classes without a label; on the first process only."""
+    folder, report, kind = data.annotation_dir(), data.annotation_report(), data.supervision.kind
     share = report["labeled_pixels"] / max(1, report["pixels"])
     rank_zero_only(print)(
         f"labelled: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%} of them), "
@@ -116,3 +139,5 @@ def announce(folder: Path, report: Mapping[str, Any], kind: str) -> None:
     missing = [name for name, count in report["per_class"].items() if not count]
     if missing and kind not in ("tags", "none"):
         rank_zero_warn(f"no labelled pixel of class {', '.join(missing)}: it cannot be learned")
+    if protocol := known_protocol(data.lists()[0]):
+        rank_zero_only(print)(f"the labelled list is {protocol}")

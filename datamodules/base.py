@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import CombinedLoader
-from lightning_utilities.core.rank_zero import rank_zero_only
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch.utilities import CombinedLoader, move_data_to_device
+from torch.utils.data import DataLoader, default_collate
 
-from common.ops.batch import IGNORE
-from datamodules.annotation import announce, folder_name, write_annotation, written_whole
+from common.ops.array import Array
+from datamodules.annotation import announce, draw, folder_name
+from datamodules.augmentation import STREAMS, augmented, whole, with_draws
 from datamodules.cache import DiskCache, RamCache, Small, shrink
-from datamodules.files import find_images, read_image, read_mask
-from datamodules.images import TrainingImages, WholeImages, check_sizes, one_thread
-from datamodules.samplers import EpochSampler
+from datamodules.files import read_image, read_mask
+from datamodules.images import whole_image
+from datamodules.loaders import folder_loader, split_loader, training_loader
 from datamodules.splits import Split
-from datamodules.supervision import (
-    Supervision,
-    dense_names,
-    draw_annotation,
-    known_protocol,
-    shrink_mask,
-    split_images,
-)
-from datamodules.transforms import draw_strong, draw_uniform, fit_size, random_crop, strong_view
-
-Array = np.ndarray[Any, Any]
-STREAMS = ("labeled", "unlabeled")
+from datamodules.supervision import Supervision, split_images
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -62,7 +49,7 @@ class SegmentationDataModule(LightningDataModule):
             takes up to 3 x height x width bytes an image; the results are the same bit for bit.
 
     Raises:
-        ValueError: an option out of range, or without effect beside the others.
+        ValueError: an option out of range, or without effect together with the others.
     """
 
     class_names: Sequence[str] = ()
@@ -108,7 +95,7 @@ class SegmentationDataModule(LightningDataModule):
                 f"data.unlabeled_batch_size {unlabeled_batch_size}: set both, or neither"
             )
         self.strong_views, self.cache = strong_views, cache
-        self._cache: RamCache | DiskCache | None = None  # made with the first loader
+        self.kept: RamCache | DiskCache | None = None  # made with the first loader
         self.predict_folder: Path | None = None  # set by `weakseg predict --images`
         # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.
         self.accumulation = 1
@@ -183,185 +170,80 @@ class SegmentationDataModule(LightningDataModule):
 
     def annotation_dir(self) -> Path:
         """Folder of the drawn annotation, see `datamodules.annotation`."""
-        data, labeled = type(self).__name__, self.lists()[0]
-        return self.cache_dir / folder_name(
-            data, self.source(), self.size, self.supervision, self.annotation_seed, labeled
-        )
+        return self.cache_dir / folder_name(self)
 
     def prepare_data(self) -> None:
-        """Draw the annotation of the labelled images once; afterwards training opens no dense mask.
-
-        All that training and validation read is read here too, so that a bad file is named before the run begins.
-        """
+        """Draw the annotation of the labelled images once; afterwards training opens no dense mask. Raises what
+        `datamodules.annotation.draw` does."""
         folder = self.annotation_dir()
-        if (folder / "annotation.json").exists():
-            return
-        labeled, unlabeled = self.lists()
-        dense = dense_names(labeled, self.supervision, self.annotation_seed)
-        with written_whole(folder) as scratch:
-            masks = ((name, *self._annotate(name, name in dense)) for name in labeled)
-            write_annotation(scratch, masks, self.class_names, self.supervision.kind)
-            for name in unlabeled:
-                self.image(name)
-            for name in self.names("val"):
-                check_sizes(name, self.image(name).shape, self.mask(name))
-
-    def _annotate(self, name: str, dense: bool) -> tuple[Array, Array]:
-        """The dense mask of a labelled image at the stored size, and what of it training may see."""
-        mask = self.mask(name)
-        assert mask is not None  # `lists` takes labelled images from those that have one
-        check_sizes(name, self.image(name).shape, mask)
-        size = fit_size(mask.shape, self.size)
-        small = shrink_mask(mask, size, keep_strokes=self.keep_strokes)
-        if dense:
-            return small, small
-        if self.supervision.real:
-            real = self.annotation(name, cast(Literal["points", "scribbles"], self.supervision.kind))
-            strokes = np.full(mask.shape, IGNORE, np.uint8) if real is None else real
-            return small, shrink_mask(strokes, size, keep_strokes=True)
-        return small, draw_annotation(small, self.supervision, self.annotation_seed, name, self.background)
+        if not (folder / "annotation.json").exists():
+            draw(self, folder)
 
     def annotation_report(self) -> dict[str, Any]:
         """Number of labelled images and pixels, in all and per class (see `summary.json`)."""
         return dict(json.loads((self.annotation_dir() / "annotation.json").read_text()))
 
     def setup(self, stage: str) -> None:
-        """Before training, say what is labelled and make the loaders once.
-
-        Raises:
-            ValueError: a stream without images, or a batch that devices and accumulation cannot share evenly.
-        """
-        if stage != "fit":
-            return
-        announce(self.annotation_dir(), self.annotation_report(), self.supervision.kind)
-        if protocol := known_protocol(self.lists()[0]):
-            rank_zero_only(print)(f"the labelled list is {protocol}")
-        if self.unlabeled_batch_size and not self.lists()[1]:
-            raise ValueError(
-                "data.unlabeled_batch_size asks for unlabelled images, but every training image is labelled: "
-                "set it to 0, use supervision.kind=image_subset, or data.unlabeled_pool=all"
-            )
-        if not self.unlabeled_batch_size and self.supervision.kind == "none":
-            raise ValueError("supervision kind none labels no image: set data.unlabeled_batch_size above 0")
-        self.train_dataloader(), self.val_dataloader()  # raise what is wrong before the run begins
-
-    def _micro_batch(self, batch: int) -> int:
-        if batch % self.accumulation:
-            raise ValueError(
-                f"a batch of {batch} cannot be split into {self.accumulation} accumulated parts: change "
-                "data.batch_size, data.unlabeled_batch_size or trainer.accumulate_grad_batches"
-            )
-        return batch // self.accumulation
-
-    def _stream_lengths(self) -> dict[str, tuple[list[str], int]]:
-        """Per stream: its list and its images per forward pass over all devices."""
-        labeled, unlabeled = self.lists()
-        both = {"labeled": (labeled, self.batch_size), "unlabeled": (unlabeled, self.unlabeled_batch_size)}
-        return {stream: (both[stream][0], self._micro_batch(both[stream][1])) for stream in self.streams}
+        """Before training, say what is labelled. Raises what the loaders do."""
+        if stage == "fit":
+            announce(self)
+            self.train_dataloader(), self.val_dataloader()  # raise what is wrong before the run begins
 
     def train_dataloader(self) -> CombinedLoader:
-        """Batches of all streams, as long as the longest list; a shorter one is repeated."""
-        streams = self._stream_lengths()
-        steps = max(max(1, len(names) // batch) for names, batch in streams.values())
-        annotations = self.annotation_dir()
-        loaders = {
-            stream: self._loader(
-                TrainingImages(names, self._reader(), self.size, annotations if stream == "labeled" else None),
-                batch_sampler=EpochSampler(len(names), batch, steps, self.seed, self.trainer),
-            )
-            for stream, (names, batch) in streams.items()
-        }
-        return CombinedLoader(loaders, "min_size")
+        """Batches of all streams, see `datamodules.loaders.training_loader`; iterating gives (batch, number, 0)."""
+        return training_loader(self)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation_loader("val")
+        """Whole images of the val split, one by one, with their masks."""
+        return split_loader(self, "val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation_loader("test")
+        """Whole images of the test split, one by one, with their masks."""
+        return split_loader(self, "test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The images of `predict_folder`, whose masks are 255 everywhere."""
         if self.predict_folder is None:
             raise ValueError("which images? give `weakseg predict ... --images FOLDER`")
-        files = find_images(self.predict_folder)
-        return self._evaluation_loader(list(files), partial(_read_file, files, self.size), _no_mask)
+        return folder_loader(self, self.predict_folder)
 
-    def _evaluation_loader(
-        self,
-        split: Split | list[str],
-        image: Callable[[str], Small] | None = None,
-        mask: Callable[[str], Array | None] | None = None,
-    ) -> DataLoader[Any]:
-        names = split if isinstance(split, list) else self.names(split)
-        if not names:
-            raise ValueError(f"the {split} split of {type(self).__name__} has no image: give it some")
-        # One image a time, unpadded, and no image twice: the same numbers on any number of processes.
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        images = WholeImages(names[rank::ranks], image or self._reader(), mask or self.mask)
-        return self._loader(images, batch_size=1)
-
-    def _read(self, name: str) -> Small:
+    def small_image(self, name: str) -> Small:
+        """An image as loaders read it: at the training size."""
         return shrink(self.image(name), self.size)
-
-    def _reader(self) -> Callable[[str], Small]:
-        """How loaders get an image. Called before their processes start, so that these share what is kept."""
-        if self.cache == "none":
-            return self._read
-        if self._cache is None and self.cache == "ram":
-            self._cache = RamCache([*self.names("train"), *self.names("val")], self.size, self._read)
-        elif self._cache is None:
-            self._cache = DiskCache(self.cache_dir / "images", self.size, self._read, self.image_file)
-            self._cache.path(self.names("train")[0])  # raises what is wrong before the run begins
-        return self._cache.get
 
     def __getstate__(self) -> dict[str, Any]:
         # What a spawned loader process gets; the trainer holds what cannot be sent.
         return {**self.__dict__, "trainer": None}
 
-    def _loader(self, dataset: Dataset[Any], **how: Any) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
-            **how,
-        )
-
-    # On the device -------------------------------------------------------------------------------------------------
+    # Batches -------------------------------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Add the random numbers of each training sample's augmentation."""
-        # Drawn on the host, where the keys are: asking the device for them would make it wait.
-        for number, stream in enumerate(STREAMS):
-            if stream in batch:
-                seed = self.seed * len(STREAMS) + number
-                batch[stream]["draws"] = draw_uniform(seed, batch[stream]["key"])
-                if stream == "unlabeled" and self.strong_views:
-                    batch[stream]["strong_draws"] = draw_strong(seed, batch[stream]["key"], self.strong_views)
-        return batch
+        """A training batch with the random numbers of its augmentation, drawn on the host."""
+        return with_draws(batch, self.seed, self.strong_views)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """The batch of `common.ops.batch`: training streams augmented, evaluation images as they are."""
-        if "image" not in batch:
-            return {stream: self._training_stream(batch[stream]) for stream in STREAMS if stream in batch}
-        mask = batch["mask"].long()
-        valid = torch.ones(mask.shape, dtype=torch.bool, device=mask.device)
-        return {**batch, "image": batch["image"].float().div_(255), "mask": mask, "valid": valid}
+        if "image" in batch:
+            return whole(batch)
+        return {s: augmented(batch[s], self.crop, self.scale, self.flip) for s in STREAMS if s in batch}
 
-    def _training_stream(self, stream: dict[str, Any]) -> dict[str, Any]:
-        image = stream["image"].float().div_(255)
-        extent, draws, strong = stream.pop("extent"), stream.pop("draws"), stream.pop("strong_draws", None)
-        image, mask, valid = random_crop(image, stream["mask"], extent, draws, self.crop, self.scale, self.flip)
-        if strong is not None:
-            views = [strong_view(image, strong[:, view]) for view in range(strong.shape[1])]
-            stream["strong"] = torch.stack(views, 1)
-        return {**stream, "image": image, "mask": mask, "valid": valid}
+    def ready(self, batch: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
+        """A loader's batch as methods get it from a trainer: see `common.ops.batch`, on `device`."""
+        batch = move_data_to_device(self.on_before_batch_transfer(batch, 0), torch.device(device))
+        return self.on_after_batch_transfer(batch, 0)
 
+    def evaluation_batch(
+        self, image: Array, mask: Array | None = None, name: str = "image", device: torch.device | str = "cpu"
+    ) -> dict[str, Any]:
+        """One whole image as the batch that `validation_step`, `test_step` and `predict_step` get, on `device`.
 
-def _read_file(files: Mapping[str, Path], box: tuple[int, int], name: str) -> Small:
-    return shrink(read_image(files[name]), box)
+        Args:
+            image: uint8 (H, W, 3) RGB of any size; it is resized to fit inside `size`.
+            mask: uint8 (H, W) of class ids and 255; None: 255 everywhere.
+            name: its id.
+            device: where the batch is put.
 
-
-def _no_mask(name: str) -> None:
-    """For images to predict."""
+        Raises:
+            ValueError: image and mask differ in size.
+        """
+        return self.ready(default_collate([whole_image(name, shrink(image, self.size), mask)]), device)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from common.ops.array import Array
+from common.training.files import written_whole
 from datamodules.transforms import fit_size, resize_image
 
-Array = np.ndarray[Any, Any]
 HEADER = 16  # bytes before a record's pixels: heights and widths of the small and the original image, 32 bits each
 FORMAT = 1  # of the disk cache; raise it when decoding or resizing gives other values
 
@@ -80,7 +80,7 @@ class RamCache:
 
 class DiskCache:
     """Images in files, for all runs and devices. A file's key is the image file (path, size and time of change) and the
-    training size, so an image that was replaced is read anew; delete the folder to free the space.
+    training size, so a replaced image is read again; delete the folder to free the space.
 
     Args:
         folder: where they are kept.
@@ -114,9 +114,8 @@ class DiskCache:
         small = unpack(np.fromfile(path, np.uint8)) if path.exists() else None
         if small is None:
             small = self.read(name)
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as scratch:
+            with written_whole(path) as scratch:
                 pack(small).tofile(scratch)
-            os.replace(scratch.name, path)  # never half a file, whoever reads or is killed
         return small
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 
-Array = np.ndarray[Any, Any]
 Color = tuple[int, int, int]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")

@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.cache import Small
 from datamodules.samplers import Draw
 from datamodules.transforms import fit_size, pad_to
-
-Array = np.ndarray[Any, Any]
 
 
 class TrainingImages(Dataset[dict[str, Any]]):
@@ -57,7 +56,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
 
 
 class WholeImages(Dataset[dict[str, Any]]):
-    """Evaluation images at the training size, masks at the original one (255 everywhere where there is none)."""
+    """Evaluation images, see `whole_image`."""
 
     def __init__(
         self,
@@ -72,17 +71,23 @@ class WholeImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.names[index]
-        image, size = self.read(name)
-        mask = self.read_mask(name)
-        if mask is None:
-            mask = np.full(size, IGNORE, np.uint8)
-        check_sizes(name, size, mask)
-        return {
-            "image": torch.from_numpy(image),
-            "mask": torch.from_numpy(mask.copy()),
-            "name": name,
-            "size": torch.tensor(size),
-        }
+        return whole_image(name, self.read(name), self.read_mask(name))
+
+
+def whole_image(name: str, small: Small, mask: Array | None) -> dict[str, Any]:
+    """An evaluation sample: the image at the training size, uint8 (3, h, w), and its mask (H, W), 255 if there is none.
+
+    Raises:
+        ValueError: image and mask differ in their original size.
+    """
+    check_sizes(name, small.size, mask)
+    mask = np.full(small.size, IGNORE, np.uint8) if mask is None else mask.copy()
+    return {
+        "image": torch.from_numpy(small.image),
+        "mask": torch.from_numpy(mask),
+        "name": name,
+        "size": torch.tensor(small.size),
+    }
 
 
 def check_sizes(name: str, size: Sequence[int], mask: Array | None) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 
-Array = np.ndarray[Any, Any]
 STROKE = 3  # pixels, the width of a line in a label map, as in PASCAL's rasterised scribbles
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image, ImageDraw
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.files import read_mask
 from datamodules.supervision import shrink_mask
 
-Array = np.ndarray[Any, Any]
 STROKE = 3  # the width of a scribble in published work, in pixels of the original image
 # Words of ScribbleSup, or of its readers, for VOC's classes.
 TAGS = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Draw(NamedTuple):
     image: int
 
 
-def epoch_order(length: int, count: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def epoch_order(length: int, count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Image indices of one epoch: whole permutations of range(length), one after the other, cut to `count`.
 
     A list that is shorter than the epoch (the labelled one, usually) is so repeated with a new order each time, and

@@ -5,17 +5,15 @@ uint8 (H, W) in and out, 255 = no label. Nothing here looks at anything but one 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy import ndimage
 from skimage.draw import disk
 from skimage.graph import MCP
 from skimage.morphology import skeletonize
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 
-Array = np.ndarray[Any, Any]
 EIGHT = np.ones((3, 3), bool)
 SMALLEST = 9  # pixels; an annotator overlooks a smaller component unless its class has no other
 

@@ -6,16 +6,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.simulate import draw_boxes, draw_clicks, draw_pixels, draw_points, draw_scribbles
 from datamodules.splits import first_few, in_hash_order, read_list
 from datamodules.transforms import nearest_rows
-
-Array = np.ndarray[Any, Any]
 
 # Which options each kind takes, beside `seed`. `Supervision` says which of them it needs.
 OPTIONS: dict[str, tuple[str, ...]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 
 DRAWS = 4  # uniform numbers per sample: scale, vertical and horizontal place of the crop, flip
@@ -23,14 +23,14 @@ def fit_size(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
     return max(1, min(box[0], round(size[0] * scale))), max(1, min(box[1], round(size[1] * scale)))
 
 
-def resize_image(image: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
+def resize_image(image: Array, size: tuple[int, int]) -> Array:
     """uint8 (H, W, 3) to (h, w, 3), bilinear with antialiasing."""
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def pad_to(array: np.ndarray[Any, Any], box: tuple[int, int], value: int) -> np.ndarray[Any, Any]:
+def pad_to(array: Array, box: tuple[int, int], value: int) -> Array:
     """Pad (h, w, ...) at the bottom and right to `box`."""
     rows, columns = box[0] - array.shape[0], box[1] - array.shape[1]
     if not rows and not columns:
@@ -44,7 +44,7 @@ def draw_uniform(seed: int, keys: Tensor) -> Tensor:
     return torch.tensor(np.stack(rows), dtype=torch.float32)
 
 
-def draw_strong(seed: int, keys: Tensor, views: int) -> np.ndarray[Any, Any]:
+def draw_strong(seed: int, keys: Tensor, views: int) -> Array:
     """Uniform numbers (B, views, STRONG_DRAWS) in [0, 1), float32.
 
     Each view's are a function of (seed, epoch, position) and of its number alone, and none are those of `draw_uniform`.
@@ -104,7 +104,7 @@ def random_crop(
     return out, torch.where(valid, label[:, 0].long(), IGNORE), valid
 
 
-def strong_view(image: Tensor, draws: np.ndarray[Any, Any]) -> Tensor:
+def strong_view(image: Tensor, draws: Array) -> Tensor:
     """Colour jitter (for 80 % of the samples), grey (20 %) and blur (50 %), in this order; the geometry stays.
 
     Kinds, chances and strengths are those of UniMatch's code (LiheYoung/UniMatch, dataset/transform.py): brightness,
@@ -125,7 +125,7 @@ def strong_view(image: Tensor, draws: np.ndarray[Any, Any]) -> Tensor:
     return torch.cat([_strong_view(image[i : i + share], draws[i : i + share]) for i in starts])
 
 
-def _strong_view(image: Tensor, draws: np.ndarray[Any, Any]) -> Tensor:
+def _strong_view(image: Tensor, draws: Array) -> Tensor:
     from kornia import color, enhance, filters  # 0.3 s, which runs without strong views need not wait for
 
     jittered, grey, blurred = draws[:, 0] < 0.8, draws[:, 5] < 0.2, draws[:, 6] < 0.5
@@ -140,7 +140,7 @@ def _strong_view(image: Tensor, draws: np.ndarray[Any, Any]) -> Tensor:
     return image.clamp(0, 1)
 
 
-def _where(chosen: np.ndarray[Any, Any], image: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+def _where(chosen: Array, image: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
     """`image` with `change(image, *numbers)` at the chosen samples, which are known on the host."""
     if chosen.all():
         return change(image, *numbers)
@@ -173,6 +173,6 @@ def turn_hue(image: Tensor, turns: Tensor) -> Tensor:
     return torch.stack(channels, 1)
 
 
-def nearest_rows(length: int, wanted: int) -> np.ndarray[Any, Any]:
+def nearest_rows(length: int, wanted: int) -> Array:
     """For each of `wanted` cells the index of the pixel at its centre, of `length` pixels ('nearest-exact')."""
     return ((2 * np.arange(wanted) + 1) * length) // (2 * wanted)

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from datamodules.base import Array, SegmentationDataModule
+from common.ops.array import Array
+from datamodules.base import SegmentationDataModule
 from datamodules.files import default_color, find_images
 from datamodules.splits import SPLITS, Split
 from datamodules.supervision import Supervision

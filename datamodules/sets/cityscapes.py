@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.base import Array, SegmentationDataModule
+from datamodules.base import SegmentationDataModule
 from datamodules.files import find_images, read_mask
 from datamodules.splits import hold_out
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.base import Array, SegmentationDataModule
+from datamodules.base import SegmentationDataModule
 from datamodules.files import find_images, read_classes, read_mask
 from datamodules.labelme_coco import read_coco, read_labelme
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list

@@ -9,8 +9,9 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from scipy.io import loadmat
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.base import Array, SegmentationDataModule
+from datamodules.base import SegmentationDataModule
 from datamodules.files import default_color, find_images
 from datamodules.splits import hold_out, in_hash_order, missing, read_list
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.base import Array, SegmentationDataModule
+from datamodules.base import SegmentationDataModule
 from datamodules.files import find_images
 from datamodules.splits import hold_out, in_hash_order, missing
 

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.random import PCG64
 from numpy.typing import NDArray
 
-from datamodules.base import Array, SegmentationDataModule
+from common.ops.array import Array
+from datamodules.base import SegmentationDataModule
 from datamodules.splits import SPLITS
 
 CLASSES: tuple[str, ...] = ("background", "disc", "box", "triangle", "ring", "cross")

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.base import Array, SegmentationDataModule
+from common.ops.array import Array
+from datamodules.base import SegmentationDataModule
 from datamodules.files import default_color, find_images
 from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribble_png, read_scribble_xml
 from datamodules.splits import SPLITS, check_disjoint, hold_out, missing, read_list

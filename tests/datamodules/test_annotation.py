@@ -1,4 +1,4 @@
-"""The folder of a drawn annotation: when it is found again, and when all is drawn anew."""
+"""The folder of a drawn annotation: when it is found again, and when all is drawn again."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ from dataclasses import asdict
 import pytest
 
 from datamodules import annotation
-from datamodules.annotation import written_whole
 from datamodules.sets.synthetic import Synthetic
 from datamodules.supervision import Supervision
 
@@ -36,7 +35,7 @@ def test_what_an_annotation_depends_on_is_in_its_name(options, tmp_path):
     assert other.annotation_dir().name != scenes(tmp_path).annotation_dir().name
 
 
-def test_another_version_of_the_drawing_code_draws_anew(tmp_path, monkeypatch):
+def test_another_version_of_the_drawing_code_draws_again(tmp_path, monkeypatch):
     scenes(tmp_path).prepare_data()
     (old,) = tmp_path.iterdir()
     monkeypatch.setattr(annotation, "VERSION", annotation.VERSION + 1)
@@ -44,19 +43,3 @@ def test_another_version_of_the_drawing_code_draws_anew(tmp_path, monkeypatch):
     data.prepare_data()
     assert {*tmp_path.iterdir()} == {old, data.annotation_dir()}
     assert old != data.annotation_dir()
-
-
-def test_a_folder_is_written_whole_or_not_at_all_and_the_first_one_stays(tmp_path):
-    folder = tmp_path / "cache" / "one"
-
-    def write(text):
-        with written_whole(folder) as scratch:
-            (scratch / "text").touch()
-            (scratch / "text").write_text(text)
-
-    with pytest.raises(TypeError):
-        write(None)
-    assert not list((tmp_path / "cache").iterdir())
-    write("first")
-    write("second")
-    assert [path.read_text() for path in (tmp_path / "cache").rglob("text")] == ["first"]

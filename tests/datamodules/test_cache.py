@@ -186,14 +186,14 @@ def test_spawned_workers_share_the_memory(folder, tmp_path, monkeypatch):
     (found,) = list(DataLoader(images, sampler=[len(images) - 1], num_workers=1, multiprocessing_context="spawn"))
     assert_same(found, expected)
     monkeypatch.setattr(data, "image", None)
-    assert np.array_equal(data._cache.get(images.names[-1]).image, expected["image"][0])
+    assert np.array_equal(data.kept.get(images.names[-1]).image, expected["image"][0])
 
 
 def test_predicted_images_are_not_kept(folder, tmp_path):
     data = own(folder, tmp_path, cache="ram", num_workers=0)
     data.predict_folder = folder / "images"
     assert len(list(data.predict_dataloader())) == 12
-    assert data._cache is None
+    assert data.kept is None
 
 
 def test_training_through_the_command_is_bit_identical(folder, tmp_path):

@@ -1,0 +1,59 @@
+"""From a loader's batch to the one that methods get (`common.ops.batch`): random numbers, then the device's part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from datamodules.transforms import draw_strong, draw_uniform, random_crop, strong_view
+
+STREAMS = ("labeled", "unlabeled")  # in this order: their augmentation is seeded by it
+
+
+def with_draws(batch: dict[str, Any], seed: int, strong_views: int) -> dict[str, Any]:
+    """A training batch with the random numbers of each sample's augmentation; an evaluation batch as it is.
+
+    They are drawn on the host, where the keys are: asking the device for them would make it wait.
+
+    Args:
+        batch: of a loader.
+        seed: of the augmentation.
+        strong_views: of each unlabelled image.
+    """
+    ready = dict(batch)
+    for number, stream in enumerate(STREAMS):
+        if stream in batch:
+            own, key = seed * len(STREAMS) + number, batch[stream]["key"]
+            ready[stream] = {**batch[stream], "draws": draw_uniform(own, key)}
+            if stream == "unlabeled" and strong_views:
+                ready[stream]["strong_draws"] = draw_strong(own, key, strong_views)
+    return ready
+
+
+def augmented(stream: dict[str, Any], crop: tuple[int, int], scale: tuple[float, float], flip: bool) -> dict[str, Any]:
+    """One stream of `with_draws`, on the device: randomly cropped, with its strong views if it has numbers for them.
+
+    Args:
+        stream: B images at the training size, H x W pixels.
+        crop: height h and width w of the result.
+        scale: range of the random magnification.
+        flip: mirror half of the samples.
+
+    Returns:
+        The stream as a `SegBatch` of h x w pixels.
+    """
+    stream = dict(stream)
+    extent, draws, strong = stream.pop("extent"), stream.pop("draws"), stream.pop("strong_draws", None)
+    image = stream["image"].float().div_(255)
+    image, mask, valid = random_crop(image, stream["mask"], extent, draws, crop, scale, flip)
+    if strong is not None:
+        stream["strong"] = torch.stack([strong_view(image, strong[:, view]) for view in range(strong.shape[1])], 1)
+    return {**stream, "image": image, "mask": mask, "valid": valid}
+
+
+def whole(batch: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation batch as a `SegBatch`: the image at the training size, the mask at the original one."""
+    mask = batch["mask"].long()
+    valid = torch.ones(mask.shape, dtype=torch.bool, device=mask.device)
+    return {**batch, "image": batch["image"].float().div_(255), "mask": mask, "valid": valid}

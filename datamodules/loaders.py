@@ -1,0 +1,128 @@
+"""The loaders of a data module. They need no trainer: without one they are those of a single process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader, Dataset
+
+from common.ops.array import Array
+from datamodules.cache import DiskCache, RamCache, Small, shrink
+from datamodules.files import find_images, read_image
+from datamodules.images import TrainingImages, WholeImages, one_thread
+from datamodules.samplers import EpochSampler
+from datamodules.splits import Split
+
+if TYPE_CHECKING:
+    from datamodules.base import SegmentationDataModule
+
+
+def training_loader(data: SegmentationDataModule) -> CombinedLoader:
+    """Batches of all streams, as long as the longest list; a shorter one is repeated.
+
+    Raises:
+        ValueError: no stream, one without images, or a batch that devices and accumulation cannot share evenly.
+    """
+    labeled, unlabeled = data.lists()
+    if data.unlabeled_batch_size and not unlabeled:
+        raise ValueError(
+            "data.unlabeled_batch_size asks for unlabelled images, but every training image is labelled: "
+            "set it to 0, use supervision.kind=image_subset, or data.unlabeled_pool=all"
+        )
+    if not data.streams:
+        raise ValueError("supervision kind none labels no image: set data.unlabeled_batch_size above 0")
+    both = {"labeled": (labeled, data.batch_size), "unlabeled": (unlabeled, data.unlabeled_batch_size)}
+    streams = {stream: (both[stream][0], _part(both[stream][1], data.accumulation)) for stream in data.streams}
+    steps = max(max(1, len(names) // batch) for names, batch in streams.values())
+    read, annotations = reader(data), data.annotation_dir()
+    loaders = {
+        stream: loader(
+            data,
+            TrainingImages(names, read, data.size, annotations if stream == "labeled" else None),
+            batch_sampler=EpochSampler(len(names), batch, steps, data.seed, data.trainer),
+        )
+        for stream, (names, batch) in streams.items()
+    }
+    return CombinedLoader(loaders, "min_size")
+
+
+def _part(batch: int, accumulation: int) -> int:
+    """Images that one forward pass over all devices sees, of a step's batch."""
+    if batch % accumulation:
+        raise ValueError(
+            f"a batch of {batch} cannot be split into {accumulation} accumulated parts: change "
+            "data.batch_size, data.unlabeled_batch_size or trainer.accumulate_grad_batches"
+        )
+    return batch // accumulation
+
+
+def split_loader(data: SegmentationDataModule, split: Split) -> DataLoader[Any]:
+    """Whole images of a split, one by one, with their masks.
+
+    Raises:
+        ValueError: it has no image.
+    """
+    if not data.names(split):
+        raise ValueError(f"the {split} split of {type(data).__name__} has no image: give it some")
+    return _whole_images(data, data.names(split), reader(data), data.mask)
+
+
+def folder_loader(data: SegmentationDataModule, folder: Path) -> DataLoader[Any]:
+    """Whole images of any folder, one by one; their masks are 255 everywhere. Raises what `find_images` does."""
+    files = find_images(folder)
+    return _whole_images(data, list(files), partial(_read_file, files, data.size), _no_mask)
+
+
+def _whole_images(
+    data: SegmentationDataModule,
+    names: list[str],
+    image: Callable[[str], Small],
+    mask: Callable[[str], Array | None],
+) -> DataLoader[Any]:
+    # One image at a time, unpadded, and no image twice: the same numbers on any number of processes.
+    rank, ranks = (data.trainer.global_rank, data.trainer.world_size) if data.trainer else (0, 1)
+    return loader(data, WholeImages(names[rank::ranks], image, mask), batch_size=1)
+
+
+def reader(data: SegmentationDataModule) -> Callable[[str], Small]:
+    """How loaders get an image. Called before their processes start, so that these share what is kept.
+
+    Raises:
+        ValueError: images that the cache cannot keep.
+    """
+    if data.cache == "none":
+        return data.small_image
+    if data.kept is None and data.cache == "ram":
+        data.kept = RamCache([*data.names("train"), *data.names("val")], data.size, data.small_image)
+    elif data.kept is None:
+        data.kept = DiskCache(data.cache_dir / "images", data.size, data.small_image, data.image_file)
+        data.kept.path(data.names("train")[0])  # raises what is wrong before the run begins
+    return data.kept.get
+
+
+def loader(data: SegmentationDataModule, dataset: Dataset[Any], **how: Any) -> DataLoader[Any]:
+    """A loader with the processes that the data module asks for; `how` says what forms a batch."""
+    return DataLoader(
+        dataset,
+        num_workers=data.num_workers,
+        persistent_workers=data.num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=one_thread,
+        **how,
+    )
+
+
+# Functions of the module, not lambdas: loader processes may be spawned.
+
+
+def _read_file(files: Mapping[str, Path], box: tuple[int, int], name: str) -> Small:
+    return shrink(read_image(files[name]), box)
+
+
+def _no_mask(name: str) -> None:
+    """For images without labels."""
