@@ -1,6 +1,5 @@
 """The weakseg command from end to end, on tiny data."""
 
-import ast
 import csv
 import json
 import re
@@ -14,7 +13,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from test_resume import assert_equal, assert_same_run, load
 
 import methods
 from common.model.inference import InferenceConfig
@@ -22,20 +20,17 @@ from common.model.module import SegmentationModule
 from common.model.postprocess import PostprocessConfig
 from common.ops.batch import IGNORE, check_batch
 from conftest import FOLDER_SIZES, ROOT, TINY, draw_folder, fit_tiny, on_folder, snapshot, weakseg, weakseg_process
-from experiments.cli.configs import from_run, stated
+from experiments.cli.configs import stated
+from experiments.cli.trained import from_run, trained_parser
 from experiments.runs.load import load_run
-from experiments.studies.runner import command, grid
+from same_run import assert_equal, assert_same_run, load
 
-CONFIGS = ROOT / "experiments" / "configs"
-RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
-SHARED = ROOT.parent / "shared"
-HORSES = SHARED / "data" / "weizmann_horse_db"
 CLASSES = ["background", "disc", "box", "triangle", "ring", "cross"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of eight steps on drawn scenes; read it, copy it (`copied`), but do not write into it."""
+    """A run of eight steps on synthetic scenes; read it, copy it (`copied`), but do not write into it."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
     fit_tiny(run_dir)
     return run_dir
@@ -110,19 +105,12 @@ def test_help_of_a_verb_lists_its_options():
 def test_fit_writes_exactly_these_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what libraries drop into the working directory is seen too
     text = weakseg("fit", "--config", TINY)
-    run_dir = tmp_path / "runs" / "Synthetic" / "Supervised" / "pixels0.05-seed0"
+    run_dir = tmp_path / "runs" / "Synthetic" / "Supervised" / "pixels-0.05-seed0"
     files = {"config.yaml", "metrics.csv", "summary.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     expected = {run_dir / name for name in files | {"pictures/last.png"}}
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == expected
-    assert "runs/Synthetic/Supervised/pixels0.05-seed0" in text
+    assert "runs/Synthetic/Supervised/pixels-0.05-seed0" in text
     assert "612 pixels" in text
-
-
-@pytest.mark.parametrize("by_sequence", ["false", "true"])
-def test_images_drawn_by_sequence_have_a_default_directory_of_their_own(by_sequence):
-    drawn = f"{{kind: image_subset, fraction: 0.25, by_sequence: {by_sequence}}}"
-    name = parsed(["--config", TINY, "--data.init_args.supervision", drawn]).run_dir().name
-    assert name == {"false": "image_subset0.25-seed0", "true": "image_subset0.25-by_sequence-seed0"}[by_sequence]
 
 
 def test_summary_says_what_was_trained_on_what(trained):
@@ -149,7 +137,7 @@ def test_summary_says_what_was_trained_on_what(trained):
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-@pytest.mark.parametrize(("method", "terms"), [("Supervised", []), ("TV", ["pce", "tv", "directional", "ramp"])])
+@pytest.mark.parametrize(("method", "terms"), [("Supervised", []), ("TV", ["pce", "tv", "ramp"])])
 def test_columns_and_rows_of_metrics_csv(method, terms, tmp_path):
     fit_tiny(tmp_path / "run", "--model", method, "--trainer.max_steps", "5")
     with (tmp_path / "run" / "metrics.csv").open() as file:
@@ -187,7 +175,7 @@ def test_a_used_directory_is_refused_with_the_ways_out(options, copied):
     before = snapshot(copied)
     options = [str(copied / "checkpoints" / "last.ckpt") if word == "LAST" else word for word in options]
     text = fit_tiny(copied, *options, expect=1)
-    for words in (str(copied), "--resume auto", "--overwrite true", "--run_dir"):
+    for words in (str(copied), "--resume auto", "--overwrite", "--run_dir"):
         assert words in text
     assert snapshot(copied) == before
 
@@ -196,7 +184,7 @@ def test_overwrite_replaces_the_run_and_leaves_other_files(copied, tmp_path):
     (copied / "notes.txt").write_text("mine")
     (copied / "nonfinite_rank0.pt").touch()
     options = ["--seed_everything", "1", "--trainer.max_steps", "4"]
-    fit_tiny(copied, *options, "--overwrite", "true")
+    fit_tiny(copied, *options, "--overwrite")
     fit_tiny(tmp_path / "fresh", *options)
     assert_same_run(copied, tmp_path / "fresh")
     assert summary(copied)["seed"] == 1
@@ -215,7 +203,7 @@ def test_init_from_starts_at_step_0_with_those_weights(trained, tmp_path):
     assert not torch.equal(weights(tmp_path / "other")[names[0]], weights(trained)[names[0]])
 
 
-@pytest.mark.parametrize("other", [["--init_from", "LAST"], ["--overwrite", "true"]])
+@pytest.mark.parametrize("other", [["--init_from", "LAST"], ["--overwrite"]])
 def test_contradictory_starts_are_refused(other, copied):
     before = snapshot(copied)
     other = [str(copied / "checkpoints" / "last.ckpt") if word == "LAST" else word for word in other]
@@ -538,105 +526,6 @@ def test_doctor_counts_sound_data_and_names_every_problem(folder, tmp_path):
     assert "2 problems in the data" in text.splitlines()[-1]
 
 
-# Shipped files -----------------------------------------------------------------------------------------------------
-
-
-def parsed(arguments):
-    """The command that `weakseg fit` would run; no class is built."""
-    from experiments.cli.configs import expand_configs
-    from experiments.cli.lightning import WeaksegCLI
-
-    class ParseOnly(WeaksegCLI):
-        def instantiate_classes(self):
-            pass
-
-        def _run_subcommand(self, subcommand):
-            pass
-
-    return ParseOnly("fit", expand_configs([str(argument) for argument in arguments]))
-
-
-def parse(arguments):
-    """The settings that `weakseg fit` would run with."""
-    return parsed(arguments).settings
-
-
-def command_in(path):
-    """The command in a file's first line, `# weakseg fit ...`, without its capital placeholders."""
-    words = path.read_text().splitlines()[0].removeprefix("# ").split()
-    assert words[:2] == ["weakseg", "fit"], f"{path}: the first line must be the command"
-    return words[2:]
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_parses_and_opens_with_its_command(path):
-    words = command_in(path)
-    assert (ROOT / words[words.index("--config") + 1]).samefile(path)
-    settings = parse(["--config", path, *words[2:]])
-    assert settings.trainer.max_steps > 0
-    assert settings.model.class_path.startswith("methods.")
-
-
-@pytest.mark.parametrize(
-    "path", sorted(CONFIGS.glob("[dmt]*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
-)
-def test_part_of_a_config_parses(path):
-    parts = [CONFIGS / "base.yaml", CONFIGS / "data" / "synthetic.yaml", CONFIGS / "method" / "supervised.yaml", path]
-    settings = parse([word for part in parts for word in ("--config", part)])
-    for section, content in yaml.safe_load(path.read_text()).items():
-        if isinstance(content, dict) and "class_path" in content:
-            assert settings[section].class_path.rsplit(".", 1)[-1] == content["class_path"]
-
-
-@pytest.mark.parametrize("words", [["--model.init_args.network.weights", "null"], ["--model.network.weights=null"]])
-def test_null_on_the_command_line_undoes_what_a_file_sets(words):
-    settings = parse(["--config", CONFIGS / "recipes" / "weizmann_tv.yaml", "--data.init_args.root", ".", *words])
-    assert settings.model.init_args.network.weights is None
-    assert settings.model.init_args.network.encoder == "mobilenet_v2"
-    assert settings.model.class_path == "methods.TV"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
-def test_sweep_parses(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    sweep = yaml.safe_load(path.read_text())
-    points = grid(sweep)
-    for point in (points[0], points[-1]):
-        words = command(sweep, point, tmp_path, [])
-        settings = parse(words[words.index("fit") + 1 :])
-        for name, value in point.items():
-            if name == "config":
-                assert (ROOT / value).is_file()
-                continue
-            found = settings
-            for key in name.split("."):
-                found = found[key]
-            assert found == value
-
-
-DRAWN = [p for p in RECIPES if "synthetic" in p.read_text() or p.stem.startswith(("quickstart", "textures"))]
-
-
-@pytest.mark.parametrize("path", DRAWN, ids=lambda path: path.stem)
-def test_recipe_on_drawn_data_runs_two_steps(path, tmp_path):
-    small = ["--data.init_args.train", "16", "--data.init_args.val", "2", "--data.init_args.num_workers", "0"]
-    steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.enable_progress_bar", "false"]
-    weakseg("fit", "--config", path, "--run_dir", tmp_path / "run", *small, *steps)
-    assert summary(tmp_path / "run")["steps"] == 2
-
-
-@pytest.mark.skipif(not HORSES.is_dir(), reason="needs the Weizmann horses in ../shared/data")
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.startswith("weizmann")], ids=lambda path: path.stem)
-def test_recipe_on_horses_runs_two_steps(path, tmp_path):
-    data = ["--data.init_args.root", HORSES, "--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0"]
-    network = ["--model.init_args.network.weights", "null", "--trainer.limit_val_batches", "2"]
-    steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.enable_progress_bar", "false"]
-    weakseg("fit", "--config", path, "--run_dir", tmp_path / "run", *data, *network, *steps)
-    result, supervision = summary(tmp_path / "run"), parse(["--config", path, *data]).data.init_args.supervision
-    share = supervision.fraction if supervision.kind == "image_subset" else 1
-    assert (result["steps"], result["annotation"]["images"]) == (2, 160 * share)
-
-
 # Two processes -----------------------------------------------------------------------------------------------------
 
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
@@ -684,64 +573,10 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert moved > 1e-2
     assert differ < 1e-4 * moved
     assert summary(tmp_path / "two")["devices"] == "2 x cpu"
-    options, _ = from_run("test", ["--run", str(tmp_path / "two")])  # evaluated in one process, unless told otherwise
+    # Evaluated in one process, unless told otherwise.
+    options, _ = from_run(trained_parser("test"), ["--run", str(tmp_path / "two")])
     assert stated(options, "trainer", "devices") == 1
     assert stated(options, "trainer", "strategy") == "auto"
     weakseg("test", "--run", tmp_path / "two")
     assert summary(tmp_path / "two")["steps"] == 2
     assert summary(tmp_path / "two")["last"]["val/miou"] == pytest.approx(summary(tmp_path / "one")["last"]["val/miou"])
-
-
-# The house ---------------------------------------------------------------------------------------------------------
-
-PACKAGES = ("common", "methods", "datamodules", "experiments")
-FORBIDDEN = {
-    "common": {"methods", "datamodules", "experiments"},
-    "methods": {"datamodules", "experiments"},
-    "datamodules": {"methods", "experiments"},
-    "experiments": set(),
-}
-ROOMS = ("ops", "model", "training")  # of common, from the lowest floor up
-NOT_IN_OPS = {"lightning", "segmentation_models_pytorch", "timm", "torchmetrics"}
-
-
-def imports_of(path):
-    """Names of modules that a file imports, at any depth of its code."""
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) + 1 - node.level] if node.level else ()
-            module = ".".join([*start, *([node.module] if node.module else [])])
-            yield from (f"{module}.{name.name}" for name in node.names)
-
-
-def test_imports_point_one_way():
-    wrong, seen = [], set()
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            own = path.relative_to(ROOT).parts
-            for name in imports_of(path):
-                parts = name.split(".")
-                seen.add((package, parts[0]))
-                other = package == "methods" and parts[0] == "methods" and len(own) > 2 and parts[1] != own[1]
-                if parts[0] in FORBIDDEN[package] or other:
-                    wrong.append(f"{path.relative_to(ROOT)} imports {name}")
-                if package == "common" and len(own) > 2:
-                    above = {f"common.{room}" for room in ROOMS[ROOMS.index(own[1]) + 1 :]}
-                    foreign = own[1] == "ops" and parts[0] in NOT_IN_OPS
-                    if ".".join(parts[:2]) in above or foreign:
-                        wrong.append(f"{path.relative_to(ROOT)} imports {name}")
-    assert not wrong
-    assert {("methods", "common"), ("datamodules", "common"), ("experiments", "methods")} <= seen  # it does look
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_the_imported_packages_are_this_checkouts(package):
-    where = "import importlib, pathlib; print(pathlib.Path(importlib.import_module(%r).__file__).resolve().parent)"
-    text = subprocess.run(
-        [sys.executable, "-c", where % package], cwd="/", capture_output=True, text=True, check=True
-    )  # from elsewhere: the installed package answers, not the current folder
-    assert text.stdout.strip() == str((ROOT / package).resolve())
-    assert sys.modules[package].__file__ == str(ROOT / package / "__init__.py")

@@ -6,12 +6,12 @@ from PIL import Image
 
 from conftest import TINY, draw_folder, weakseg
 
-FOLDER = ["--config", TINY.parent.parent / "experiments" / "configs" / "base.yaml", "--data", "Folder"]
+FOLDER = ["--config", "base", "--data", "Folder"]
 
 
 def test_the_same_picture_in_two_splits_is_found_under_another_name(tmp_path):
     root = draw_folder(tmp_path / "data")
-    options = [*FOLDER, "--data.init_args.root", root]
+    options = [*FOLDER, "--data.root", root]
     assert "no problem found" in weakseg("doctor", *options)
     for kind in ("images", "masks"):
         shutil.copy(root / kind / "0.png", root / kind / "8.png")  # 0 is for training, 8 for test

@@ -21,12 +21,12 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.plugins import MixedPrecision
-from test_resume import assert_same_run, load, metrics
 
 import common.training.checkpoints
 import methods
 from common.model.module import SegmentationModule
 from conftest import LONG, SMALL, TINY, fit_tiny, needs, two_processes, weakseg, weakseg_process
+from same_run import assert_same_run, load, metrics
 
 OFTEN = [*LONG, "--checkpoint_every", "3"]
 
