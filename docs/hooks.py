@@ -34,6 +34,7 @@ PICTURES = {".png", ".svg", ".jpg", ".gif"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
 MARKS = re.compile(r"\[(\w+)\](?=\s*\[)")  # [code] [ours]: two marks, and no link
+NAME = re.compile(r"`((?:weakseg|common|datamodules|methods|experiments)(?:\.\w+)+)`")
 FENCE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 ITEM = re.compile(r"(\d+\.|[-*]) +(?=\S)")
 
@@ -96,9 +97,27 @@ def reference_text(uri: str, paths: list[str]) -> str:
         doc = ast.get_docstring(ast.parse((ROOT / paths[0]).read_text())) or ""
         return "\n".join([f"# {name}", "", doc, "", "| module | |", "|---|---|", *rows])
     if len(paths) == 1:
-        return f"# {name}\n\n::: {dotted(paths[0])}\n"
+        return f"# {name}\n\n::: {dotted(paths[0])}\n\n{exported(paths[0])}"
     shown = [f"::: {dotted(path)}\n    options: {{show_root_heading: true, heading_level: 2}}\n" for path in paths]
     return "\n".join([f"# {name}\n", *shown])
+
+
+def exported(path: str) -> str:
+    """What a module offers by another name than its home's: a list with links, and what no other page shows."""
+    tree = ast.parse((ROOT / path).read_text()).body
+    names = {
+        one for node in tree if isinstance(node, ast.Assign) and is_all(node) for one in ast.literal_eval(node.value)
+    }
+    homes = [(node.module, one.name) for node in tree if isinstance(node, ast.ImportFrom) for one in node.names]
+    homes = [(module, one) for module, one in homes if one in names]
+    shown = {dotted(file) for files in reference().values() for file in files}
+    rows = [f'- `{one}`: <autoref optional identifier="{home}.{one}">`{home}.{one}`</autoref>' for home, one in homes]
+    blocks = [f"::: {home}.{one}\n    options: {{show_root_heading: true}}" for home, one in homes if home not in shown]
+    return "\n".join([*rows, "", *blocks])
+
+
+def is_all(node: ast.Assign) -> bool:
+    return ast.unparse(node.targets[0]) == "__all__" and isinstance(node.value, ast.List)
 
 
 def page_link(page: str, target: str) -> str:
@@ -244,7 +263,9 @@ class Docstrings(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = "\n".join(self.lines(obj.docstring.value.split("\n")))
+            text = "\n".join(self.lines(obj.docstring.value.split("\n")))
+            # Optional: names that the reference does not show stay code.
+            obj.docstring.value = NAME.sub(r'<autoref optional identifier="\1">`\1`</autoref>', text)
 
     @staticmethod
     def lines(lines: Iterable[str]) -> Iterable[str]:
