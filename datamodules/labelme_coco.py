@@ -80,10 +80,11 @@ def read_labelme(path: Path, class_names: Sequence[str]) -> Array:
 def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, Callable[[], Array]]:
     """Per image stem of a COCO file, a function that draws its label map (H, W) uint8; 255 outside the annotations.
 
-    Polygons and uncompressed run lengths are read; larger areas are drawn first, so that small objects stay visible.
+    Polygons and run lengths are read, compressed ones too; larger areas are drawn first, so that small objects stay
+    visible.
 
     Raises:
-        ValueError: no COCO file, an unknown category, or compressed run lengths.
+        ValueError: no COCO file, an unknown category, or, when a map is drawn, run lengths that do not fit the image.
     """
     content = read_json(path)
     try:
@@ -102,7 +103,7 @@ def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, Callable[[], 
         canvas = Image.new("L", size, IGNORE)
         for _, value, shape in sorted(found[key], key=lambda entry: -entry[0]):
             if isinstance(shape, dict):
-                canvas.paste(value, mask=Image.fromarray(_run_lengths(shape, size, path)))
+                canvas.paste(value, mask=Image.fromarray(from_run_lengths(shape, size, path)))
                 continue
             for ring in shape:
                 ImageDraw.Draw(canvas).polygon([float(v) for v in ring], fill=value)
@@ -111,14 +112,48 @@ def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, Callable[[], 
     return {Path(images[key]["file_name"]).stem: partial(draw_map, key) for key in images if found[key]}
 
 
-def _run_lengths(shape: dict[str, Any], size: tuple[int, int], path: Path) -> Array:
-    """uint8 (H, W), 255 inside: COCO counts pixels column by column, outside first."""
-    counts = shape["counts"]
+def from_run_lengths(shape: dict[str, Any], size: tuple[int, int], path: Path) -> Array:
+    """uint8 (H, W), 255 inside: COCO counts pixels column by column, outside first.
+
+    Not by pycocotools, which leaves memory as it was where the counts are too few, and reads beyond a cut text.
+
+    Args:
+        shape: its `counts` are a list, or a text of compressed ones.
+        size: (width, height) of the image.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: the counts are none, or not as many pixels as the image.
+    """
+    counts = shape.get("counts")
     if isinstance(counts, str):
-        raise ValueError(f"{path} has compressed run lengths: export polygons, or run lengths as lists of numbers")
-    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    if values.size != size[0] * size[1]:
+        counts = decompressed(counts)
+    if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError(f"{path} has run lengths that cannot be read: export it again, or polygons")
+    if sum(counts) != size[0] * size[1]:
         raise ValueError(
-            f"{path}: run lengths of {values.size} pixels in an image of {size[0]} x {size[1]}: export it again"
+            f"{path}: run lengths of {sum(counts)} pixels in an image of {size[0]} x {size[1]}: export it again"
         )
-    return np.where(values.reshape(size[0], size[1]).T, 255, 0).astype(np.uint8)
+    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return np.where(values.reshape(size).T, 255, 0).astype(np.uint8)
+
+
+def decompressed(text: str) -> list[int] | None:
+    """The counts in COCO's compressed run lengths; None if the text is cut or has other characters.
+
+    A character holds five bits, lowest ones first, and a sixth that says whether more follow; the highest bit of a
+    number is its sign. From the fourth number on, each is the difference to the one before the last.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 40:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << shift - 4
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return None if shift else counts

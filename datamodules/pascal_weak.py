@@ -32,6 +32,14 @@ TAGS = {
 }
 
 
+def read_scribbles(folder: Path, name: str, size: tuple[int, int], class_names: Sequence[str]) -> Array | None:
+    """Scribbles of one image from `name.xml` or `name.png`, as the two functions below read them; None without any."""
+    xml, png = folder / f"{name}.xml", folder / f"{name}.png"
+    if xml.is_file():
+        return read_scribble_xml(xml, size, class_names)
+    return read_scribble_png(png, size, len(class_names)) if png.is_file() else None
+
+
 def read_scribble_xml(path: Path, size: tuple[int, int], class_names: Sequence[str]) -> Array:
     """Scribbles of one image from the XML of ScribbleSup (Lin et al., CVPR 2016).
 

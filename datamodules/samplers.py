@@ -43,7 +43,8 @@ class EpochSampler(Sampler[list[Draw]]):
         batch: images per step over all ranks.
         steps: batches per epoch.
         seed: of the order.
-        trainer: tells epoch, rank and, after a resume, the batch to start at; None iterates epoch 0 on one process.
+        trainer: tells epoch, rank and, after a resume, the batch to start at. None: one process, whose iterations are
+            the epochs.
 
     Raises:
         ValueError: an empty list, or a batch that the ranks cannot share evenly.
@@ -56,6 +57,7 @@ class EpochSampler(Sampler[list[Draw]]):
         if batch % ranks:
             raise ValueError(f"a batch of {batch} cannot be shared by {ranks} devices: choose a multiple of {ranks}")
         self.length, self.batch, self.steps, self.seed, self.trainer = length, batch, steps, seed, trainer
+        self.iterated = 0  # epochs, without a trainer
 
     def __len__(self) -> int:
         return self.steps
@@ -67,7 +69,8 @@ class EpochSampler(Sampler[list[Draw]]):
 
     def _progress(self) -> tuple[int, int]:
         if self.trainer is None:
-            return 0, 0
+            self.iterated += 1
+            return self.iterated - 1, 0
         loop = self.trainer.fit_loop
         epoch: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         # Lightning restores the counters but not the position in the loader. `processed`, not `ready`: a batch that

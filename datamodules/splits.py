@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,24 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
+def read_lists(folder: Path) -> dict[str, list[str]]:
+    """Lists of one's own: `train.txt` and `test.txt`, perhaps `val.txt`, or with a number (`train1000.txt`).
+
+    Raises:
+        FileNotFoundError: one is missing, or there are two of a split.
+        ValueError: what `read_list` raises.
+    """
+    splits: dict[str, list[str]] = {}
+    for split in SPLITS:
+        found = [path for path in sorted(folder.glob("*.txt")) if re.fullmatch(rf"{split}\d*", path.stem)]
+        if len(found) != 1 and (found or split != "val"):
+            names = ", ".join(path.name for path in found) or "none"
+            raise FileNotFoundError(f"{folder} needs one list {split}.txt (or {split}NUMBER.txt), it has {names}")
+        if found:
+            splits[split] = read_list(found[0])
+    return splits
+
+
 def first_few(names: Iterable[str]) -> str:
     """Names for a message: the first five in order, and how many there are."""
     every = sorted(names)
@@ -56,9 +75,18 @@ def in_hash_order(names: Iterable[str], salt: str = "") -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{salt}{name}".encode()).digest())
 
 
-def hold_out(names: Iterable[str], keep: Iterable[str] = ()) -> tuple[list[str], list[str]]:
-    """`names` in order, parted into training and validation images where the authors give no validation set: every
-    fifth, from the fifth on, is for validation; those in `keep` (a published list of labelled images) are not."""
-    every = sorted(names)
-    val = sorted({*every} - {*keep})[4::5]
-    return sorted({*every} - {*val}), val
+def hold_out(names: Iterable[str], test: Iterable[str], keep: Iterable[str] = ()) -> dict[str, list[str]]:
+    """Splits where the authors give no validation set: every fifth of the sorted other images, from the fifth on.
+
+    Args:
+        names: of the training images; those in `test` do not count.
+        test: of the test images.
+        keep: names that are not held out (a published list of labelled images).
+
+    Returns:
+        `train` and `val` sorted, `test` in its order.
+    """
+    test = list(test)
+    every = {*names} - {*test}
+    val = sorted(every - {*keep})[4::5]
+    return {"train": sorted(every - {*val}), "val": val, "test": test}

@@ -63,8 +63,7 @@ class Cityscapes(SegmentationDataModule):
             if mask is None:
                 raise ValueError(f"{self.root / 'gtFine'} has neither {stem}TrainIds.png nor {stem}Ids.png")
             self.masks[name] = mask
-        rest, val = hold_out(train, keep=self.supervision.listed())
-        self.splits = {"train": rest, "val": val, "test": list(test)}
+        self.splits = hold_out(train, test, keep=self.supervision.listed())
 
     def _files(self, kind: str, part: str) -> dict[str, Path]:
         folder = self.root / kind / part

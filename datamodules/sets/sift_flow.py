@@ -53,9 +53,7 @@ class SIFTFlow(SegmentationDataModule):
         self.masks = {path.stem: path for path in labels.glob("*.mat")}
         if lost := missing(self.images, self.masks):
             raise ValueError(f"{labels} has no labels of {lost}: unpack SemanticLabels again")
-        test = self._test()
-        train, val = hold_out(self.images.keys() - {*test})
-        self.splits = {"train": train, "val": val, "test": test}
+        self.splits = hold_out(self.images, self._test())
 
     def _inner(self, kind: str) -> Path:
         folder = self.root / kind / SCENES

@@ -53,9 +53,7 @@ class StanfordBackground(SegmentationDataModule):
             raise ValueError(f"{labels} has no ID.regions.txt of {lost}: unpack iccv09Data again")
         if len(self.images) != 715:
             rank_zero_warn(f"{self.root / 'images'} has {len(self.images)} images, not 715: the splits are others")
-        test = in_hash_order(self.images)[fold::5]
-        train, val = hold_out(self.images.keys() - {*test})
-        self.splits = {"train": train, "val": val, "test": test}
+        self.splits = hold_out(self.images, in_hash_order(self.images)[fold::5])
 
     def mask(self, name: str) -> Array:
         path = self.masks[name]

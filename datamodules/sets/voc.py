@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 from common.ops.array import Array
 from datamodules.base import SegmentationDataModule
 from datamodules.files import default_color, find_images
-from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribble_png, read_scribble_xml
-from datamodules.splits import SPLITS, check_disjoint, hold_out, missing, read_list
+from datamodules.pascal_download import VOC, download
+from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribbles
+from datamodules.splits import check_disjoint, hold_out, missing, read_list, read_lists
 
-VOC = Path("VOCdevkit", "VOC2012")
 Masks = Literal["SegmentationClassAug", "SegmentationClass"]
 
 
@@ -72,11 +70,10 @@ class PascalVOC(SegmentationDataModule):
             raise FileNotFoundError(f"folder {self.scribbles} does not exist: check data.scribbles")
         self.click_file = Path(clicks).expanduser() if clicks else None
         self.clicks = read_clicks(self.click_file) if self.click_file else None
-        self.splits = self._own(Path(splits).expanduser()) if splits else self._official()
+        self.splits = read_lists(Path(splits).expanduser()) if splits else self._official()
         check_disjoint(self.splits)
         if "val" not in self.splits:
-            train, val = hold_out(self.splits["train"], keep=self.supervision.listed())
-            self.splits |= {"train": train, "val": val}
+            self.splits = hold_out(self.splits["train"], self.splits["test"], keep=self.supervision.listed())
         for split, names in self.splits.items():
             if lost := missing(names, self.images):
                 raise FileNotFoundError(f"{self.root / VOC / 'JPEGImages'} has no image of {lost}, of {split}: add it")
@@ -92,48 +89,7 @@ class PascalVOC(SegmentationDataModule):
             raise ValueError(f"{self.root / VOC / self.kind} has the official val images alone: give data.splits")
         return {"train": train, "test": test}
 
-    def _own(self, folder: Path) -> dict[str, list[str]]:
-        splits: dict[str, list[str]] = {}
-        for split in SPLITS:
-            found = [path for path in sorted(folder.glob("*.txt")) if re.fullmatch(rf"{split}\d*", path.stem)]
-            if len(found) != 1 and (found or split != "val"):
-                names = ", ".join(path.name for path in found) or "none"
-                raise FileNotFoundError(f"{folder} needs one list {split}.txt (or {split}NUMBER.txt), it has {names}")
-            if found:
-                splits[split] = read_list(found[0])
-        return splits
-
-    @staticmethod
-    def prepare(root: Path, masks: Masks = "SegmentationClassAug") -> None:
-        """Download what is missing, through torchvision. `SegmentationClassAug` is put together of VOC's own masks and,
-        for the other images, those of SBD: 12,031 in all.
-
-        Raises:
-            ConnectionError: no network; says what to get by hand.
-        """
-        from torchvision.datasets import SBDataset, VOCSegmentation
-
-        folder, sbd = root / VOC, root / "SBD"
-        try:
-            if not (folder / "JPEGImages").is_dir():
-                VOCSegmentation(root, year="2012", image_set="trainval", download=True)
-            if (folder / masks).is_dir():
-                return
-            if not (sbd / "cls").is_dir():
-                SBDataset(str(sbd), download=True)
-        except (OSError, RuntimeError) as error:
-            raise ConnectionError(
-                f"PASCAL VOC cannot be downloaded ({error}): get VOCtrainval_11-May-2012.tar, and SegmentationClassAug "
-                f"or SBD's benchmark.tgz, by hand, so that there are {folder / 'JPEGImages'} and {folder / masks}"
-            ) from error
-        fine, part = find_images(folder / "SegmentationClass"), folder / f"{masks}.part"
-        shutil.copytree(folder / "SegmentationClass", part, dirs_exist_ok=True)
-        for split in ("train", "val"):
-            coarse = SBDataset(str(sbd), image_set=split, mode="segmentation")
-            for number, path in enumerate(coarse.masks):
-                if (name := Path(path).stem) not in fine:
-                    coarse[number][1].save(part / f"{name}.png")
-        part.rename(folder / masks)
+    prepare = staticmethod(download)
 
     def source(self) -> str:
         return f"{self.root.resolve()} {self.kind} {self.scribbles} {self.click_file}"
@@ -151,7 +107,4 @@ class PascalVOC(SegmentationDataModule):
             return clicks_mask(self.clicks[name], size) if name in self.clicks else None
         if self.scribbles is None:
             raise ValueError("real scribbles need their folder: give data.scribbles")
-        xml, png = self.scribbles / f"{name}.xml", self.scribbles / f"{name}.png"
-        if xml.is_file():
-            return read_scribble_xml(xml, size, self.class_names)
-        return read_scribble_png(png, size, self.num_classes) if png.is_file() else None
+        return read_scribbles(self.scribbles, name, size, self.class_names)

@@ -44,5 +44,4 @@ class WeizmannHorse(SegmentationDataModule):
                 "unpack weizmann_horse_db again"
             )
         every = sorted(self.images)
-        train, val = hold_out(every[:200])
-        self.splits = {"train": train, "val": val, "test": every[-127:]}
+        self.splits = hold_out(every[:200], every[200:])

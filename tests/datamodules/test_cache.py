@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from conftest import fit_tiny
 from datamodules.cache import HEADER, DiskCache, RamCache, Small, pack, shrink, unpack
+from datamodules.scenes import CLASSES, draw_scene
 from datamodules.sets.folder import Folder
-from datamodules.sets.synthetic import CLASSES, Synthetic, draw_scene
+from datamodules.sets.synthetic import Synthetic
 
 KINDS = ("ram", "disk")
 

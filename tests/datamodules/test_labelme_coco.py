@@ -1,5 +1,6 @@
 """Annotations drawn with labelme and COCO tools, read by `Folder`."""
 
+import itertools
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from PIL import Image
 
 from common.ops.batch import IGNORE
 from conftest import fit_tiny
-from datamodules.labelme_coco import read_coco, read_labelme
+from datamodules.labelme_coco import decompressed, read_coco, read_labelme
 from datamodules.sets.folder import Folder
 
 CLASSES = ("background", "dog", "cat")
@@ -111,12 +112,76 @@ def test_coco_polygons_and_run_lengths_small_over_large(tmp_path):
 def test_coco_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="label 'cow'"):
         read_coco(coco(tmp_path / "c.json", [], categories=("dog", "cow")), CLASSES)
-    compressed = [{"image_id": 0, "category_id": 11, "segmentation": {"size": [30, 40], "counts": "abc"}}]
-    with pytest.raises(ValueError, match="compressed run lengths: export polygons"):
-        read_coco(coco(tmp_path / "d.json", compressed), CLASSES)["a"]()
-    short = [{"image_id": 0, "category_id": 11, "segmentation": {"size": [30, 40], "counts": [5, 5]}}]
-    with pytest.raises(ValueError, match="10 pixels in an image of 40 x 30"):
-        read_coco(coco(tmp_path / "e.json", short), CLASSES)["a"]()
+
+
+def run_lengths(path, counts, size=(40, 30)):
+    shape = {"image_id": 0, "category_id": 11, "segmentation": {"size": [size[1], size[0]], "counts": counts}}
+    return read_coco(coco(path, [shape], size=size), CLASSES)["a"]()
+
+
+def compressed(mask):
+    """Run lengths of a mask (H, W) of bool, as a list and as text, written from COCO's description."""
+    pixels = mask.T.ravel().tolist()
+    edges = [0, *(i for i in range(len(pixels)) if pixels[i] != (i > 0 and pixels[i - 1])), len(pixels)]
+    counts = [after - before for before, after in itertools.pairwise(edges)]
+    text = ""
+    for place, count in enumerate(counts):
+        number = count - (counts[place - 2] if place > 2 else 0)
+        while True:
+            bits, number = number & 31, number >> 5
+            done = number == (-1 if bits & 16 else 0)
+            text += chr(48 + bits + (0 if done else 32))
+            if done:
+                break
+    return counts, text
+
+
+def test_compressed_run_lengths_of_pycocotools(tmp_path):
+    """Texts that pycocotools 2.0.11 gave for these masks."""
+    one, two = np.zeros((30, 40), bool), np.zeros((30, 40), bool)
+    one[5:9, 3:7] = one[20:, 10:] = one[3, 30] = True
+    two[0, 0] = two[10:20, ::2] = True
+    for mask, text in (
+        (one, "o24j000000Y36aL0000000000000000000000000000000000000_OG=9400000000000000000"),
+        (two, "0199Y10000000000000000000000000000000000000F"),
+    ):
+        assert compressed(mask)[1] == text
+        assert ((run_lengths(tmp_path / "c.json", text) == 1) == mask).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_run_lengths_both_ways(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    width, height = rng.integers(1, 200, 2).tolist()
+    mask = rng.random((height, width)) < rng.choice([0.0, 0.01, 0.5, 0.99])
+    counts, text = compressed(mask)
+    assert decompressed(text) == counts
+    for written in (counts, text):
+        found = run_lengths(tmp_path / "c.json", written, size=(width, height))
+        assert (found == np.where(mask, 1, IGNORE)).all()
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ([5, 5], "10 pixels in an image of 40 x 30"),
+        ([600, 600, 10**12], "pixels in an image of 40 x 30"),
+        ("5", "5 pixels in an image of 40 x 30"),
+        ([1205, -5], "cannot be read"),
+        ([1199.5, 0.5], "cannot be read"),
+        ([True, 1199], "cannot be read"),
+        (["1200"], "cannot be read"),
+        (None, "cannot be read"),
+        ("hb0f4R", "cannot be read"),  # cut: the last number goes on
+        ("hb0\x7f4R>", "cannot be read"),
+        ("o" * 10**6, "cannot be read"),
+        ("F", "cannot be read"),  # a negative count
+    ],
+)
+def test_bad_run_lengths_are_named(tmp_path, counts, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        run_lengths(tmp_path / "c.json", counts)
+    assert "c.json" in str(caught.value)
 
 
 @pytest.fixture

@@ -53,6 +53,12 @@ def test_resume_after_the_last_batch_of_an_epoch_starts_the_next_one():
     assert list(resumed) == list(EpochSampler(7, 4, 5, 0, fake_trainer(epoch=3)))
 
 
+def test_without_a_trainer_each_iteration_is_the_next_epoch():
+    sampler = EpochSampler(7, 4, 5, 0)
+    for epoch in range(3):
+        assert list(sampler) == list(EpochSampler(7, 4, 5, 0, fake_trainer(epoch=epoch)))
+
+
 def test_bad_lists_and_batches_are_refused():
     with pytest.raises(ValueError, match="empty"):
         EpochSampler(0, 4, 1, 0)

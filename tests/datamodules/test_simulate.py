@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from common.ops.batch import IGNORE
 from conftest import fit_tiny
-from datamodules.sets.synthetic import draw_scene
+from datamodules.scenes import draw_scene
 from datamodules.simulate import EIGHT, components, draw_boxes, draw_clicks, draw_scribbles
 from datamodules.supervision import Supervision, dense_names, draw_annotation, known_protocol
 

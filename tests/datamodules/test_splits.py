@@ -42,8 +42,10 @@ def test_an_image_in_two_splits_is_refused():
 
 def test_every_fifth_is_held_out_but_not_what_is_kept():
     names = [f"{number:02d}" for number in range(12)]
-    assert hold_out(reversed(names)) == (names[:4] + names[5:9] + names[10:], ["04", "09"])
-    assert hold_out(names, keep=["04", "unknown"])[1] == ["05", "10"]
+    train = names[:4] + names[5:9] + names[10:]
+    assert hold_out(reversed(names), ["b", "a"]) == {"train": train, "val": ["04", "09"], "test": ["b", "a"]}
+    assert hold_out([*names, "a"], ["a"]) == {"train": train, "val": ["04", "09"], "test": ["a"]}
+    assert hold_out(names, [], keep=["04", "unknown"])["val"] == ["05", "10"]
 
 
 def test_the_hash_order_is_fixed():

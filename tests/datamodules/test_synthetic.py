@@ -1,4 +1,4 @@
-"""The drawn scenes: frozen, whole numbers only, and not solved by colour."""
+"""The synthetic scenes: frozen, whole numbers only, and not solved by colour."""
 
 import ast
 import hashlib
@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.sets import synthetic
-from datamodules.sets.synthetic import CLASSES, COLORS, TEXTURE_COLORS, TEXTURES, Textures, draw_scene, draw_textures
+from datamodules import scenes as drawing
+from datamodules.scenes import CLASSES, TEXTURES, draw_scene, draw_textures
+from datamodules.sets.synthetic import Synthetic
+from datamodules.sets.textures import Textures
 
 
 def scenes(seed, count, size=96):
@@ -29,7 +31,7 @@ def test_the_scenes_are_frozen():
 
 def test_the_drawing_uses_whole_numbers_only():
     """Floating point may round differently between machines."""
-    for node in ast.walk(ast.parse(inspect.getsource(synthetic))):
+    for node in ast.walk(ast.parse(inspect.getsource(drawing))):
         assert not (isinstance(node, ast.Constant) and isinstance(node.value, float)), ast.unparse(node)
         assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)), ast.unparse(node)
 
@@ -47,7 +49,7 @@ def test_shapes_types_and_labels(seed, index, size):
 
 
 def test_every_class_has_its_own_colour():
-    assert len({*COLORS}) == len(COLORS) == len(CLASSES)
+    assert len({*Synthetic.colors}) == len(Synthetic.colors) == len(CLASSES)
 
 
 def test_scenes_differ_by_seed_and_index():
@@ -124,7 +126,7 @@ def test_both_textures_are_in_every_scene_in_like_shares():
     assert shares.min() > 0.02
     assert shares.max() < 0.98
     assert (np.diff(masks.astype(int), axis=2) != 0).mean() < 0.05  # few, smooth borders
-    assert len(TEXTURES) == len(TEXTURE_COLORS) == 2
+    assert len(TEXTURES) == len({*Textures.colors}) == 2
     data = Textures(train=3, val=2, test=1)
     names = [name for split in ("train", "val", "test") for name in data.names(split)]
     assert len({data.image(name).tobytes() for name in names}) == len({*names}) == 6

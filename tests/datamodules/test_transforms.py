@@ -8,7 +8,8 @@ import torch
 from kornia import enhance, filters
 from lightning.pytorch.utilities import move_data_to_device
 
-from datamodules.sets.synthetic import Synthetic, draw_scene
+from datamodules.scenes import draw_scene
+from datamodules.sets.synthetic import Synthetic
 from datamodules.transforms import (
     DRAWS,
     STRONG_DRAWS,

@@ -1,0 +1,139 @@
+"""Data modules in plain Python, without a trainer: loaders, and batches as methods get them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import datamodules
+from common.model.module import SegmentationModule
+from common.ops.batch import IGNORE, check_batch
+from conftest import draw_folder
+from datamodules.sets.folder import Folder
+from datamodules.sets.synthetic import Synthetic
+from datamodules.supervision import Supervision
+from methods import Supervised
+
+
+def synthetic(tmp_path, **options):
+    sizes = {"train": 7, "val": 2, "test": 3, "side": 40, "size": 32, "crop": [24, 28], "batch_size": 2}
+    data = Synthetic(**sizes, num_workers=0, cache_dir=str(tmp_path), **options)
+    data.prepare_data()
+    return data
+
+
+def epoch(data, loader):
+    return [data.ready(batch) for batch, _, _ in loader]
+
+
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(value, two[name]) if isinstance(value, torch.Tensor) else value == two[name]
+
+
+def test_training_batches_keep_the_contract(tmp_path):
+    data = synthetic(tmp_path, unlabeled_batch_size=3, unlabeled_pool="all", strong_views=2)
+    batches = epoch(data, data.train_dataloader())
+    assert len(batches) == 3
+    for batch in batches:
+        assert tuple(batch) == ("labeled", "unlabeled")
+        for stream, count in (("labeled", 2), ("unlabeled", 3)):
+            check_batch(batch[stream], data.num_classes)
+            assert batch[stream]["image"].shape == (count, 3, 24, 28)
+            assert batch[stream]["key"].shape == batch[stream]["size"].shape == (count, 2)
+            assert not {"draws", "strong_draws", "extent"} & batch[stream].keys()
+        assert (batch["unlabeled"]["mask"] == IGNORE).all()
+        assert batch["unlabeled"]["strong"].shape == (3, 2, 3, 24, 28)
+        assert "strong" not in batch["labeled"]
+
+
+def test_a_batch_is_made_ready_by_the_hooks_of_a_trainer_and_stays_as_it_was(tmp_path):
+    data = synthetic(tmp_path)
+    batch = next(iter(data.train_dataloader()))[0]
+    before = {name: value.clone() for name, value in batch["labeled"].items() if isinstance(value, torch.Tensor)}
+    ready = data.ready(batch)
+    assert_same(ready["labeled"], data.ready(batch, "cpu")["labeled"])
+    hooked = data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)
+    assert_same(ready["labeled"], hooked["labeled"])
+    assert {*batch["labeled"]} == {*before, "name"}
+    assert all(torch.equal(batch["labeled"][name], value) for name, value in before.items())
+
+
+def test_epochs_differ_and_come_again_with_a_new_loader(tmp_path):
+    data = synthetic(tmp_path)
+    loader = data.train_dataloader()
+    first, second = epoch(data, loader), epoch(data, loader)
+    assert [batch["labeled"]["key"][:, 0].unique().tolist() for batch in (first[0], second[0])] == [[0], [1]]
+    assert not torch.equal(first[0]["labeled"]["image"], second[0]["labeled"]["image"])
+    for one, two in zip(first, epoch(data, data.train_dataloader()), strict=True):
+        assert_same(one["labeled"], two["labeled"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_batches_hold_whole_images(tmp_path, workers):
+    data = synthetic(tmp_path)
+    data.num_workers = workers
+    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        names = data.names(split)
+        assert len(loader) == len(names)
+        for name, batch in zip(names, loader, strict=True):
+            ready = data.ready(batch)
+            check_batch({**ready, "mask": ready["mask"][:, :32, :32], "valid": ready["valid"][:, :32, :32]}, 6)
+            assert ready["name"] == [name]
+            assert (ready["mask"][0].numpy() == data.mask(name)).all()
+            assert ready["valid"].all()
+            assert_same(ready, data.evaluation_batch(data.image(name), data.mask(name), name))
+
+
+def test_an_image_of_ones_own_is_predicted(tmp_path):
+    data = synthetic(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    batch = data.evaluation_batch(image)
+    assert batch["image"].shape == (1, 3, 19, 32)  # fits inside `size`
+    assert batch["mask"].shape == batch["valid"].shape == (1, 30, 50)
+    assert (batch["mask"] == IGNORE).all()
+    assert batch["size"].tolist() == [[30, 50]]
+    model: SegmentationModule = Supervised(num_classes=6).eval()
+    with torch.inference_mode():
+        assert model.predict_step(batch, 0)["labels"].shape == (1, 30, 50)
+    with pytest.raises(ValueError, match=r"image 'a' is 30 x 50 pixels but its mask 50 x 30"):
+        data.evaluation_batch(image, np.zeros((50, 30), np.uint8), "a")
+
+
+def test_a_folder_to_predict(tmp_path):
+    root = draw_folder(tmp_path / "own")
+    data = Folder(str(root), size=[32, 40], num_workers=0)
+    with pytest.raises(ValueError, match="which images"):
+        data.predict_dataloader()
+    data.predict_folder = root / "images"
+    batches = [data.ready(batch) for batch in data.predict_dataloader()]
+    assert [batch["name"][0] for batch in batches] == sorted(data.images)
+    assert all((batch["mask"] == IGNORE).all() for batch in batches)
+
+
+def test_bad_streams_are_told_without_setup(tmp_path):
+    with pytest.raises(ValueError, match=r"every training image is labelled.*data.unlabeled_pool=all"):
+        synthetic(tmp_path, unlabeled_batch_size=2).train_dataloader()
+    with pytest.raises(ValueError, match="kind none labels no image"):
+        synthetic(tmp_path, supervision=Supervision(kind="none")).train_dataloader()
+    data = synthetic(tmp_path)
+    data.accumulation = 3
+    with pytest.raises(ValueError, match="a batch of 2 cannot be split into 3"):
+        data.train_dataloader()
+
+
+def test_tags_are_in_the_batch_where_they_are_the_label(tmp_path):
+    data = synthetic(tmp_path, supervision=Supervision(kind="tags"))
+    for batch in epoch(data, data.train_dataloader()):
+        labeled = batch["labeled"]
+        assert (labeled["mask"] == IGNORE).all()
+        assert labeled["tags"].shape == (2, 6)
+        assert labeled["tags"].dtype == torch.bool
+    written = json.loads((data.annotation_dir() / "tags.json").read_text())
+    assert labeled["tags"].tolist() == [written[name] for name in labeled["name"]]
+
+
+def test_every_data_set_is_found():
+    assert {"Synthetic", "Textures", "Folder", "PascalVOC", "WeizmannHorse"} <= {*datamodules.CLASSES}
