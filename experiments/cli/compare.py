@@ -28,7 +28,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def compare(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """`weakseg compare`.
 
     Raises:
@@ -55,7 +55,7 @@ def compare(arguments: Sequence[str]) -> None:
 
 def test_missing(folders: Sequence[Path]) -> None:
     """Run `weakseg test` on the checkpoints of finished runs whose images were not measured yet."""
-    from experiments.cli import main as weakseg
+    from experiments.cli.test import main as test
 
     for folder in folders:
         for which in ("best", "last"):
@@ -63,5 +63,7 @@ def test_missing(folders: Sequence[Path]) -> None:
             checkpoint = folder / "checkpoints" / f"{which}.ckpt"
             if checkpoint.exists() and (which not in tested or not (folder / f"test_{which}_images.npz").exists()):
                 quiet = ["--trainer.enable_progress_bar", "false"]
-                if weakseg(["test", "--run", str(folder), "--which", which, *quiet]):
-                    raise ValueError(f"{folder} could not be tested; without --test its validation scores are compared")
+                try:
+                    test(["--run", str(folder), "--which", which, *quiet])
+                except (ValueError, OSError) as error:
+                    raise ValueError(f"{folder} could not be tested ({error}): leave --test off") from error

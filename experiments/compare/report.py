@@ -13,50 +13,8 @@ import jinja2
 
 from common.training.pictures import save_grid
 from experiments.compare import figures
-from experiments.compare.tables import DRAWS, Table, numbers, run_numbers
-
-
-def value(found: dict[str, Any], key: str, sign: str = "") -> str:
-    """`mean ± deviation`, with the number of values where not every run of the row has one."""
-    if found[key] is None:
-        return ""
-    deviation = found.get(f"{key}_sd")
-    text = f"{found[key]:{sign}.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
-    count = found.get(f"{key}_n", found["n"])
-    return text if count == found["n"] else f"{text} ({count})"
-
-
-def cells(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Column titles and the text of each row, as shown in HTML and Markdown."""
-    rows = numbers(table)
-    gains = [which for which in ("best", "last") if which in table.tested and table.baseline]
-    columns = ["", "n", *(f"test {which}" for which in table.tested)]
-    for which in gains:
-        columns += [f"gain, {which}", "95 % images"]
-    columns += ["val best", "at step", "steps", "min", "images/s", "GB"]
-    shown = []
-    for row in rows:
-        line = [row["row"], str(row["n"]), *(value(row, f"test_miou_{which}") for which in table.tested)]
-        for which in gains:
-            low, high = row[f"gain_{which}_images_low"], row[f"gain_{which}_images_high"]
-            line += [value(row, f"gain_{which}", "+"), "" if low is None else f"{low:+.1f} to {high:+.1f}"]
-        step, seconds = row["best_step"], row["seconds"]
-        line += [value(row, "val_miou_best"), "" if step is None else f"{step:.0f}", f"{row['steps']:.0f}"]
-        line += [
-            "" if seconds is None else f"{seconds / 60:.1f}",
-            *(plain(row, k) for k in ("images_per_s", "peak_memory_gb")),
-        ]
-        shown.append(line)
-    return columns, shown
-
-
-def plain(row: dict[str, Any], key: str) -> str:
-    return "" if row[key] is None else f"{row[key]:.1f}"
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+from experiments.compare.columns import cells, comparison, markdown, numbers
+from experiments.compare.tables import DRAWS, Table, run_numbers
 
 
 def slug(title: str) -> str:
@@ -89,7 +47,7 @@ def write_report(folder: Path, tables: Sequence[Table], remarks: Sequence[str], 
 
     for number, table in enumerate(tables):
         which = "best" if not table.tested or "best" in table.tested else table.tested[0]
-        columns, rows = cells(table)
+        columns, rows = cells(table, comparison(table))
         lines += [f"## {table.title}\n", markdown(columns, rows) + "\n", *(f"- {note}" for note in table.notes), ""]
         made = {"curves": figures.curves(table, colors), "classes": figures.bars(table, colors, which)}
         content = {name: figures.png(figure) for name, figure in made.items() if figure}
@@ -124,4 +82,4 @@ def write_report(folder: Path, tables: Sequence[Table], remarks: Sequence[str], 
     (folder / "report.md").write_text("\n".join(lines))
     write_csv(folder / "table.csv", [row for table in tables for row in numbers(table)])
     write_csv(folder / "runs.csv", [row for table in tables for row in run_numbers(table)])
-    return "\n\n".join(f"{table.title}\n\n{markdown(*cells(table))}" for table in tables)
+    return "\n\n".join(f"{table.title}\n\n{markdown(*cells(table, comparison(table)))}" for table in tables)

@@ -33,6 +33,7 @@ class Images:
     names: Array
     confusion: Array
     evaluation: str = ""  # how it was predicted, JSON
+    others: dict[str, Array] = field(default_factory=dict)  # the same of each other network, by its name
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Finished:
     curve: list[tuple[int, float]]  # optimizer steps done, val mIoU
     images: dict[str, Images] = field(default_factory=dict)  # by what was tested: best, last, best+mrf, ...
     folder: Path | None = None  # the run directory, if its checkpoints are at hand
+    logged: dict[str, float] = field(default_factory=dict)  # last value of each `train/...`, of run directories
 
     @property
     def seed(self) -> int:
@@ -58,9 +60,9 @@ class Finished:
     def data(self) -> str:
         return str(self.config["data"]["class_path"]).rsplit(".", 1)[-1]
 
-    def test(self, which: str) -> float | None:
-        """mIoU on test in per cent; None if it was not measured."""
-        value: float | None = self.summary.get("test", {}).get(which, {}).get("test/miou")
+    def test(self, which: str, metric: str = "miou") -> float | None:
+        """mIoU on test in per cent, or another of the metrics; None if it was not measured."""
+        value: float | None = self.summary.get("test", {}).get(which, {}).get(f"test/{metric}")
         return value
 
 
@@ -122,7 +124,10 @@ def from_folder(folder: Path) -> Finished:
     """A run directory that has its `summary.json`."""
     images = {IMAGES.fullmatch(path.name)[1]: path for path in sorted(folder.glob("test_*_images.npz"))}  # type: ignore[index]
     with (folder / "metrics.csv").open(newline="") as file:
-        curve = [(int(row["step"]) + 1, float(row["val/miou"])) for row in csv.DictReader(file) if row.get("val/miou")]
+        rows = [*csv.DictReader(file)]
+    curve = [(int(row["step"]) + 1, float(row["val/miou"])) for row in rows if row.get("val/miou")]
+    # A later row overwrites an earlier one.
+    logged = {key: float(value) for row in rows for key, value in row.items() if value and key.startswith("train/")}
     return Finished(
         str(folder),
         yaml.safe_load((folder / "config.yaml").read_text()),
@@ -130,12 +135,15 @@ def from_folder(folder: Path) -> Finished:
         curve,
         {which: read_images(path) for which, path in images.items()},
         folder,
+        {key: value for key, value in logged.items() if value == value},  # a term that was never computed is NaN
     )
 
 
 def read_images(path: Path) -> Images:
+    start = "confusion_"
     with np.load(path) as content:
-        return Images(content["names"], content["confusion"], str(content["evaluation"]))
+        others = {name.removeprefix(start): content[name] for name in content.files if name.startswith(start)}
+        return Images(content["names"], content["confusion"], str(content["evaluation"]), others)
 
 
 def from_offline(path: Path) -> list[Finished]:

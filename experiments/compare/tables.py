@@ -1,4 +1,4 @@
-"""Runs into tables, tables into rows of runs that differ in the seed alone, and the numbers of a row."""
+"""Runs into tables, and tables into rows of runs that differ in the seed alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,24 @@ from experiments.compare.runs import Array, Finished
 DRAWS = 2000  # of the bootstrap
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
-    """Runs that differ in the seed alone, sorted by it."""
+    """Runs that differ in the seed alone, sorted by it.
+
+    Args:
+        settings: what the runs share.
+        label: the row's name in its table.
+        planned: number of runs that there are to be; 0: those that there are.
+        refined: kind of post-processing (`mrf`, `dense_crf`) whose scores are the row's; "": none.
+        network: name of the network whose scores are the row's (`test/miou_NAME`); "": the scored one.
+    """
 
     settings: Flat
     runs: list[Finished]
     label: str = ""
+    planned: int = 0
+    refined: str = ""
+    network: str = ""
 
     @property
     def method(self) -> str:
@@ -35,19 +45,46 @@ class Row:
     def by_seed(self) -> dict[int, Finished]:
         return {run.seed: run for run in self.runs}
 
-    def tests(self, which: str) -> list[float]:
-        return [value for run in self.runs if (value := run.test(which)) is not None]
+    def tested(self, which: str) -> str:
+        """Name of the row's test of a checkpoint, `best` or `last`: with a post-processing, `best+mrf`."""
+        return f"{which}+{self.refined}" if self.refined else which
+
+    def test(self, run: Finished, which: str, metric: str = "miou") -> float | None:
+        """A metric on test of one of the row's runs; None if it was not measured."""
+        return run.test(self.tested(which), f"{metric}_{self.network}" if self.network else metric)
+
+    def tests(self, which: str, metric: str = "miou") -> list[float]:
+        return [value for run in self.runs if (value := self.test(run, which, metric)) is not None]
+
+    def validation(self, run: Finished, which: str) -> float | None:
+        """mIoU on val at the checkpoint `best` or `last` of one of the row's runs."""
+        value: float | None = run.summary[which].get(f"val/miou_{self.network}" if self.network else "val/miou")
+        return value
+
+    def matrices(self, run: Finished, which: str) -> Array | None:
+        """(N, K, K) confusion matrices of the test images; None if they were not written."""
+        images = run.images.get(self.tested(which))
+        if images is None:
+            return None
+        return images.others.get(self.network) if self.network else images.confusion
 
 
-@dataclass
+@dataclass(eq=False)
 class Table:
-    """Rows that may be compared."""
+    """Rows that may be compared.
+
+    Args:
+        protocol: what all runs share.
+        baseline: the row that the others are compared with.
+        full: the row of what is reached with all labels.
+    """
 
     protocol: Flat
     title: str
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
     baseline: Row | None = None
+    full: Row | None = None
 
     @property
     def tested(self) -> list[str]:
@@ -175,18 +212,9 @@ def find_baseline(table: Table, wanted: str | None) -> Row | None:
 
 def notes(table: Table) -> list[str]:
     """What a reader of the table has to know: settings that all methods have and rows do not share, and commits."""
-    lines = []
-    keys = set.intersection(*({*row.settings} for row in table.rows)) - {"method"}
-    for key in sorted(keys):
-        values: dict[str, list[str]] = defaultdict(list)
-        for row in table.rows:
-            values[row.settings[key]].append(row.label)
-        if len(values) > 1 and not all(f"={value}" in label for value, labels in values.items() for label in labels):
-            parts = [f"{value} ({'; '.join(labels)})" for value, labels in values.items()]
-            lines.append(f"rows differ in {key}: {', '.join(parts)}")
     commits = sorted({str(run.summary.get("commit")) for row in table.rows for run in row.runs})
     devices = sorted({str(run.summary.get("devices")) for row in table.rows for run in row.runs})
-    lines.append(f"commits {', '.join(commits)}; devices {', '.join(devices)}")
+    lines = [*differing(table), f"commits {', '.join(commits)}; devices {', '.join(devices)}"]
     if table.baseline is None:
         lines.append("no row of Supervised, or more than one: `--baseline ROW` adds differences")
     untested = sum(run.test("best") is None for row in table.rows for run in row.runs)
@@ -197,13 +225,27 @@ def notes(table: Table) -> list[str]:
     return lines
 
 
-# Numbers -----------------------------------------------------------------------------------------------------------
+def differing(table: Table) -> list[str]:
+    """The settings that all methods have and rows do not share, a line each."""
+    rows = [row for row in table.rows if row.runs]
+    lines = []
+    for key in sorted(set.intersection(*({*row.settings} for row in rows)) - {"method"}) if rows else ():
+        values: dict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            values[row.settings[key]].append(row.label)
+        if len(values) > 1 and not all(f"={value}" in label for value, labels in values.items() for label in labels):
+            parts = [f"{value} ({'; '.join(labels)})" for value, labels in values.items()]
+            lines.append(f"rows differ in {key}: {', '.join(parts)}")
+    return lines
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
 
 
 def gains(row: Row, baseline: Row, which: str) -> list[float]:
     """Test mIoU minus the baseline's at the same seed, of the seeds that both have."""
-    base = {run.seed: value for run in baseline.runs if (value := run.test(which)) is not None}
-    pairs = [(run.test(which), base.get(run.seed)) for run in row.runs]
+    base = {run.seed: baseline.test(run, which) for run in baseline.runs}
+    pairs = [(row.test(run, which), base.get(run.seed)) for run in row.runs]
     return [one - other for one, other in pairs if one is not None and other is not None]
 
 
@@ -213,12 +255,9 @@ def interval(row: Row, baseline: Row, which: str, draws: int = DRAWS) -> tuple[f
     Test images are drawn with replacement, the same ones for both rows and all seeds; the trained networks stay as
     they are. So the interval says nothing about seeds, and the deviation over seeds nothing about images.
     """
-    base = baseline.by_seed()
-    pairs = [
-        (run.images[which].confusion, base[run.seed].images[which].confusion)
-        for run in row.runs
-        if which in run.images and run.seed in base and which in base[run.seed].images
-    ]
+    base = {run.seed: baseline.matrices(run, which) for run in baseline.runs}
+    both = [(row.matrices(run, which), base.get(run.seed)) for run in row.runs]
+    pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
     if not pairs:
         return None
     return bootstrap([one for one, _ in pairs], [other for _, other in pairs], draws)
@@ -246,42 +285,6 @@ def bootstrap(ours: Sequence[Array], theirs: Sequence[Array], draws: int) -> tup
 def best_step(run: Finished) -> int | None:
     """Optimizer steps after which the best checkpoint was taken."""
     return max(run.curve, key=lambda point: (point[1], -point[0]))[0] if run.curve else None
-
-
-def numbers(table: Table) -> list[dict[str, Any]]:
-    """A dict per row, with the keys of `table.csv`; None where nothing was measured."""
-    return [row_numbers(table, row) for row in table.rows]
-
-
-def row_numbers(table: Table, row: Row) -> dict[str, Any]:
-    found: dict[str, Any] = {"table": table.title, "row": row.label, "n": len(row.runs)}
-    for which in table.tested:
-        found |= spread(f"test_miou_{which}", row.tests(which))
-    for which in [one for one in table.tested if one in ("best", "last")]:
-        paired = gains(row, table.baseline, which) if table.baseline and row is not table.baseline else []
-        limits = interval(row, table.baseline, which) if table.baseline and paired else None
-        found |= spread(f"gain_{which}", paired)
-        found |= {f"gain_{which}_images_low": limits and limits[0], f"gain_{which}_images_high": limits and limits[1]}
-    found |= spread("val_miou_best", values(row, lambda run: run.summary["best"].get("val/miou")))
-    found |= spread("val_miou_last", values(row, lambda run: run.summary["last"].get("val/miou")))
-    found["best_step"] = average(values(row, best_step))
-    for key in ("steps", "seconds", "images_per_s", "peak_memory_gb", "parameters"):
-        found[key] = average(values(row, lambda run, key=key: run.summary.get(key)))
-    return found
-
-
-def values(row: Row, read: Any) -> list[float]:
-    return [float(value) for run in row.runs if (value := read(run)) is not None]
-
-
-def average(numbers: Sequence[float]) -> float | None:
-    return mean(numbers) if numbers else None
-
-
-def spread(name: str, numbers: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation over seeds and number of values."""
-    deviation = stdev(numbers) if len(numbers) > 1 else None
-    return {name: average(numbers), f"{name}_sd": deviation, f"{name}_n": len(numbers)}
 
 
 def run_numbers(table: Table) -> list[dict[str, Any]]:

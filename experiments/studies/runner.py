@@ -1,64 +1,37 @@
-"""Run a grid of runs from one YAML in W&B's sweep syntax, on this machine and without an account.
+"""Runs the commands of a study: several at a time, resumable, with the time left.
 
-    python -m experiments.studies.runner experiments/sweeps/weizmann_supervised.yaml --jobs 2 -- --data.init_args.root DIR
-
-The same file goes to `wandb sweep`. A finished run is skipped, an interrupted one is resumed, a failed one is reported
-at the end and does not stop the others. What follows `--` is given to every run. Ctrl-C (or `kill`) ends the study and
-its runs; the same command continues them. Several studies may share one folder: each run is made by one of them.
+A finished run is skipped, an interrupted one is resumed, a failed one is reported at the end and does not stop the
+others. Several studies may share one folder: each run is made by one of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import itertools
-import signal
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Protocol
 
 import yaml
 from tqdm import tqdm
 
-
-def grid(sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """All combinations of a sweep's parameter values, the last parameter changing fastest.
-
-    Raises:
-        ValueError: the sweep is not a grid of values.
-    """
-    if sweep.get("method") != "grid":
-        raise ValueError(f"method {sweep.get('method')!r}: only `method: grid` runs without a W&B server")
-    parameters = sweep["parameters"]
-    for name, choice in parameters.items():
-        if not {"value", "values"} & choice.keys():
-            raise ValueError(f"parameter {name} needs `value` or `values`")
-    axes = [[choice["value"]] if "value" in choice else choice["values"] for choice in parameters.values()]
-    return [dict(zip(parameters, point, strict=True)) for point in itertools.product(*axes)]
+PROGRAM = (sys.executable, "-m", "experiments.cli")
 
 
-def run_name(point: dict[str, Any]) -> str:
-    """A folder name from the last words of the parameters: `fraction=0.001,seed_everything=0`; of a file its stem."""
-    shown = {k: Path(v).stem if isinstance(v, str) and v.endswith(".yaml") else v for k, v in point.items()}
-    return ",".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in shown.items())
+class Task(Protocol):
+    """What the runner needs to know of a run."""
 
+    @property
+    def folder(self) -> Path: ...
 
-def command(sweep: dict[str, Any], point: dict[str, Any], run_dir: Path, extra: list[str]) -> list[str]:
-    """The command line of one run: the sweep's `command` with its macros replaced."""
-    arguments = [f"--{name}={'null' if value is None else value}" for name, value in point.items()]
-    words: list[str] = []
-    for word in sweep["command"]:
-        if word == "${program}":
-            words += [sys.executable, "-m", "experiments.cli"] if sweep["program"] == "weakseg" else [sweep["program"]]
-        elif word == "${args}":
-            words += arguments
-        elif word != "${env}":
-            words.append(str(word))
-    return [*words, "--run_dir", str(run_dir), "--resume", "auto", "--trainer.enable_progress_bar", "false", *extra]
+    def missing(self) -> list[list[str]]:
+        """Arguments of the commands that are still to be run, in order."""
 
 
 def share_done(run_dir: Path) -> float:
@@ -78,75 +51,89 @@ def remaining(seconds: float, before: float, now: float, total: int) -> str:
     return tqdm.format_interval(seconds * (total - now) / (now - before)) if now > before else "?"
 
 
-class Study:
-    """A grid of runs below one folder.
+def log_file(run_dir: Path) -> Path:
+    """What a run prints goes here. The file is locked as long as the run is being made."""
+    return run_dir.with_name(run_dir.name + ".log")
 
-    Args:
-        file: the sweep.
-        folder: a run goes to `folder/<file's name>/<parameters>`, what it prints to a `.log` beside it.
-        jobs: runs at a time.
-        extra: arguments for every run.
+
+@contextlib.contextmanager
+def claimed(run_dir: Path, is_stopped: Mapping[str, bool] | None = None) -> Iterator[IO[str] | None]:
+    """The run's log, once this process alone may make the run; None: it was stopped meanwhile.
+
+    The lock is held by whatever process trains here, also by one that outlived its study: two never write to one
+    folder.
     """
-
-    def __init__(self, file: Path, folder: Path, jobs: int, extra: list[str]) -> None:
-        self.sweep = yaml.safe_load(file.read_text())
-        self.points = grid(self.sweep)
-        self.folders = [folder / file.stem / run_name(point) for point in self.points]
-        self.jobs, self.extra = jobs, extra
-        self.failed: list[str] = []
-        self.running: set[subprocess.Popen[bytes]] = set()
-        self.count, self.stopped = itertools.count(1), False
-
-    def words(self, number: int) -> list[str]:
-        return command(self.sweep, self.points[number], self.folders[number], self.extra)
-
-    def tell(self, run_dir: Path, what: str) -> None:
-        left = remaining(time.monotonic() - self.since, self.before, self.done(), len(self.points))
-        line = f"[{next(self.count)}/{len(self.points)}] {what}: {run_dir}"
-        tqdm.write(line if left == "?" or what == "finished before" else f"{line} ({left} left)")
-        sys.stdout.flush()
-
-    def done(self) -> float:
-        """Runs done, those under way in part; a failed one is done too."""
-        return sum(1.0 if run.name in self.failed else share_done(run) for run in self.folders)
-
-    def one(self, number: int) -> None:
-        run_dir = self.folders[number]
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        log = run_dir.with_suffix(run_dir.suffix + ".log")
-        with log.open("a") as output:
-            # Held by whatever process trains here, also by one that outlived its study: two never write to one folder.
-            if not self.locked(output, run_dir):
-                return
-            if (run_dir / "summary.json").exists():
-                self.tell(run_dir, "finished before")
-                return
-            process = subprocess.Popen(self.words(number), stdout=output, stderr=subprocess.STDOUT)
-            self.running.add(process)
-            status = process.wait()
-            self.running.remove(process)
-        if self.stopped:
-            return
-        if status:
-            self.failed.append(run_dir.name)
-        self.tell(run_dir, f"failed, see {log}" if status else "done")
-
-    def locked(self, log: IO[str], run_dir: Path) -> bool:
-        """Wait until this process alone may make the run; False: the study was stopped meanwhile."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    with log_file(run_dir).open("a") as log:
         told = False
-        while not self.stopped:
+        while not (is_stopped and is_stopped["now"]):
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
             except BlockingIOError:
                 if not told:
                     tqdm.write(f"another process makes {run_dir}: waiting for it")
                 told = True
                 time.sleep(0.5)
-        return False
+            else:
+                yield log
+                return
+        yield None
 
-    def run(self) -> list[str]:
-        """Make all runs; returns the names of those that failed.
+
+class Runner:
+    """Makes runs.
+
+    Args:
+        tasks: the runs.
+        jobs: runs at a time; with several, each gets its share of the cores unless OMP_NUM_THREADS is set.
+    """
+
+    def __init__(self, tasks: Sequence[Task], jobs: int) -> None:
+        self.tasks, self.jobs = tasks, jobs
+        self.failed: list[Path] = []
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.count, self.stopped = itertools.count(1), {"now": False}
+        self.environment = dict(os.environ)
+        if jobs > 1:
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+
+    def tell(self, run_dir: Path, what: str) -> None:
+        left = remaining(time.monotonic() - self.since, self.before, self.done(), len(self.tasks))
+        line = f"[{next(self.count)}/{len(self.tasks)}] {what}: {run_dir}"
+        tqdm.write(line if left == "?" or what == "finished before" else f"{line} ({left} left)")
+        sys.stdout.flush()
+
+    def done(self) -> float:
+        """Runs done, those under way in part; a failed one is done too."""
+        return sum(1.0 if task.folder in self.failed else share_done(task.folder) for task in self.tasks)
+
+    def one(self, task: Task) -> None:
+        with claimed(task.folder, self.stopped) as log:
+            if log is None:
+                return
+            commands = task.missing()
+            status = 0
+            for words in commands:
+                status = status or self.call(words, log)
+        if self.stopped["now"]:
+            return
+        if status:
+            self.failed.append(task.folder)
+        file = log_file(task.folder)
+        outcome = f"failed ({last_line(file)}; see {file})" if status else "done" if commands else "finished before"
+        self.tell(task.folder, outcome)
+
+    def call(self, words: Sequence[str], log: IO[str]) -> int:
+        process = subprocess.Popen([*PROGRAM, *words], stdout=log, stderr=subprocess.STDOUT, env=self.environment)
+        self.running.add(process)
+        if self.stopped["now"]:  # it was stopped while this one started
+            process.kill()
+        status = process.wait()
+        self.running.remove(process)
+        return status
+
+    def run(self) -> list[Path]:
+        """Make all runs; returns the directories of those that failed.
 
         Raises:
             KeyboardInterrupt: the study was stopped, and its runs with it.
@@ -155,9 +142,9 @@ class Study:
         shape = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} runs, {elapsed} gone, {remaining} left"
         pool = ThreadPoolExecutor(self.jobs)
         # Only on a terminal; a log file has the lines of finished runs.
-        with tqdm(total=len(self.points), initial=self.before, bar_format=shape, disable=None) as bar:
+        with tqdm(total=len(self.tasks), initial=self.before, bar_format=shape, disable=None) as bar:
             try:
-                futures = {pool.submit(self.one, number) for number in range(len(self.points))}
+                futures = {pool.submit(self.one, task) for task in self.tasks}
                 while futures:
                     finished, futures = wait(futures, timeout=2)
                     for future in finished:
@@ -165,7 +152,7 @@ class Study:
                     bar.n = self.done()
                     bar.refresh()
             except BaseException:
-                self.stopped = True
+                self.stopped["now"] = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in list(self.running):
                     with contextlib.suppress(ProcessLookupError):
@@ -176,28 +163,7 @@ class Study:
         return self.failed
 
 
-def stop(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--folder", type=Path, default=Path("runs"))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (set OMP_NUM_THREADS=1 with more than one)")
-    parser.add_argument("--dry-run", action="store_true")
-    own = sys.argv[1:]
-    rest = own[own.index("--") + 1 :] if "--" in own else []
-    options = parser.parse_args(own[: own.index("--")] if "--" in own else own)
-    study = Study(options.file, options.folder, options.jobs, rest)
-    if options.dry_run:
-        for number, run_dir in enumerate(study.folders):
-            shown = f"finished before: {run_dir}" if share_done(run_dir) == 1 else " ".join(study.words(number))
-            print(f"[{number + 1}/{len(study.folders)}] {shown}")
-        sys.exit()
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        failures = study.run()
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command continues")
-    sys.exit(f"{len(failures)} runs failed: {', '.join(failures)}" if failures else 0)
+def last_line(file: Path) -> str:
+    """What a failed command said last."""
+    lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip().removeprefix("weakseg: error: ") if lines else "no word"

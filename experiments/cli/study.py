@@ -1,0 +1,231 @@
+"""`weakseg study`: the runs of a table, and its page."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.studies.plan import Place
+    from experiments.studies.spec import Study
+
+DESCRIPTION = """\
+Make the runs of a study that are missing, test them, search what the study searches on val, and write its page and csv.
+An interrupted study is continued by the same command. What follows -- is given to every run."""
+ROOT = Path(__file__).parents[2]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="weakseg study", description=DESCRIPTION, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("name", nargs="?", help="a study's name, or its file; none: list the studies")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (runs)")
+    parser.add_argument(
+        "--output", type=Path, help="folder of page and csv (a checkout's experiments/results, or results)"
+    )
+    parser.add_argument("--data", type=Path, help="folder that holds the data sets ($WEAKSEG_DATA, or data)")
+    parser.add_argument("--weights", type=Path, help="folder that holds weights ($WEAKSEG_WEIGHTS)")
+    parser.add_argument("--update", type=Path, action="append", default=[], metavar="FILE",
+                        help="fill in the tables between <!-- study NAME --> and <!-- /study NAME -->")  # fmt: skip
+    parser.add_argument("--page", action="store_true", help="run nothing, write the page from the runs that there are")
+    parser.add_argument("--dry-run", action="store_true", help="run nothing, print the commands and the budget")
+    parser.add_argument("--row", metavar="REGIME/ROW", help="make and test one run only: of this row, with --seed")
+    parser.add_argument("--seed", type=int, help="seed of that run")
+    parser.add_argument("--wandb-sweep", action="store_true", help="print a W&B sweep whose agents make the runs")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and what follows `--`."""
+    from experiments.cli.messages import near
+
+    own = [*arguments]
+    extra = own[own.index("--") + 1 :] if "--" in own else []
+    parser = make_parser()
+    options, strange = parser.parse_known_args(own[: own.index("--")] if "--" in own else own)
+    if strange:
+        known = [name for action in parser._actions for name in action.option_strings]
+        raise ValueError(
+            f"weakseg study has no option '{strange[0]}'{near(strange[0], known)}; options of every run follow --"
+        )
+    if options.jobs < 1:
+        raise ValueError(f"--jobs is a number of runs, got {options.jobs}")
+    if (options.row is None) != (options.seed is None):
+        raise ValueError("--row REGIME/ROW and --seed SEED belong together: they name one run")
+    return options, extra
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`weakseg study`; 1 if a run failed or the study was stopped.
+
+    Raises:
+        ValueError, OSError: no such study, row or option; data or weights are not there.
+    """
+    options, extra = parse(arguments)
+    from experiments.studies import plan
+    from experiments.studies.spec import read_study, shipped
+
+    if options.name is None:
+        print("\n".join(f"{name:20} {read_study(name).title}" for name in shipped()))
+        return 0
+    study = read_study(options.name)
+    check_configs(study)
+    place = plan.find_place(options.runs, options.data, options.weights, extra)
+    if options.wandb_sweep:
+        print(sweep(study, options, place), end="")
+        return 0
+    if options.dry_run:
+        dry_run(study, place, options.jobs)
+        return 0
+    if not options.page:
+        plan.check_place(study, place)
+    if options.row is not None:
+        return single(plan.find_run(study, place, options.row, options.seed))
+    failed = [] if options.page else make_runs(study, place, options.jobs)
+    if failed is None:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 1
+    write(study, place, options)
+    if failed:
+        print(f"{len(failed)} runs failed: {', '.join(map(str, failed))}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def check_configs(study: Study) -> None:
+    """Raises FileNotFoundError: the study names a config that is not there."""
+    from experiments.cli.configs import find_config
+
+    for name in sorted(study.configs()):
+        find_config(name)
+
+
+# Making runs -------------------------------------------------------------------------------------------------------
+
+
+def make_runs(study: Study, place: Place, jobs: int) -> list[Path] | None:
+    """Make, test and search what is missing; the run directories that failed, None if it was stopped."""
+    from experiments.studies.plan import all_runs, check_options
+    from experiments.studies.runner import Runner
+
+    runs = all_runs(study, place)
+    for run in runs:
+        check_options(run)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        failed = Runner(runs, jobs).run()
+        search_postprocess(study, place)
+    except KeyboardInterrupt:
+        return None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return failed
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def search_postprocess(study: Study, place: Place) -> None:
+    """Searches over post-processing, of the finished runs."""
+    from experiments.studies.plan import row_run
+
+    for search in study.searches:
+        row = study.rows[search.row]
+        for seed in search.seeds if row.of is not None else ():
+            folder = row_run(study, place, search.regime, row, seed).folder
+            if (folder / "summary.json").exists():
+                from experiments.studies.postprocess import score_settings
+
+                score_settings(folder, study.score, [row.test | point for point in search.points()])
+
+
+def single(run: Any) -> int:
+    """One run in this process: an ordinary `weakseg fit`, and the tests of its row. What agents of W&B call."""
+    from experiments.cli import main as weakseg
+    from experiments.studies.runner import claimed
+
+    with claimed(run.folder):
+        commands = run.missing()
+        if not commands:
+            print(f"finished before: {run.folder}")
+        for words in commands:
+            if status := weakseg(words):
+                return status
+    return 0
+
+
+# What is told ------------------------------------------------------------------------------------------------------
+
+
+def write(study: Study, place: Place, options: argparse.Namespace) -> None:
+    from experiments.studies.page import fill, tables_of, write_page
+
+    in_checkout = (ROOT / ".git").exists() and (ROOT / "experiments" / "results").is_dir()
+    page, tables = write_page(
+        study, place, options.output or (ROOT / "experiments" / "results" if in_checkout else Path("results"))
+    )  # fmt: skip
+    for file in options.update:
+        fill(file, f"study {study.name}", tables_of(study, tables))
+    print(f"{tables_of(study, tables, '{}')}\n\npage: {page.resolve()}")
+
+
+def dry_run(study: Study, place: Place, jobs: int) -> None:
+    """The commands that are still to be run, and the budget: runs, those done, and minutes as far as they are known."""
+    from tqdm import tqdm
+
+    from experiments.compare.runs import Finished, from_folder
+    from experiments.studies.plan import all_runs
+
+    runs = all_runs(study, place)
+    for run in runs:
+        for words in run.missing():
+            print(shlex.join(["weakseg", *words]))
+    done: dict[str, list[Finished]] = {}
+    for run in runs:
+        if (run.folder / "summary.json").exists():
+            done.setdefault(run.name, []).append(from_folder(run.folder))
+    minutes = {name: mean(float(one.summary["seconds"]) / 60 for one in found) for name, found in done.items()}
+    left, unknown = 0.0, 0
+    print()
+    for name in dict.fromkeys(run.name for run in runs):
+        total, finished = sum(run.name == name for run in runs), len(done.get(name, []))
+        each = f", {minutes[name]:.1f} min each" if name in minutes else ""
+        print(f"{name}: {total} runs, {finished} done{each}")
+        left += (total - finished) * 60 * minutes.get(name, 0.0)
+        unknown += 0 if name in minutes else total
+    known = f"{tqdm.format_interval(left / jobs)} left of rows that have a run"
+    print(f"{len(runs)} runs; {known}" + (f", and {unknown} runs of unknown length" if unknown else ""))
+
+
+def sweep(study: Study, options: argparse.Namespace, place: Place) -> str:
+    """A W&B sweep over rows and seeds. Searches are not in it: they come first, and choose what the rows say."""
+    import yaml
+
+    from experiments.studies.plan import named_rows
+
+    given = [f"--{name}={value}" for name in ("data", "weights") if (value := getattr(options, name))]
+    given += [f"--runs={options.runs}"] if options.runs != Path("runs") else []
+    content = {
+        "program": "weakseg",
+        "name": study.name,
+        "method": "grid",
+        "parameters": {"row": {"values": [*named_rows(study)]}, "seed": {"values": [*study.seeds]}},
+        "command": [
+            "${program}",
+            "study",
+            study.given,
+            *given,
+            "${args}",
+            *(["--", *place.extra] if place.extra else []),
+        ],
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
