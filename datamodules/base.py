@@ -13,7 +13,6 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader, move_data_to_device
 from torch.utils.data import DataLoader, default_collate
 
-from common.model.options import given_options
 from common.ops.array import Array
 from datamodules.annotation import announce, draw, folder_name
 from datamodules.augmentation import STREAMS, augmented, whole, with_draws
@@ -61,13 +60,6 @@ class SegmentationDataModule(LightningDataModule):
     masks: Mapping[str, Path] = {}  # file of each mask; empty where masks do not come from files
     background: int | None = None  # class id of the background, where the data set has one
     keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
-
-    given: dict[str, Any]  # what the constructor was called with, see `common.model.options`
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        made = super().__new__(cls)
-        made.given = given_options(made, args, kwargs)
-        return made
 
     def __init__(
         self,
