@@ -95,7 +95,7 @@ def draw_scene(seed: int, index: int, size: int = 96) -> tuple[NDArray[np.uint8]
 
 
 def _background(bits: PCG64, axis: _Ints) -> _Ints:
-    """Two surfaces, parted by a wavy line."""
+    """Two surfaces on the sides of a wavy line."""
     cos, sin = _direction(_pick(bits, 0, 96))
     line = ((axis - 2048) * cos + (axis[:, None] - 2048) * sin >> 10) + _pick(bits, -1500, 1500)
     share = _soft_step(line + _noise(bits, axis, axis, 5), axis)

@@ -16,7 +16,7 @@ from datamodules.simulate import draw_boxes, draw_clicks, draw_pixels, draw_poin
 from datamodules.splits import first_few, in_hash_order, read_list
 from datamodules.transforms import nearest_rows
 
-# Which options each kind takes, beside `seed`. `Supervision` says which of them it needs.
+# Which options each kind takes, apart from `seed`. `Supervision` says which of them it needs.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "dense": (),
     "image_subset": ("fraction", "number", "list_file", "by_sequence"),
@@ -85,7 +85,7 @@ class Supervision:
             )
         needed = NEEDED.get(self.kind, ())
         if self.by_sequence and self.list_file:
-            raise ValueError("supervision.by_sequence is without effect beside list_file: leave one of them out")
+            raise ValueError("supervision.by_sequence is without effect together with list_file: leave one of them out")
         if needed and len([name for name in given if name in needed]) != 1:
             raise ValueError(f"supervision kind {self.kind} needs one of {', '.join(needed)}, got {given or 'none'}")
         for name in ("fraction", "length"):

@@ -19,9 +19,9 @@ from datamodules.supervision import Supervision
 class BSDS500(SegmentationDataModule):
     """BSDS500, 500 images with several human segmentations each and no classes (Arbelaez et al., TPAMI 2011).
 
-    For unsupervised methods, no image has a mask, and the classes are the `phases`
-    into which a method parts an image; their order means nothing. What people drew is in `segmentations`; scores that
-    need no class, such as segmentation covering, compare with it.
+    For unsupervised methods: no image has a mask. The classes are the `phases` into which a method divides an image;
+    their order means nothing. What people drew is in `segmentations`; scores that need no class, such as segmentation
+    covering, compare with it.
 
     Layout: `data/images/{train,val,test}/ID.jpg` (200 / 100 / 200, the official splits) and
     `data/groundTruth/{train,val,test}/ID.mat`, or one PNG per person, `ID_0.png`, `ID_1.png` and so on. There is no

@@ -25,7 +25,7 @@ class SIFTFlow(SegmentationDataModule):
     Layout: `Images/NAME.jpg` and `SemanticLabels/NAME.mat`, both perhaps in a sub-folder `spatial_envelope_...` as
     released. The matrix `S` of a label file holds 0 = unlabelled, which becomes 255, and 1 to 33, which become 0 to 32.
 
-    Splits: the official list of 200 test images, `TestSet1.txt` (or FCN's `test.txt`), beside these folders. Of the
+    Splits: the official list of 200 test images, `TestSet1.txt` (or FCN's `test.txt`), next to these folders. Of the
     2,488 others, sorted, every fifth is `val`: ours. Without the list, as large a share in the order of a hash of the
     name is the test set, with a warning: results are then not comparable.
 

@@ -21,8 +21,8 @@ class StanfordBackground(SegmentationDataModule):
     Layout of the authors' `iccv09Data`: `images/ID.jpg` and `labels/ID.regions.txt`, the matrix of the class ids, a row
     a line. A negative id is unknown and becomes 255.
 
-    There is no official split; published work draws 572 / 143 anew, five times. Ours is one such draw: in the order of
-    a hash of the name every fifth image is test (143), and of the sorted others every fifth is val (458 / 114).
+    There is no official split; published work draws 572 / 143 five times. Ours is one such draw: in the order of a hash
+    of the name every fifth image is test (143), and of the sorted others every fifth is val (458 / 114).
     `fold` moves the test set by one, so that 0 to 4 are the five folds of a cross-validation.
 
     Args:

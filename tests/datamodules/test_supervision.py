@@ -116,7 +116,7 @@ def test_by_sequence_needs_sequences_and_a_number():
         Synthetic(train=8, supervision=Supervision(kind="image_subset", number=2, by_sequence=True)).lists()
     with pytest.raises(ValueError, match=r"supervision.by_sequence=True is without effect for kind pixels"):
         Supervision(kind="pixels", fraction=0.1, by_sequence=True)
-    with pytest.raises(ValueError, match="by_sequence is without effect beside list_file"):
+    with pytest.raises(ValueError, match="by_sequence is without effect together with list_file"):
         Supervision(kind="image_subset", list_file="list.txt", by_sequence=True)
 
 
