@@ -237,13 +237,7 @@ class SegmentationDataModule(LightningDataModule):
     ) -> dict[str, Any]:
         """One whole image as the batch that `validation_step`, `test_step` and `predict_step` get, on `device`.
 
-        Args:
-            image: uint8 (H, W, 3) RGB of any size; it is resized to fit inside `size`.
-            mask: uint8 (H, W) of class ids and 255; None: 255 everywhere.
-            name: its id.
-            device: where the batch is put.
-
-        Raises:
-            ValueError: image and mask differ in size.
+        `image` is uint8 (H, W, 3) RGB of any size, and is resized to fit inside `size`; `mask` is uint8 (H, W), class
+        id or 255 (None: 255 everywhere). Raises ValueError if the two differ in size.
         """
         return self.ready(default_collate([whole_image(name, shrink(image, self.size), mask)]), device)
