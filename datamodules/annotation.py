@@ -21,6 +21,7 @@ from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.files import folder_written_whole
 from datamodules.images import check_sizes
+from datamodules.splits import first_few
 from datamodules.supervision import dense_names, draw_annotation, known_protocol, shrink_mask
 from datamodules.transforms import fit_size
 
@@ -124,6 +125,17 @@ def write_annotation(
     if kind in ("boxes", "tags"):  # elsewhere they would be a label that nobody gave
         (folder / "tags.json").write_text(json.dumps(tags))
     (folder / "annotation.json").write_text(json.dumps(report, indent=1))
+
+
+def warn_of_changes(data: SegmentationDataModule, files: Iterable[Path]) -> None:
+    """Warn of files that have changed since the annotation was drawn from them."""
+    drawn = data.annotation_dir()
+    since = (drawn / "annotation.json").stat().st_mtime
+    if changed := [file.name for file in files if file.stat().st_mtime > since]:
+        rank_zero_warn(
+            f"files of {data.root} are newer than the annotation that was drawn from them: {first_few(changed)}; "
+            f"delete {drawn} to train on them"
+        )
 
 
 def announce(data: SegmentationDataModule) -> None:

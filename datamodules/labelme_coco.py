@@ -16,6 +16,7 @@ from common.ops.array import Array
 from common.ops.batch import IGNORE
 
 STROKE = 3  # pixels, the width of a line in a label map, as in PASCAL's rasterised scribbles
+MOST = 2**28  # pixels of a label map: what a file says of its size is not trusted with any amount of memory
 
 
 def class_id(name: str, class_names: Sequence[str], path: Path) -> int:
@@ -33,6 +34,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}): export it again") from error
+
+
+def blank(size: tuple[int, int], path: Path) -> Image.Image:
+    """A label map without labels, of (width, height) as a file says. Raises ValueError for more than `MOST` pixels."""
+    if min(size) < 1 or size[0] * size[1] > MOST:
+        raise ValueError(f"{path} says that its image is {size[0]} x {size[1]} pixels: correct it")
+    return Image.new("L", size, IGNORE)
 
 
 def read_labelme(path: Path, class_names: Sequence[str]) -> Array:
@@ -53,7 +61,7 @@ def read_labelme(path: Path, class_names: Sequence[str]) -> Array:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a labelme file ({error!r} is missing or wrong): export it again") from error
-    canvas = Image.new("L", size, IGNORE)
+    canvas = blank(size, path)
     draw = ImageDraw.Draw(canvas)
     for label, kind, points in shapes:
         value = class_id(label, class_names, path)
@@ -88,9 +96,10 @@ def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, Callable[[], 
     """
     content = read_json(path)
     try:
-        images = {one["id"]: one for one in content["images"]}
+        sizes = {one["id"]: (int(one["width"]), int(one["height"])) for one in content["images"]}
+        stems = {one["id"]: Path(one["file_name"]).stem for one in content["images"]}
         labels = {one["id"]: class_id(one["name"], class_names, path) for one in content["categories"]}
-        found: dict[Any, list[tuple[float, int, Any]]] = {key: [] for key in images}
+        found: dict[Any, list[tuple[float, int, Any]]] = {key: [] for key in sizes}
         for one in content["annotations"]:
             if one.get("segmentation"):
                 entry = (float(one.get("area", 0)), labels[one["category_id"]], one["segmentation"])
@@ -99,17 +108,16 @@ def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, Callable[[], 
         raise ValueError(f"{path} is not a COCO file ({error!r} is missing or wrong): export it again") from error
 
     def draw_map(key: Any) -> Array:
-        size = (int(images[key]["width"]), int(images[key]["height"]))
-        canvas = Image.new("L", size, IGNORE)
+        canvas = blank(sizes[key], path)
         for _, value, shape in sorted(found[key], key=lambda entry: -entry[0]):
             if isinstance(shape, dict):
-                canvas.paste(value, mask=Image.fromarray(from_run_lengths(shape, size, path)))
+                canvas.paste(value, mask=Image.fromarray(from_run_lengths(shape, sizes[key], path)))
                 continue
             for ring in shape:
                 ImageDraw.Draw(canvas).polygon([float(v) for v in ring], fill=value)
         return np.asarray(canvas)
 
-    return {Path(images[key]["file_name"]).stem: partial(draw_map, key) for key in images if found[key]}
+    return {stem: partial(draw_map, key) for key, stem in stems.items() if found[key]}
 
 
 def from_run_lengths(shape: dict[str, Any], size: tuple[int, int], path: Path) -> Array:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from datamodules.annotation import warn_of_changes
 from datamodules.base import SegmentationDataModule
 from datamodules.files import find_images, read_classes, read_mask
 from datamodules.labelme_coco import read_coco, read_labelme
@@ -93,15 +93,7 @@ class Folder(SegmentationDataModule):
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        drawn = self.annotation_dir()
-        files = [self.root / "classes.txt", *{*self.masks.values()}]
-        since = (drawn / "annotation.json").stat().st_mtime
-        changed = [file.name for file in files if file.stat().st_mtime > since]
-        if changed:
-            rank_zero_warn(
-                f"files of {self.root} are newer than the annotation that was drawn from them: {first_few(changed)}; "
-                f"delete {drawn} to train on them"
-            )
+        warn_of_changes(self, [self.root / "classes.txt", *{*self.masks.values()}])
 
     def source(self) -> str:
         return f"{self.root.resolve()} {self.fill}"

@@ -109,6 +109,15 @@ def test_coco_polygons_and_run_lengths_small_over_large(tmp_path):
     assert (mask[:, 26:] == IGNORE).all()
 
 
+@pytest.mark.parametrize("size", [(10**6, 10**6), (0, 30), (-40, 30)])
+def test_sizes_that_no_image_has_are_refused(tmp_path, size):
+    shape = {"image_id": 0, "category_id": 11, "segmentation": [[5, 5, 8, 5, 8, 8]]}
+    with pytest.raises(ValueError, match=r"c\.json says that its image is .* pixels: correct it"):
+        read_coco(coco(tmp_path / "c.json", [shape], size=size), CLASSES)["a"]()
+    with pytest.raises(ValueError, match=r"a\.json says that its image is .* pixels: correct it"):
+        read_labelme(labelme(tmp_path / "a.json", size=size), CLASSES)
+
+
 def test_coco_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="label 'cow'"):
         read_coco(coco(tmp_path / "c.json", [], categories=("dog", "cow")), CLASSES)
