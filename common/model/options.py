@@ -1,4 +1,7 @@
-"""The constructor options of methods and data modules as plain values, so that a run made in Python can be loaded."""
+"""The constructor options of methods and data modules as plain values, so that a run made in Python can be loaded.
+
+Lightning's `save_hyperparameters` would put objects into checkpoints, which then could not be read as data.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,24 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-
-class RemembersOptions:
-    """Keeps what the constructor was given. Lightning's `save_hyperparameters` would put objects into checkpoints."""
-
-    _given: Mapping[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        made = super().__new__(cls)
-        # Copies and unpickling pass nothing here; they bring `_given` along in the instance's state.
-        made._given = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs).arguments
-        return made
-
-    def constructor_options(self) -> dict[str, Any]:
-        """Every option of the class and its bases with its value, plain; callables and `num_classes` are left out."""
-        given = dict(self._given) | dict(self._given.get("kwargs", {}))
-        options: dict[str, Any] = {}
-        for base in type(self).__mro__:
-            if "__init__" in vars(base) and base.__module__.split(".")[0] in PACKAGES:
-                for name, parameter in inspect.signature(base.__init__).parameters.items():
-                    if (name not in LEFT_OUT and parameter.default is not parameter.empty) or name in given:
-                        options.setdefault(name, given.get(name, parameter.default))
-        return {name: plain(value) for name, value in options.items() if name not in LEFT_OUT and not callable(value)}
+LEFT_OUT = ("self", "kwargs", "num_classes", "seed")  # the seed is the run's
 
 
-PACKAGES = ("common", "datamodules", "methods")
-LEFT_OUT = ("self", "kwargs", "num_classes", "seed")
+def given_options(made: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the constructor of `made` is called with, by name; copies and unpickled objects call it with nothing."""
+    given = dict(inspect.signature(type(made).__init__).bind_partial(made, *args, **kwargs).arguments)
+    return given | given.pop("kwargs", {})
+
+
+def constructor_options(made: Any) -> dict[str, Any]:
+    """Every option of a method or data module with its value (`given`, or the default of its class or their base);
+    functions, such as an optimizer's, are left out."""
+    values: dict[str, Any] = {}
+    for base in type(made).__mro__:
+        if "__init__" in vars(base) and base.__module__.split(".")[0] in ("common", "datamodules", "methods"):
+            for name, parameter in inspect.signature(base.__init__).parameters.items():
+                values.setdefault(name, made.given.get(name, parameter.default))
+    return {name: plain(value) for name, value in values.items() if name not in LEFT_OUT and not callable(value)}
 
 
 def plain(value: Any) -> Any:
