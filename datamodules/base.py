@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader, move_data_to_device
 from torch.utils.data import DataLoader, default_collate
 
+from common.model.options import given_options
 from common.ops.array import Array
 from datamodules.annotation import announce, draw, folder_name
 from datamodules.augmentation import STREAMS, augmented, whole, with_draws
@@ -78,6 +80,7 @@ class SegmentationDataModule(LightningDataModule):
         cache: Literal["none", "ram", "disk"] = "none",
     ) -> None:
         super().__init__()
+        self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.crop = (crop[0], crop[1]) if crop else self.size
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:

@@ -5,34 +5,30 @@ Lightning's `save_hyperparameters` would put objects into checkpoints, which the
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-LEFT_OUT = ("self", "kwargs", "num_classes", "seed")  # the seed is the run's
+from lightning.pytorch.utilities.parsing import collect_init_args
+
+LEFT_OUT = ("num_classes", "seed")  # the data's, and the run's
 
 
-def given_options(made: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What the constructor of `made` is called with, by name; copies and unpickled objects call it with nothing."""
-    given = dict(inspect.signature(type(made).__init__).bind_partial(made, *args, **kwargs).arguments)
-    return given | given.pop("kwargs", {})
+def given_options(frame: FrameType | None) -> dict[str, Any]:
+    """The arguments, defaults too, of the constructor that runs in `frame` and of the subclasses' that called it."""
+    assert frame is not None  # CPython has frames
+    return {name: value for level in collect_init_args(frame, []) for name, value in level.items()}
 
 
-def constructor_options(made: Any) -> dict[str, Any]:
-    """Every option of a method or data module with its value (`given`, or the default of its class or their base);
-    functions, such as an optimizer's, are left out."""
-    values: dict[str, Any] = {}
-    for base in type(made).__mro__:
-        if "__init__" in vars(base) and base.__module__.split(".")[0] in ("common", "datamodules", "methods"):
-            for name, parameter in inspect.signature(base.__init__).parameters.items():
-                values.setdefault(name, made.given.get(name, parameter.default))
-    return {name: plain(value) for name, value in values.items() if name not in LEFT_OUT and not callable(value)}
+def plain_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as YAML gives them back; functions, such as an optimizer's, are left out."""
+    return {name: plain(value) for name, value in given.items() if name not in LEFT_OUT and not callable(value)}
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, paths as strings: what YAML gives back as it was."""
+    """Dataclasses as dicts, tuples as lists, paths as strings."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):

@@ -9,6 +9,7 @@ import yaml
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 
+from common.model.options import plain_options
 from common.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoint
 from common.training.loggers import CSVLogger
 from common.training.nonfinite import NonFiniteGuard
@@ -89,8 +90,8 @@ def make_trainer(
     config = {
         "seed_everything": data.seed,
         "trainer": {name: value for name, value in told.items() if isinstance(value, (int, float, str, type(None)))},
-        "model": {"class_path": f"methods.{type(model).__name__}", "init_args": model.constructor_options()},
-        "data": {"class_path": f"datamodules.{type(data).__name__}", "init_args": data.constructor_options()},
+        "model": {"class_path": f"methods.{type(model).__name__}", "init_args": plain_options(model.given)},
+        "data": {"class_path": f"datamodules.{type(data).__name__}", "init_args": plain_options(data.given)},
     }
     seed_everything(data.seed, verbose=False)
     parts = run_parts(folder, type(model).__name__, yaml.safe_dump(config), seed=data.seed, overwrite=overwrite)
