@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from common.model.inference import InferenceConfig, predict_probabilities
 from common.model.metrics import SegmentationMetrics
 from common.model.networks import NetworkConfig, SegmentationNetwork, build_network
 from common.model.optim import ScheduleName, build_optimizer, lr_schedule
+from common.model.options import given_options
 from common.model.postprocess import PostprocessConfig, postprocess
 from common.ops.batch import Batch, check_streams
 from common.ops.distributed import average_buffers
+from common.ops.seeds import mixed
 
 
 @dataclass
@@ -60,6 +63,7 @@ class SegmentationModule(LightningModule):
         postprocess: PostprocessConfig = PostprocessConfig(),  # noqa: B008
     ) -> None:
         super().__init__()
+        self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
         self.num_classes = num_classes
         self.network: SegmentationNetwork = build_network(network, num_classes)
         self.optimizer_factory = optimizer
@@ -86,9 +90,8 @@ class SegmentationModule(LightningModule):
         return next(iter(self.eval_networks().values()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups; `lr_scale` multiplies the learning rate."""
-        encoder = {"params": list(self.network.encoder_parameters()), "lr_scale": self.encoder_lr_scale}
-        return [encoder, {"params": list(self.network.decoder_parameters()), "lr_scale": 1.0}]
+        """Optimizer groups; `lr_scale` multiplies the learning rate. The last one learns at the full rate."""
+        return self.network.parameter_groups(self.encoder_lr_scale)
 
     @property
     def progress(self) -> float:
@@ -103,8 +106,7 @@ class SegmentationModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout and the like start anew in each step, so that a resumed run continues as the unbroken one.
-        position = (self.draw_seed(), self.current_epoch, batch_idx, self.global_rank)
-        self.step_seed = hash(position) % 2**63  # the hash of a tuple of integers is the same in every process
+        self.step_seed = mixed(self.draw_seed(), self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(self.step_seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -45,12 +45,14 @@ class NetworkConfig:
             architectures have a dropout of their own, set through `decoder`.
         freeze_bn: BatchNorm keeps the statistics of the weights (its scale and shift still learn): for small batches,
             and so that accumulated parts and devices see what one large batch would.
+        layer_decay: each layer of the encoder learns this times as fast as the next one, in (0, 1]; 1: all alike. For
+            pretrained transformers, which want 0.65 to 0.9.
         checkpoint_activations: compute the encoder's activations again in the backward pass instead of keeping them;
             timm encoders only, and with BatchNorm only if it is frozen, whose statistics would move twice a step.
         compile: torch.compile of encoder, decoder and head; the first steps take a minute, checkpoints stay the same.
 
     Raises:
-        ValueError: mean, std or dropout out of range.
+        ValueError: mean, std, dropout or layer_decay out of range.
     """
 
     arch: str = "Unet"
@@ -61,6 +63,7 @@ class NetworkConfig:
     std: list[float] | None = None
     dropout: float = 0.0
     freeze_bn: bool = False
+    layer_decay: float = 1.0
     checkpoint_activations: bool = False
     compile: bool = False
 
@@ -72,6 +75,8 @@ class NetworkConfig:
             raise ValueError(f"std must be positive, got {self.std}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], 1 for one learning rate, got {self.layer_decay}")
 
 
 class SegmentationNetwork(nn.Module):
@@ -81,11 +86,18 @@ class SegmentationNetwork(nn.Module):
     std: Tensor
 
     def __init__(
-        self, model: Any, stride: int, mean: list[float], std: list[float], dropout: float, freeze_bn: bool = False
+        self,
+        model: Any,
+        stride: int,
+        mean: list[float],
+        std: list[float],
+        dropout: float,
+        freeze_bn: bool = False,
+        layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model  # an smp.base.SegmentationModel, whose parts smp does not declare
-        self.stride, self.freeze_bn = stride, freeze_bn
+        self.stride, self.freeze_bn, self.layer_decay = stride, freeze_bn, layer_decay
         self.dropout = nn.Dropout2d(dropout)
         # Persistent: trained weights mean nothing under another normalisation, so it travels with them in every
         # checkpoint, also to where the pretrained weights that stated it are not at hand.
@@ -141,6 +153,16 @@ class SegmentationNetwork(nn.Module):
     def decoder_channels(self) -> int:
         """Channels of the decoder's output."""
         return next(m.in_channels for m in self.model.segmentation_head.modules() if isinstance(m, nn.Conv2d))
+
+    def parameter_groups(self, encoder_lr_scale: float) -> list[dict[str, Any]]:
+        """Optimizer groups of the trained parameters: the encoder (with `layer_decay` a group a layer, from the image
+        on), then all the rest; `lr_scale` multiplies the learning rate."""
+        layers = [self.encoder_parameters()] if self.layer_decay == 1 else self.encoder_layers()
+        groups = [
+            {"params": parameters, "lr_scale": encoder_lr_scale * self.layer_decay ** (len(layers) - 1 - number)}
+            for number, parameters in enumerate(layers)
+        ]
+        return [*groups, {"params": self.decoder_parameters(), "lr_scale": 1.0}]
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The trained parameters of the encoder, for a learning rate of their own."""
@@ -220,7 +242,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
     stride = int(model.encoder.output_stride)
     if arch is smp.DPT:  # its i-th map is resampled to stride 2^(i + 2), also beyond the patch size
         stride = max(stride, 2 ** (len(model.encoder.out_channels) + 1))
-    network = SegmentationNetwork(model, stride, mean, std, config.dropout, config.freeze_bn)
+    network = SegmentationNetwork(model, stride, mean, std, config.dropout, config.freeze_bn, config.layer_decay)
     _try_out(network, num_classes, pair)
     if config.checkpoint_activations:
         _checkpoint_activations(network, config)

@@ -15,14 +15,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from common.ops.batch import IGNORE
-from common.ops.distributed import global_mean
+from common.ops.distributed import all_sum, global_mean
 from common.ops.tensors import at_least_fp32, check_plane
 
+Confidence = Literal["batch", "pixel", "none"]
 Variation = Literal["aniso", "iso", "vector"]
 
 
 def partial_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
     """Cross entropy over the labelled pixels: `sum -log p_y / max(1, number of labelled pixels)`, natural logarithm.
+
+        pce = partial_cross_entropy(self.network(labeled["image"]), labeled["mask"], labeled["valid"])
 
     Args:
         logits: (B, K, H, W) floating; the probabilities are `softmax(logits, 1)`.
@@ -41,6 +44,42 @@ def partial_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor | None = N
         mask = mask.masked_fill(~valid, IGNORE)
     total = F.cross_entropy(at_least_fp32(logits), mask, ignore_index=IGNORE, reduction="sum")
     return global_mean(total, (mask != IGNORE).sum())
+
+
+def pixel_consistency(
+    logits: Tensor, target: Tensor, valid: Tensor, confidence: Confidence = "batch", threshold: float = 0.97
+) -> tuple[Tensor, Tensor]:
+    """Squared error of a student's probabilities, summed over classes, averaged over pixels.
+
+        consistency, share = pixel_consistency(self.network(mixed), target, valid)
+
+    The loss of CutMix-Seg (French et al., BMVC 2020, arXiv 1906.01916, code Britefury/cutmix-semisup-seg):
+    `L = c * sum_px v sum_k (softmax(logits) - target)^2 / sum_px v`, where a pixel is confident if the target's highest
+    probability reaches `threshold`: `batch` takes c = the share of confident pixels (the code's default), `pixel`
+    counts the error of confident pixels only, with c = 1, `none` all with c = 1. Ours: shares and means are over the
+    *valid* pixels; the code multiplies the error by its padding mask and takes the mean over all.
+
+    Args:
+        logits: (B, K, H, W), the student's.
+        target: (B, K, H, W), the teacher's probabilities; no gradient flows into them.
+        valid: (B, H, W) bool, False = padding.
+        confidence: see above.
+        threshold: probability, see above.
+
+    Returns:
+        The loss in [0, 2] (zero without a valid pixel), and the share of confident pixels; both of the global batch.
+
+    Raises:
+        ValueError: `valid` does not have the shape of the logits' plane.
+    """
+    check_plane("valid", valid, logits)
+    target = at_least_fp32(target.detach())
+    sure = (target.amax(1) >= threshold) & valid
+    counted = sure if confidence == "pixel" else valid
+    error = (at_least_fp32(logits).softmax(1) - target).square().sum(1)
+    share = all_sum(sure.sum()) / all_sum(valid.sum()).clamp(min=1)
+    mean = global_mean((error * counted).sum(), valid.sum())
+    return (share * mean if confidence == "batch" else mean), share
 
 
 def neighbour_pairs(valid: Tensor) -> tuple[Tensor, Tensor]:

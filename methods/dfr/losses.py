@@ -2,7 +2,7 @@
 
 *Dynamic Feature Regularized Loss for Weakly Supervised Semantic Segmentation* (Zhang et al. 2021, arXiv 2108.01296) is
 known to us by its abstract: a regularised loss whose kernel takes shallow and deep features, recomputed in each step,
-and a feature consistency head trained beside it. Every formula here is [ours], built of Gated CRF (arXiv 1906.04651)
+and a feature consistency head trained with it. Every formula here is [ours], built of Gated CRF (arXiv 1906.04651)
 and the pair-wise heads in the same first author's public code.
 
 Shapes: B images of h x w cells (pixels of the loss resolution), K classes, D channels of the embedding, n drawn cells.
@@ -39,6 +39,8 @@ def dynamic_kernel(
     radius: int = 5,
 ) -> Kernel:
     """The kernel in a window, centre excluded, constant (its gradient is stopped).
+
+        kernel = dynamic_kernel(colors, head(decoded, colors.shape[-2:]), cells, sigma_xy=6.0)
 
     With `K_xy = exp(-|x_i - x_j|^2 / (2 sigma_xy^2))`, `K_s = K_xy exp(-|I_i - I_j|^2 / (2 sigma_rgb^2))` and
     `K_d = exp(-|f_i - f_j|^2 / (2 sigma_f^2)) = exp(-(1 - cos_ij) / sigma_f^2)`:
@@ -80,23 +82,12 @@ def dynamic_kernel(
     return lambda values: (1 - eta) * shallow(values) + eta * relation(values)
 
 
-def gated_kernel(kernel: Kernel, gate: Tensor) -> Kernel:
-    """`(g_i + g_j) / 2 K_ij`: over a symmetric energy the same as `g_i K_ij`, and symmetric itself.
-
-    So the gradient is that of the value. The code of RRM gates the gradient alone, which is no function's [third].
-
-    Args:
-        kernel: K, symmetric.
-        gate: (B, h, w) g, constant.
-    """
-    g = gate.detach()[:, None]
-    return lambda values: (g * kernel(values) + kernel(g * values)) / 2
-
-
 def feature_regularizer(
     p: Tensor, kernel: Kernel, valid: Tensor, norm: Literal["pixels", "mass"] = "pixels"
 ) -> tuple[Tensor, Tensor]:
     """`sum_i sum_{j != i} v_i v_j K_ij (1 - p_i . p_j)`, over the cells or over the mass of the kernel.
+
+        loss, mass = feature_regularizer(p, dynamic_kernel(colors, embedding, cells), cells)
 
     Args:
         p: (B, K, h, w) probabilities.
@@ -172,6 +163,8 @@ def pair_consistency(
     embedding: Tensor, labels: Tensor, margin: float = 0.5, tau: float = 0.1
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Binary cross entropy of "the same class?" over all pairs i < j of an image's drawn cells.
+
+        loss, cosines = pair_consistency(embedding.flatten(2), labels.flatten(1))
 
     `s_ij = sigmoid((cos_ij - margin) / tau)`, and half of the mean of `-log s` over the pairs of one class plus half of
     the mean of `-log(1 - s)` over the others, each over the global batch; an empty group counts 0. At a margin of 0 a

@@ -11,7 +11,7 @@ from common.model.metrics import MatchedMetrics
 from common.model.module import SegmentationModule, StepOutput
 from common.ops.batch import Batch, all_images
 from common.ops.losses import partial_cross_entropy, total_variation_sum
-from common.ops.schedules import ramp
+from common.ops.schedules import linear_ramp
 from common.ops.tensors import at_least_fp32
 from methods.level_set.losses import closed_form_field, head_field, reduce, region_variance_sum, roughness_sum
 
@@ -26,7 +26,6 @@ class LevelSet(SegmentationModule):
             only; `unsupervised`: no label is looked at, regions are phases without a name.
         beta: weight of the level-set loss; 1 is natural for `unsupervised`, 1e-6 the code's for `reduction: sum`.
         length_weight: lambda, of the boundary's length within it; 0 is allowed.
-        channel_reduce: squared differences are summed over channels, or averaged.
         reduction: the loss is the mean over valid pixels, or the plain sum of the official code.
         target: regions are even in the `image`, or in the decoder's `features`, constant and of unit length.
         bias: field that multiplies the tones, for uneven light: `none`, `head` (a 1x1 convolution on the decoder's
@@ -47,7 +46,6 @@ class LevelSet(SegmentationModule):
         mode: Literal["semi", "supervised", "unsupervised"] = "semi",
         beta: float = 0.262,
         length_weight: float = 1e-3,
-        channel_reduce: Literal["sum", "mean"] = "sum",
         reduction: Literal["mean", "sum"] = "mean",
         target: Literal["image", "features"] = "image",
         bias: Literal["none", "head", "closed_form"] = "none",
@@ -66,8 +64,7 @@ class LevelSet(SegmentationModule):
                 "beta, length_weight and bias_smoothness must be >= 0, start a fraction of the run in [0, 1]"
             )
         self.mode, self.beta, self.length_weight, self.start, self.match = mode, beta, length_weight, start, match
-        self.channel_reduce, self.reduction, self.target = channel_reduce, reduction, target
-        self.bias, self.bias_smoothness = bias, bias_smoothness
+        self.reduction, self.target, self.bias, self.bias_smoothness = reduction, target, bias, bias_smoothness
         self.streams = () if mode == "unsupervised" else ("labeled",)
         if bias == "head":
             self.bias_head = nn.Conv2d(self.network.decoder_channels, 1, 1)
@@ -88,8 +85,8 @@ class LevelSet(SegmentationModule):
         if self.mode == "unsupervised":
             return StepOutput(self.beta * energy, terms)
         pce = partial_cross_entropy(logits, mask, valid)
-        weight = ramp(self.progress, self.start, 0) * self.beta
-        return StepOutput(pce + weight * energy, {"pce": pce, **terms, "weight": weight})
+        ramp = linear_ramp(self.progress, self.start, 0)
+        return StepOutput(pce + ramp * self.beta * energy, {"pce": pce, **terms, "ramp": ramp})
 
     def level_set(self, logits: Tensor, decoded: Tensor, image: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """`data`, `length` and `roughness` (0 unless there is a bias head), before their weights."""
@@ -102,7 +99,7 @@ class LevelSet(SegmentationModule):
             roughness = roughness_sum(field, valid)
         elif self.bias == "closed_form":
             field = closed_form_field(y, image, valid)
-        data = region_variance_sum(y, x, valid, bias=field, channel_reduce=self.channel_reduce)
+        data = region_variance_sum(y, x, valid, bias=field)
         sums = {"data": data, "length": total_variation_sum(y, valid), "roughness": roughness}
         return {name: reduce(total, valid, self.reduction) for name, total in sums.items()}
 

@@ -111,27 +111,3 @@ def gated_crf(p: Tensor, kernel: Kernel, valid: Tensor) -> Tensor:
     """
     check_plane("valid", valid, p)
     return global_mean(potts(p, kernel)[0].sum(), valid.sum())
-
-
-def missing_label_penalty(p: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
-    """Probability of the classes that no labelled pixel of the image has, by pixel.
-
-    The papers add `sum <S^k, 1>` over those classes to the normalised cut, with a weight that is unknown; here it is
-    the mean over the valid pixels of the global batch, [ours].
-
-    Args:
-        p: (B, K, H, W) probabilities.
-        mask: (B, H, W) int64, class id or 255 = no label.
-        valid: (B, H, W) bool; a label at padding is none.
-
-    Returns:
-        Scalar in [0, 1]; zero with zero gradient without a valid pixel.
-
-    Raises:
-        ValueError: `mask` or `valid` does not have the shape of the plane of `p`.
-    """
-    check_plane("mask", mask, p)
-    check_plane("valid", valid, p)
-    p = at_least_fp32(p)
-    present = one_hot(mask.masked_fill(~valid, IGNORE), p.shape[1]).amax((2, 3), keepdim=True)
-    return global_mean(((1 - present) * p * valid[:, None]).sum(), valid.sum())

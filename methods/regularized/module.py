@@ -12,9 +12,9 @@ from common.model.module import SegmentationModule, StepOutput
 from common.ops.affinity import dense_kernel, positions, stack_modalities, window_kernel
 from common.ops.batch import IGNORE, Batch, all_images
 from common.ops.losses import partial_cross_entropy
-from common.ops.schedules import ramp
+from common.ops.schedules import linear_ramp
 from common.ops.tensors import at_least_fp32, valid_cells
-from methods.regularized.losses import clamp_seeds, crf, gated_crf, missing_label_penalty, normalized_cut
+from methods.regularized.losses import clamp_seeds, crf, gated_crf, normalized_cut
 
 PRESETS: dict[str, dict[str, Any]] = {  # what an option left at null is, by term; sources in README.md
     "crf": {"crf_weight": 2.0, "nc_weight": 0.0, "sigma_xy": 100.0, "sigma_rgb": 15.0, "stride": 2, "radius": None},
@@ -38,9 +38,7 @@ class Regularized(SegmentationModule):
         sigma_rgb: bandwidth of colour in grey levels, of RGB in 0..255.
         stride: the term is taken on probabilities and colours averaged over stride x stride pixels.
         radius: pairs at most so many steps apart; None: all pairs (`gated_crf`: 5).
-        dilation: pixels per step of such a window.
         reduction: `normalised`, or the code's `raw` sum; with `crf`.
-        missing_weight: of the mean probability of classes that have no label in the image.
         max_labelled: images with a larger share of labelled pixels count as fully labelled: the term leaves them out.
         start: fraction of the run with pCE alone, the first phase; 0 is a single phase.
         ramp: fraction of the run over which the term's weight then rises.
@@ -60,9 +58,7 @@ class Regularized(SegmentationModule):
         sigma_rgb: float | None = None,
         stride: int | None = None,
         radius: int | None = None,
-        dilation: int = 1,
         reduction: Literal["normalised", "raw"] = "normalised",
-        missing_weight: float = 0.0,
         max_labelled: float = 0.5,
         start: float = 0.5,
         ramp: float = 0.0,
@@ -77,46 +73,41 @@ class Regularized(SegmentationModule):
             raise ValueError(f"term {term} has no use for {other}: leave it out, or take term kernel_cut")
         if reduction == "raw" and term != "crf":
             raise ValueError("reduction raw is that of the code for crf: set term to crf, or reduction to normalised")
-        if min(chosen["crf_weight"], chosen["nc_weight"], missing_weight) < 0 or not 0 <= max_labelled <= 1:
-            raise ValueError("crf_weight, nc_weight and missing_weight must be >= 0, max_labelled a share in [0, 1]")
+        if min(chosen["crf_weight"], chosen["nc_weight"]) < 0 or not 0 <= max_labelled <= 1:
+            raise ValueError("crf_weight and nc_weight must be >= 0, max_labelled a share in [0, 1]")
         if min(chosen["sigma_xy"], chosen["sigma_rgb"]) <= 0 or not 0 <= start <= 1 or not 0 <= ramp <= 1:
             raise ValueError("sigma_xy and sigma_rgb must be positive, start and ramp fractions of the run in [0, 1]")
-        self.stride, self.radius, self.dilation = chosen["stride"], chosen["radius"], dilation
-        if min(self.stride, self.dilation) < 1 or (self.radius is not None and self.radius < 1):
-            raise ValueError("stride, radius and dilation must be >= 1 (radius: or null, for all pairs)")
-        if dilation > 1 and self.radius is None:
-            raise ValueError("dilation is that of a window: set radius, or dilation to 1")
+        self.stride, self.radius = chosen["stride"], chosen["radius"]
+        if self.stride < 1 or (self.radius is not None and self.radius < 1):
+            raise ValueError("stride and radius must be >= 1 (radius: or null, for all pairs)")
         self.crf_weight, self.nc_weight = float(chosen["crf_weight"]), float(chosen["nc_weight"])
         self.sigma_xy, self.sigma_rgb = float(chosen["sigma_xy"]), float(chosen["sigma_rgb"])
-        self.term, self.reduction, self.start, self.ramp = term, reduction, start, ramp
-        self.missing_weight, self.max_labelled = missing_weight, max_labelled
+        self.term, self.reduction, self.max_labelled, self.start, self.ramp = term, reduction, max_labelled, start, ramp
 
     def compute_loss(self, batch: Batch) -> StepOutput:
         image, mask, valid = all_images(batch["labeled"], batch.get("unlabeled"))
         logits = self.network(image)
         pce = partial_cross_entropy(logits, mask, valid)
-        weight = ramp(self.progress, self.start, self.ramp)
-        if weight == 0:  # the first phase; no parameter hangs on the terms alone, so they are not computed
-            return StepOutput(pce, {"pce": pce, "ramp": weight})
+        ramp = linear_ramp(self.progress, self.start, self.ramp)
+        if ramp == 0:  # the first phase; no parameter belongs to the terms alone, so they are not computed
+            return StepOutput(pce, {"pce": pce, "ramp": ramp})
         terms = self.regularizer(logits, image, mask, valid)
-        weights = {"crf": self.crf_weight, "nc": self.nc_weight, "missing": self.missing_weight}
+        weights = {"crf": self.crf_weight, "nc": self.nc_weight}
         energy = sum((weights[name] * value for name, value in terms.items()), torch.zeros_like(pce))
-        return StepOutput(pce + weight * energy, {"pce": pce, **terms, "ramp": weight})
+        return StepOutput(pce + ramp * energy, {"pce": pce, **terms, "ramp": ramp})
 
     def regularizer(self, logits: Tensor, image: Tensor, mask: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """The energies `crf`, `nc` and `missing` that have a weight, before it."""
+        """The energies `crf` and `nc` that have a weight, before it."""
         p, terms = at_least_fp32(logits).softmax(1), {}
         share = ((mask != IGNORE) & valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
         valid = valid & (share <= self.max_labelled)[:, None, None]
-        if self.missing_weight > 0:
-            terms["missing"] = missing_label_penalty(p, mask, valid)
         cells = valid_cells(valid, self.stride)
         colors = F.avg_pool2d(255 * image, self.stride)
         features = stack_modalities([(positions(colors), self.sigma_xy / self.stride), (colors, self.sigma_rgb)])
         if self.radius is None:
             kernel = dense_kernel(features, cells)
         else:
-            kernel = window_kernel(features, cells, radius=self.radius, dilation=self.dilation)
+            kernel = window_kernel(features, cells, radius=self.radius)
         if self.crf_weight > 0:
             q = F.avg_pool2d(p, self.stride)
             gated = self.term == "gated_crf"

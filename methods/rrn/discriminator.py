@@ -14,15 +14,16 @@ STRIDE = 16  # pixels per cell of the last of the four convolutions
 
 
 class RegionDiscriminator(nn.Module):
-    """Judges per region whether class planes are a ground truth: four convolutions (kernel 4, stride 2, padding 1; 64,
-    128, 256, 512 channels), each with LeakyReLU 0.2, the first three with channel dropout 0.5, and a head whose kernel
-    and stride are the region's.
+    """Judges per region whether class planes and image are a ground truth.
+
+    Four convolutions (kernel 4, stride 2, padding 1; 64, 128, 256, 512 channels), each with LeakyReLU 0.2, the first
+    three with channel dropout 0.5, and a head whose kernel and stride are the region's.
 
     Regions are `cell` = 16 region_conv pixels wide, judged from 16 region_conv + 30: 160 from 190 for 10 (the code's),
     80 from 110 for 5, 32 from 62 for 2.
 
     Args:
-        channels: of the input, K or K + 3.
+        channels: of the input, K + 3.
         region_conv: kernel and stride of the head.
     """
 
@@ -53,7 +54,7 @@ class RegionDiscriminator(nn.Module):
         return result
 
 
-def class_planes(probabilities: Tensor, valid: Tensor, image: Tensor | None) -> Tensor:
+def class_planes(probabilities: Tensor, valid: Tensor, image: Tensor) -> Tensor:
     """What a discriminator sees: probabilities and the image, both zero in padding [ours].
 
     The code scales the image by the extremes of its whole batch, so that a verdict depends on the batch; here it is not
@@ -62,10 +63,9 @@ def class_planes(probabilities: Tensor, valid: Tensor, image: Tensor | None) -> 
     Args:
         probabilities: (B, K, H, W).
         valid: (B, H, W) bool, False = padding.
-        image: (B, 3, H, W), RGB in [0, 1]; None: it is not shown.
+        image: (B, 3, H, W), RGB in [0, 1].
 
     Returns:
-        (B, K + 3, H, W), or (B, K, H, W) without the image.
+        (B, K + 3, H, W).
     """
-    planes = at_least_fp32(probabilities) * valid[:, None]
-    return planes if image is None else torch.cat([planes, image * valid[:, None]], 1)
+    return torch.cat([at_least_fp32(probabilities), image], 1) * valid[:, None]

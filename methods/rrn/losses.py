@@ -6,6 +6,8 @@ authors' code, per region instead of per image.
 Shapes: B images of H x W pixels in G x G' regions. Regions are squares of `cell` pixels, G = H // cell; the last row
 and column take the rest, so that each pixel lies in one region. Only valid pixels count, and regions without any are
 left out of every mean.
+
+The arguments `rule`, `kind` and `norm` take values that the method does not offer: other readings of the abstract.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ def region_scores(judged: Tensor, rule: Score) -> Tensor:
 
 
 def local_selection_loss(error: Tensor, valid: Tensor, kept: Tensor, cell: int) -> Tensor:
-    """`L_sel = sum_r kappa(r) sum_{px in r} CE / max(1, sum_r kappa(r) |r|)` [ours].
+    """Cross entropy in the regions that are kept [ours].
+
+    `L_sel = sum_r kappa(r) sum_{px in r} CE / max(1, sum_r kappa(r) |r|)`.
 
     Args:
         error: (B, H, W), cross entropy against the pseudo-label.
@@ -139,24 +143,6 @@ def dynamic_region_loss(error: Tensor, valid: Tensor, weight: Tensor, cell: int,
     found = total > 0
     image = (weight * means).sum((1, 2)) / total.masked_fill(~found, 1)
     return global_mean(image.sum(), found.sum())
-
-
-def corrected_labels(labels: Tensor, scores: Tensor, weight: Tensor, margin: float, cell: int) -> Tensor:
-    """t_k: the partner's pseudo-labels, but in regions with 1 - w > margin those of the better judged network for both
-    (`correct: winner`) [ours].
-
-    Args:
-        labels: (2, B, H, W), both networks' pseudo-labels.
-        scores: (2, B, G, G'), S_k.
-        weight: (B, G, G'), w.
-
-    Returns:
-        (2, B, H, W): what network k learns.
-    """
-    size = (labels.shape[2], labels.shape[3])
-    first = at_pixels(scores[0] >= scores[1], size, cell)
-    differ = at_pixels(1 - weight > margin, size, cell)
-    return torch.where(differ, torch.where(first, labels[0], labels[1]), labels.flip(0))
 
 
 # Discriminators -------------------------------------------------------------------------------------------------------

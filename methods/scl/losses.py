@@ -1,7 +1,7 @@
-"""Pixel-wise and structured consistency, and boundary label relaxation.
+"""Structured consistency, and boundary label relaxation.
 
-SCL is Kim et al. 2020 (arXiv 2001.04647), of which the abstract is known; it stands on CutMix-Seg, French et al. 2020
-(arXiv 1906.01916, code Britefury/cutmix-semisup-seg). Relaxation is Zhu et al., CVPR 2019 (arXiv 1812.01593).
+SCL is Kim et al. 2020 (arXiv 2001.04647), of which the abstract is known; it stands on CutMix-Seg, whose loss by pixel
+is `common.ops.losses.pixel_consistency`. Relaxation is Zhu et al., CVPR 2019 (arXiv 1812.01593).
 
 Shapes: B images, K classes, C channels of a feature, n of its pixels.
 """
@@ -15,43 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.ops.batch import IGNORE
-from common.ops.distributed import all_sum, global_mean
+from common.ops.distributed import global_mean
 from common.ops.mixing import key_uniform
 from common.ops.tensors import at_least_fp32, check_plane, one_hot
 
-Confidence = Literal["batch", "pixel", "none"]
 Pairs = Literal["inside", "both_sides", "cross", "all"]
-
-
-def pixel_consistency(
-    logits: Tensor, target: Tensor, valid: Tensor, confidence: Confidence = "batch", threshold: float = 0.97
-) -> tuple[Tensor, Tensor]:
-    """Squared error of the student's probabilities, summed over classes (CutMix-Seg's code).
-
-    `L = c * sum_px v sum_k (softmax(logits) - target)^2 / sum_px v`, where a pixel is confident if the target's highest
-    probability reaches `threshold`: `batch` takes c = the share of confident pixels (the code's default), `pixel`
-    counts the error of confident pixels only, with c = 1, `none` all with c = 1. Ours: c is the share of *valid*
-    pixels; the code has no padding.
-
-    Args:
-        logits: (B, K, H, W), the student's.
-        target: (B, K, H, W), the teacher's probabilities; no gradient flows into them.
-        valid: (B, H, W) bool, False = padding.
-
-    Returns:
-        The loss in [0, 2] (zero without a valid pixel), and the share of confident pixels; both of the global batch.
-
-    Raises:
-        ValueError: `valid` does not have the shape of the logits' plane.
-    """
-    check_plane("valid", valid, logits)
-    target = at_least_fp32(target.detach())
-    sure = (target.amax(1) >= threshold) & valid
-    counted = sure if confidence == "pixel" else valid
-    error = (at_least_fp32(logits).softmax(1) - target).square().sum(1)
-    share = all_sum(sure.sum()) / all_sum(valid.sum()).clamp(min=1)
-    mean = global_mean((error * counted).sum(), valid.sum())
-    return (share * mean if confidence == "batch" else mean), share
 
 
 def structured_consistency(
@@ -63,6 +31,8 @@ def structured_consistency(
     detach_norm: bool = False,
 ) -> Tensor:
     """Mean squared difference of the cosine similarities of pairs of pixels, over all pairs, in O(n C^2).
+
+        loss = structured_consistency(p.flatten(2), teacher_p.flatten(2), valid.flatten(1), box.flatten(1))
 
     With unit columns z_i (student) and w_i (teacher): `mean over pairs i != j of (z_i.z_j - w_i.w_j)^2` per image, then
     the mean over images with a pair. Ours: the paper's similarity and rule of pairs are not known to us; the ancestor
@@ -122,6 +92,8 @@ def _grams(total: Tensor, difference: Tensor, chosen: Tensor, count: Tensor) -> 
 def sample_pixels(key: Tensor, candidates: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """`count` pixels of each image drawn from `candidates` without repetition; a function of (seed, key) alone.
 
+        index, valid = sample_pixels(batch["key"], valid & box, count=512, seed=self.draw_seed(1))
+
     Args:
         key: (B, 2) int64, (epoch, position) of each sample.
         candidates: (B, n) bool.
@@ -138,6 +110,8 @@ def sample_pixels(key: Tensor, candidates: Tensor, count: int, seed: int) -> tup
 
 def relaxed_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor, radius: int = 1) -> Tensor:
     """Boundary label relaxation: `mean_i -log sum_{c in N_i} p_i(c)`, N_i = the labels within `radius` of pixel i.
+
+        pce = relaxed_cross_entropy(logits, mask, valid, radius=1)
 
     Zhu et al., CVPR 2019 (arXiv 1812.01593, code NVIDIA/semantic-segmentation), without its class weights, strict
     classes and epochs. Ours: pixels without a label stay without loss; in the code one beside a label is trained.

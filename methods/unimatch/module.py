@@ -27,7 +27,7 @@ class UniMatch(SegmentationModule):
             in complementary channels. With v2 the teacher is `val/miou`, the student `val/miou_student`.
         threshold: probability from which a pseudo-label counts.
         feature_dropout: share of the channels dropped in v1's third stream.
-        decay: of v2's teacher per step, reached from 0 as min(1 - 1 / (step + 1), decay).
+        ema_decay: of v2's teacher per step, reached from 0 as min(1 - 1 / (step + 1), ema_decay).
         kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:
@@ -43,14 +43,14 @@ class UniMatch(SegmentationModule):
         variant: Literal["v1", "v2"] = "v1",
         threshold: float = 0.95,
         feature_dropout: float = 0.5,
-        decay: float = 0.996,
+        ema_decay: float = 0.996,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
         if not 0 <= threshold <= 1 or not 0 <= feature_dropout < 1:
             raise ValueError("threshold must lie in [0, 1] and feature_dropout in [0, 1)")
         self.variant, self.threshold, self.feature_dropout = variant, threshold, feature_dropout
-        self.teacher = EMATeacher(self.network, decay, warmup=True) if variant == "v2" else None
+        self.teacher = EMATeacher(self.network, ema_decay, warmup=True) if variant == "v2" else None
 
     def after_step(self) -> None:
         if self.teacher is not None:

@@ -42,6 +42,14 @@ def item(value):
     return float(value.detach()) if isinstance(value, torch.Tensor) else value
 
 
+def energy(model, logs):
+    return (
+        item(logs["data"])
+        + model.length_weight * item(logs["length"])
+        + model.bias_smoothness * item(logs["roughness"])
+    )
+
+
 def test_the_loss_is_pce_plus_beta_times_the_energy(monkeypatch):
     model, labeled = build(monkeypatch, beta=0.5, length_weight=0.02), stream()
     logits = model.network(labeled["image"])
@@ -50,7 +58,7 @@ def test_the_loss_is_pce_plus_beta_times_the_energy(monkeypatch):
     length = total_variation(logits.softmax(1), labeled["valid"])
     out = model.compute_loss({"labeled": labeled})
     assert item(out.loss) == pytest.approx(item(pce + 0.5 * (data + 0.02 * length)), rel=1e-6)
-    assert {"pce", "data", "length", "roughness", "weight"} == set(out.logs)
+    assert {"pce", "data", "length", "roughness", "ramp"} == set(out.logs)
     assert item(out.logs["roughness"]) == 0
     assert min(item(data), item(length)) > 0
 
@@ -68,12 +76,13 @@ def test_defaults_are_the_codes_balance_at_its_batch(monkeypatch):
 
 
 @pytest.mark.parametrize("bias", ["none", "head", "closed_form"])
-@pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.09, 0.0), (0.1, 0.262), (1.0, 0.262)])
-def test_the_level_set_loss_sets_in_after_its_start_and_keeps_its_gradient_path(monkeypatch, progress, weight, bias):
+@pytest.mark.parametrize(("progress", "ramp"), [(0.0, 0.0), (0.09, 0.0), (0.1, 1.0), (1.0, 1.0)])
+def test_the_level_set_loss_sets_in_after_its_start_and_keeps_its_gradient_path(monkeypatch, progress, ramp, bias):
     model, labeled = build(monkeypatch, progress, start=0.1, bias=bias), stream()
     model.train()
     out = model.compute_loss({"labeled": labeled})
-    assert out.logs["weight"] == weight
+    assert out.logs["ramp"] == ramp
+    assert item(out.loss) == pytest.approx(item(out.logs["pce"]) + ramp * 0.262 * energy(model, out.logs), rel=1e-5)
     out.loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
@@ -110,8 +119,7 @@ def test_unsupervised_looks_at_no_label_and_needs_no_labelled_stream(monkeypatch
     out = model.compute_loss({"labeled": labeled, "unlabeled": unlabeled})
     hidden = [{**s, "mask": torch.full_like(s["mask"], IGNORE)} for s in (labeled, unlabeled)]
     assert item(out.loss) == item(model.compute_loss({"labeled": hidden[0], "unlabeled": hidden[1]}).loss)
-    energy = item(out.logs["data"]) + 1e-3 * item(out.logs["length"])
-    assert item(out.loss) == pytest.approx(0.5 * energy, rel=1e-6)
+    assert item(out.loss) == pytest.approx(0.5 * energy(model, out.logs), rel=1e-6)
     only = model.compute_loss({"unlabeled": unlabeled})
     assert item(only.loss) == pytest.approx(item(model.compute_loss({"labeled": unlabeled}).loss))
     assert "pce" not in only.logs

@@ -17,7 +17,6 @@ from methods.regularized.losses import (
     clamp_seeds,
     crf,
     gated_crf,
-    missing_label_penalty,
     normalized_cut,
     potts,
     products,
@@ -73,7 +72,6 @@ def all_losses(features: Tensor, mask: Tensor, valid: Tensor) -> dict[str, Calla
         "clamped": lambda z: normalized_cut(z.softmax(1), dense, mask),
         "cut window": lambda z: normalized_cut(z.softmax(1), window, mask),
         "gated": lambda z: gated_crf(z.softmax(1), window, valid),
-        "missing": lambda z: missing_label_penalty(z.softmax(1), mask, valid),
     }
 
 
@@ -167,7 +165,7 @@ def test_t8_a_constant_map_costs_nothing_to_the_border() -> None:
 def test_losses_match_loops_written_from_the_formulas(seed: int) -> None:
     z, features, mask, valid = example(seed=seed)
     p = z.softmax(1)
-    normal, raw, cut, gated, missing, pixels = 0.0, 0.0, 0.0, 0.0, 0.0, int(valid.sum())
+    normal, raw, cut, gated, pixels = 0.0, 0.0, 0.0, 0.0, int(valid.sum())
     places = [(i, j) for i in range(4) for j in range(5)]
     for n in range(2):
         inside = [a for a in places if valid[n][a]]
@@ -185,13 +183,11 @@ def test_losses_match_loops_written_from_the_formulas(seed: int) -> None:
             across = sum(w[a, b] * c[a][k] * (1 - c[b][k]) for a, b in w)
             volume = sum(w[a, b] * c[b][k] for a, b in w)
             cut += across / volume / 2
-            if not any(mask[n][a] == k for a in inside):
-                missing += sum(s[a][k] for a in inside) / pixels
         for a, b in w:
             if a != b and max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= 2:
                 gated += w[a, b] * (1 - sum(x * y for x, y in zip(s[a], s[b], strict=True))) / pixels
     losses = all_losses(features, mask, valid)
-    expected = {"crf": normal, "raw": raw, "clamped": cut, "gated": gated, "missing": missing}
+    expected = {"crf": normal, "raw": raw, "clamped": cut, "gated": gated}
     for name, value in expected.items():
         assert float(losses[name](z)) == pytest.approx(value, rel=1e-6 if name == "clamped" else 1e-11), name
     assert 0 < normal < 1
@@ -298,16 +294,6 @@ def test_seeds_are_clamped_to_their_labels_and_pass_no_gradient() -> None:
     assert (slope[free & valid[:, None]] != 0).all()
     none = torch.full_like(mask, IGNORE)
     torch.testing.assert_close(normalized_cut(p, kernel, none), normalized_cut(p, kernel))
-
-
-def test_missing_labels_by_hand() -> None:
-    p = torch.tensor([0.5, 0.3, 0.2]).view(1, 3, 1, 1).expand(2, 3, 2, 2)
-    mask = torch.full((2, 2, 2), IGNORE)
-    mask[0, 0, 0], mask[1, 1, 1] = 0, 1
-    valid = torch.ones(2, 2, 2, dtype=torch.bool)
-    assert float(missing_label_penalty(p, mask, valid)) == pytest.approx((0.5 + 0.7) / 2)
-    valid[1, 1] = False  # the label is padding: all three classes are missing there, on the two pixels that are left
-    assert float(missing_label_penalty(p, mask, valid)) == pytest.approx((4 * 0.5 + 2 * 1.0) / 6)
 
 
 # ---------------------------------------------------------------------------------------------- resolution, weights
@@ -457,13 +443,12 @@ def test_two_ranks_average_to_the_loss_and_gradient_of_one(name: str, monkeypatc
         monkeypatch.undo()
         return torch.stack([(found[0][0] + found[1][0]) / 2, *(torch.cat([found[0][1:], found[1][1:]]) / 2)])
 
-    by_pixel = name in ("gated", "missing")
     for rank_without_pixels in (False, True):
         if rank_without_pixels:
             valid[1] = False
         loss = all_losses(features, mask, valid)[name]
         expected = torch.cat([loss(z).reshape(1), gradient(loss, z).flatten()])
-        count = (lambda n: valid[n].sum()) if by_pixel else (lambda n: valid[n].any())
+        count = (lambda n: valid[n].sum()) if name == "gated" else (lambda n: valid[n].any())
         torch.testing.assert_close(parts(count), expected, rtol=1e-11, atol=1e-13)
 
 
@@ -476,8 +461,6 @@ def test_bad_arguments_are_refused() -> None:
         normalized_cut(z, kernel, mask[:, None])
     with pytest.raises(ValueError, match="valid must be"):
         gated_crf(z, kernel, valid[:, None])
-    with pytest.raises(ValueError, match="valid must be"):
-        missing_label_penalty(z, mask, valid[:, 1:])
 
 
 # ---------------------------------------------------------------------------------------------- behaviour

@@ -9,7 +9,7 @@ from common.ops.affinity import dense_kernel, positions, stack_modalities, windo
 from common.ops.batch import IGNORE
 from common.ops.losses import partial_cross_entropy
 from conftest import fit_tiny
-from methods.regularized.losses import clamp_seeds, crf, gated_crf, missing_label_penalty, normalized_cut
+from methods.regularized.losses import clamp_seeds, crf, gated_crf, normalized_cut
 from methods.regularized.module import Regularized
 
 NETWORK = {
@@ -129,7 +129,6 @@ def test_options_reach_the_energy(build):
         "colour": {"sigma_rgb": 40.0},
         "stride": {"stride": 4},
         "window": {"radius": 3},
-        "dilated": {"radius": 3, "dilation": 2},
         "raw": {"reduction": "raw"},
     }.items():
         model = build(**options)
@@ -158,7 +157,7 @@ def test_fully_labelled_images_are_left_out_of_the_energy(build):
     logits = torch.randn(2, 3, 32, 32, requires_grad=True)
     alone = {key: value[:1] for key, value in labeled.items()}
     for term in ("kernel_cut", "gated_crf"):
-        model = build(term=term, missing_weight=0.1)
+        model = build(term=term)
         both = model.regularizer(logits, **labeled)
         one = model.regularizer(logits[:1], **alone)
         assert both.keys() == one.keys()
@@ -182,7 +181,7 @@ def test_unlabelled_images_enter_the_energy_and_not_the_cross_entropy(build):
 @every_term
 def test_padding_is_in_no_energy_and_the_batch_is_not_written_to(build, term):
     """A cell with padding is padding: rows 24 ... 26 share theirs at stride 4, row 26 at stride 2."""
-    model, labeled = build(term=term, missing_weight=0.5, sigma_xy=10.0), stream()
+    model, labeled = build(term=term, sigma_xy=10.0), stream()
     copies = {key: value.clone() for key, value in labeled.items()}
     logits = torch.randn(2, 3, 32, 32, requires_grad=True)
     values = []
@@ -190,28 +189,12 @@ def test_padding_is_in_no_energy_and_the_batch_is_not_written_to(build, term):
         image = torch.where(labeled["valid"][:, None], labeled["image"], noise)
         terms = model.regularizer(logits, image, labeled["mask"], labeled["valid"])
         values.append({name: item(value) for name, value in terms.items()})
-        energy = sum(value for name, value in terms.items() if name != "missing")
-        (slope,) = torch.autograd.grad(energy, logits, retain_graph=True)
+        (slope,) = torch.autograd.grad(sum(terms.values()), logits)
         edge = 24 if term == "gated_crf" else 26
         assert slope[:, :, edge:].abs().max() == 0
         assert slope[:, :, :edge].abs().amax((1, 2, 3)).min() > 0
-        if "missing" in terms and terms["missing"].requires_grad:
-            (slope,) = torch.autograd.grad(terms["missing"], logits)
-            assert slope[:, :, 27:].abs().max() == 0
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     assert all(torch.equal(labeled[key], copies[key]) for key in copies)
-
-
-def test_missing_labels_have_a_weight_of_their_own(build):
-    labeled = stream()
-    labeled["mask"][labeled["mask"] == 2] = IGNORE
-    model = build(term="normalized_cut", missing_weight=0.5)
-    out = model.compute_loss({"labeled": labeled})
-    p = model.network(labeled["image"]).softmax(1)
-    missing = item(missing_label_penalty(p, labeled["mask"], labeled["valid"]))
-    assert item(out.logs["missing"]) == pytest.approx(missing, rel=1e-5)
-    expected = item(out.logs["pce"]) + 1.6 * item(out.logs["nc"]) + 0.5 * missing
-    assert item(out.loss) == pytest.approx(expected, rel=1e-5)
 
 
 @every_term
@@ -265,8 +248,7 @@ def test_features_are_those_of_the_specification():
         ({"term": "normalized_cut", "crf_weight": 0.1}, "take term kernel_cut"),
         ({"term": "gated_crf", "nc_weight": 0.1}, "take term kernel_cut"),
         ({"term": "kernel_cut", "reduction": "raw"}, "set term to crf"),
-        ({"crf_weight": -1.0}, "crf_weight, nc_weight and missing_weight must be >= 0"),
-        ({"missing_weight": -1.0}, "must be >= 0"),
+        ({"crf_weight": -1.0}, "crf_weight and nc_weight must be >= 0"),
         ({"max_labelled": 1.5}, "a share in"),
         ({"sigma_xy": 0.0}, "must be positive"),
         ({"sigma_rgb": -1.0}, "must be positive"),
@@ -274,7 +256,6 @@ def test_features_are_those_of_the_specification():
         ({"ramp": -0.5}, "fractions of the run"),
         ({"stride": 0}, "must be >= 1"),
         ({"radius": 0}, "must be >= 1"),
-        ({"dilation": 2}, "set radius"),
     ],
 )
 def test_options_that_contradict_are_refused(build, options, message):

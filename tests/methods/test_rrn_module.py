@@ -11,14 +11,15 @@ from torch.nn import functional as F
 
 from common.model.networks import NetworkConfig
 from common.model.optim import ChainedOptimizer
+from common.model.pairs import mixed_pseudo_labels
 from common.ops.batch import IGNORE
 from common.ops.losses import partial_cross_entropy
 from common.ops.mixing import box_masks
 from common.ops.tensors import one_hot
 from conftest import fit_tiny, two_processes
+from methods.cps.module import CPS
 from methods.rrn.discriminator import class_planes
 from methods.rrn.losses import (
-    corrected_labels,
     discriminator_loss,
     dynamic_region_loss,
     feature_matching_loss,
@@ -36,7 +37,6 @@ UNET = {
 }
 # without batch statistics
 PLAIN = {**UNET, "encoder": "tu-test_convnext", "decoder": {**UNET["decoder"], "decoder_use_norm": False}}
-CPS = {"selection_weight": 0.0, "matching_weight": 0.0, "diversity": "none"}
 SIZE = (40, 56)  # 2 x 3 regions of 16 pixels, the last ones larger
 
 
@@ -97,7 +97,7 @@ def apart(model, out):
         "matching": model.matching_weight,
     }
     terms = out.logs
-    players = terms["pce"] + sum(weight * terms[name] for name, weight in weights.items() if weight)
+    players = terms["pce"] + sum(weight * terms[name] for name, weight in weights.items())
     judges = terms["discriminator1"] + terms["discriminator2"]
     torch.testing.assert_close(players + judges, out.loss)
     return players, judges
@@ -106,45 +106,33 @@ def apart(model, out):
 # The loss -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("d_fake", ["softmax", "onehot"])
-@pytest.mark.parametrize("target", ["partner", "own"])
-@pytest.mark.parametrize("correct", ["partner", "winner"])
-@pytest.mark.parametrize("d_input", ["prob_image", "prob"])
-def test_the_loss_of_a_batch(monkeypatch, d_fake, target, correct, d_input):
+@pytest.mark.parametrize("diversity", ["js", "none"])
+def test_the_loss_of_a_batch(monkeypatch, diversity):
     monkeypatch.setattr(F, "dropout2d", lambda planes, *_, **__: planes)
-    options = {"selection_weight": 0.7, "dynamic_weight": 0.6, "matching_weight": 0.3, "score": "max"}
-    model = build(d_fake=d_fake, target=target, correct=correct, d_input=d_input, margin=0.05, **options)
+    model = build(selection_weight=0.7, dynamic_weight=0.6, matching_weight=0.3, diversity=diversity)
     given = batch()
     labeled = given["labeled"]
     image, valid, q = mixed_by_hand(model, given["unlabeled"])
     judges, cell = model.discriminators, 16
-    outside = [image] if d_input == "prob_image" else [None]
-    judged = torch.stack(
-        [torch.stack([d(class_planes(one, valid, *outside))[0].sigmoid() for one in q]) for d in judges]
-    )
-    scores, found = region_scores(judged.detach(), "max"), region_sums(valid, cell) > 0
+    judged = torch.stack([torch.stack([d(class_planes(one, valid, image))[0].sigmoid() for one in q]) for d in judges])
+    scores, found = region_scores(judged.detach(), "mean"), region_sums(valid, cell) > 0
     model.threshold = float(scores[:, found].median())  # half of them
     weight = region_reliability(q, valid, cell, "js")
     labels = q.argmax(2)
-    taught = labels.flip(0) if correct == "partner" else corrected_labels(labels, scores, weight, 0.05, cell)
-    assert correct == "partner" or not torch.equal(taught, labels.flip(0))
     truth = labeled["mask"].masked_fill(~labeled["valid"], IGNORE)
     real_found = region_sums(truth != IGNORE, cell) > 0
-    real = class_planes(one_hot(truth, 3), labeled["valid"], labeled["image"] if d_input == "prob_image" else None)
+    real = class_planes(one_hot(truth, 3), labeled["valid"], labeled["image"])
     expected = dict.fromkeys(("pce", "dynamic", "selection", "matching"), 0.0)
     for k, (network, judge) in enumerate(zip(model.networks, judges, strict=True)):
         expected["pce"] += partial_cross_entropy(network(labeled["image"]), labeled["mask"], labeled["valid"])
         z = network(image)
-        error = F.cross_entropy(z, taught[k], reduction="none")
-        expected["dynamic"] += dynamic_region_loss(error, valid, weight, cell)
-        teacher = k if target == "own" else 1 - k
-        error = F.cross_entropy(z, labels[teacher], reduction="none")
-        kept = scores[teacher] > model.threshold
+        error = F.cross_entropy(z, labels[1 - k], reduction="none")
+        plain = error[valid].mean()
+        expected["dynamic"] += plain if diversity == "none" else dynamic_region_loss(error, valid, weight, cell)
+        kept = scores[1 - k] > model.threshold
         expected["selection"] += local_selection_loss(error, valid, kept, cell)
-        fake = judge(class_planes(z.softmax(1), valid, *outside))
+        fake = judge(class_planes(z.softmax(1), valid, image))
         expected["matching"] += feature_matching_loss(fake[1], judge(real)[1], found, real_found)
-        if d_fake == "onehot":
-            fake = judge(class_planes(one_hot(z.argmax(1), 3), valid, *outside))
         expected[f"discriminator{k + 1}"] = discriminator_loss(fake[0], judge(real)[0], found, real_found)
     out = model.compute_loss(given)
     for name, value in expected.items():
@@ -156,40 +144,26 @@ def test_the_loss_of_a_batch(monkeypatch, d_fake, target, correct, d_input):
     kept = (scores > model.threshold) & found
     assert out.logs["kept"].item() == pytest.approx(kept.sum().item() / (2 * found.sum().item()))
     assert out.logs["score"].item() == pytest.approx(scores[:, found].mean().item(), rel=1e-4)
-    assert out.logs["weight"].item() == pytest.approx(weight[found].mean().item(), rel=1e-4)
-    assert set(out.logs) == {*expected, "kept", "score", "weight"}
+    if diversity == "js":
+        assert out.logs["weight"].item() == pytest.approx(weight[found].mean().item(), rel=1e-4)
+    assert set(out.logs) == {*expected, "kept", "score"} | ({"weight"} if diversity == "js" else set())
 
 
-def test_without_regions_it_is_cps_with_cutmix():
-    """Also at sizes that have no region."""
-    model, given = build(region_conv=10, **CPS), batch()
-    assert model.discriminators is None
-    assert not any("discriminator" in name for name in model.state_dict())
-    labeled = given["labeled"]
-    image, valid, q = mixed_by_hand(model, given["unlabeled"])
-    expected = 0.0
-    for network, other in zip(model.networks, q.flip(0), strict=True):
-        expected += partial_cross_entropy(network(labeled["image"]), labeled["mask"], labeled["valid"])
-        labels = other.argmax(1).masked_fill(~valid, IGNORE)
-        expected += F.cross_entropy(network(image), labels, ignore_index=IGNORE)
-    out = model.compute_loss(given)
-    assert set(out.logs) == {"pce", "dynamic"}
-    assert out.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_at_weight_one_nothing_kept_and_no_matching_the_whole_method_is_cps():
+@pytest.mark.parametrize("diversity", ["js", "none"])
+def test_where_nothing_is_kept_and_the_networks_agree_it_is_cps(monkeypatch, diversity):
     """On regions of equal size and without padding, where the mean of region means is the mean of the pixels."""
     given = batch(size=(32, 48))
     for one in given.values():
         one["valid"][:] = True
-    for diversity in ("none", "agree"):
-        model, cps = build(threshold=1.0, matching_weight=0.0, diversity=diversity), build(**CPS)
-        if diversity == "agree":  # always, so that w = 1
-            model.network2.load_state_dict(model.network.state_dict())
-        for one, other in zip(cps.networks, model.networks, strict=True):
-            one.load_state_dict(other.state_dict())
-        players, _ = apart(model, model.compute_loss(given))
-        assert players.item() == pytest.approx(cps.compute_loss(given).loss.item(), rel=1e-5)
+    torch.manual_seed(0)
+    cps = CPS(3, network=NetworkConfig(**UNET)).eval()
+    model = build(threshold=1.0, matching_weight=0.0, diversity=diversity)
+    if diversity == "js":  # equal networks, so that w = 1
+        model.network2.load_state_dict(model.network.state_dict())
+    for one, other in zip(cps.networks, model.networks, strict=True):
+        one.load_state_dict(other.state_dict())
+    players, _ = apart(model, model.compute_loss(given))
+    assert players.item() == pytest.approx(cps.compute_loss(given).loss.item(), rel=1e-5)
 
 
 def test_nothing_is_kept_in_the_first_epoch(monkeypatch):
@@ -204,12 +178,12 @@ def test_nothing_is_kept_in_the_first_epoch(monkeypatch):
 
 
 def test_equal_networks_agree_and_an_ignorant_discriminator_rejects():
-    model, given = build(correct="winner"), batch()
+    model, given = build(), batch()
     model.network2.load_state_dict(model.network.state_dict())
     model.discriminators[1].load_state_dict(model.discriminators[0].state_dict())
     truth = model.compute_loss(given)
     assert truth.logs["weight"].item() == 1
-    image, valid, _ = model.pseudo_labels(given["unlabeled"])
+    image, valid, _ = mixed_pseudo_labels(model.networks, given["unlabeled"], model.draw_seed())
     logits = torch.stack([network(image) for network in model.networks])
     features = []
     for k in range(2):
@@ -218,9 +192,6 @@ def test_equal_networks_agree_and_an_ignorant_discriminator_rejects():
         found = torch.ones(fake.shape[0], *fake.shape[2:], dtype=torch.bool)
         features.append(feature_matching_loss(fake, model.judges[k](real)[1], found, found[:2]))
     assert torch.equal(*features)
-    partner = build(correct="partner")
-    partner.load_state_dict(model.state_dict())
-    assert partner.compute_loss(given).logs["dynamic"].item() == truth.logs["dynamic"].item()
     for one in model.judges:
         for parameter in one.head.parameters():
             torch.nn.init.zeros_(parameter)
@@ -253,19 +224,11 @@ def test_images_below_two_by_two_regions_are_refused_with_the_way_out():
         build().compute_loss(batch(size=(24, 24)))
 
 
-def test_boxes_cover_what_the_code_s_do():
-    key = torch.tensor([[0, position] for position in range(3000)])
-    area = box_masks(key, (64, 64), area=(0.25, 0.5), boxes=3).float().mean((1, 2))
-    assert area.mean().item() == pytest.approx(0.25, abs=0.02)
-    assert area.quantile(torch.tensor([0.05, 0.95])).tolist() == pytest.approx([0.14, 0.37], abs=0.03)
-
-
 # Gradients ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("d_fake", ["softmax", "onehot"])
-def test_each_loss_has_gradients_of_its_own_players_alone(d_fake):
-    model, given = build(threshold=0.0, d_fake=d_fake).train(), batch()
+def test_each_loss_has_gradients_of_its_own_players_alone():
+    model, given = build(threshold=0.0).train(), batch()
     generator, discriminators = apart(model, model.compute_loss(given))
     players, judges = parameters(*model.networks), parameters(*model.discriminators)
     assert all(one is None for one in torch.autograd.grad(generator, judges, retain_graph=True, allow_unused=True))
@@ -306,20 +269,11 @@ def test_a_step_of_one_player_leaves_the_other_bit_identical(part):
 
 def test_pseudo_labels_scores_and_weights_are_constants():
     model, given = build(), batch()
-    image, valid, q = model.pseudo_labels(given["unlabeled"])
+    image, valid, q = mixed_pseudo_labels(model.networks, given["unlabeled"], model.draw_seed())
     assert not q.requires_grad
     judged = model.judge(q.requires_grad_(), image, valid)
     assert not judged.requires_grad
     assert not region_reliability(q, valid, 16, "js").requires_grad
-
-
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_statistics_move_with_the_pseudo_labels_in_train_mode_alone(mode):
-    model, given = build(pseudo_mode=mode).train(), batch()
-    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
-    model.pseudo_labels(given["unlabeled"])
-    assert all(torch.equal(model.state_dict()[name], value) == (mode == "eval") for name, value in before.items())
-    assert all(network.training for network in model.networks)
 
 
 def test_bfloat16_autocast_is_close_to_float32_and_has_every_gradient():
@@ -357,15 +311,6 @@ def test_two_networks_start_apart_and_are_evaluated_apart_and_together():
     assert len(optimized) == len({*map(id, optimized)})
 
 
-def test_pretrained_encoders_are_the_same_and_heads_are_not(tmp_path):
-    torch.save(build().network.model.encoder.state_dict(), tmp_path / "encoder.pt")
-    torch.manual_seed(1)
-    model = RRN(3, network=NetworkConfig(**UNET, weights=str(tmp_path / "encoder.pt")), **CPS)
-    first, second = (dict(network.model.named_parameters()) for network in model.networks)
-    assert all(torch.equal(first[name], second[name]) == name.startswith("encoder.") for name in first
-               if first[name].ndim > 1)  # fmt: skip
-
-
 def test_clipping_of_the_networks_does_not_depend_on_the_discriminators(monkeypatch):
     model = build()
     optimizer, clipped = model.make_optimizer(), []
@@ -373,9 +318,6 @@ def test_clipping_of_the_networks_does_not_depend_on_the_discriminators(monkeypa
     model.configure_gradient_clipping(optimizer, 0.5, "norm")
     assert clipped == [(part, 0.5) for part in optimizer.optimizers]
     assert clipped[1][0].param_groups[0]["betas"] == (0.9, 0.99)
-    plain = build(**CPS).make_optimizer()
-    model.configure_gradient_clipping(plain, 0.5, "norm")
-    assert clipped[2] == (plain, 0.5)
 
 
 def test_a_run_with_accumulation_clipping_and_bfloat16(tmp_path):
@@ -397,24 +339,13 @@ def test_a_run_with_accumulation_clipping_and_bfloat16(tmp_path):
     assert 0 <= last["val/precision_all"] <= 1
 
 
-def test_a_run_of_cps_has_one_optimizer_and_no_region(tmp_path):
-    fit_tiny(tmp_path / "run", "--model", "RRN", *(
-        word for name, value in CPS.items() for word in (f"--model.init_args.{name}", str(value))
-    ))  # fmt: skip
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert "optimizers" not in checkpoint["optimizer_states"][0]
-    last = json.loads((tmp_path / "run" / "summary.json").read_text())["last"]
-    assert not any("auroc" in name for name in last)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"selection_weight": -1.0}, "weights must be >= 0"),
         ({"region_conv": 0}, "region_conv >= 1"),
         ({"threshold": 1.1}, "threshold is a score"),
-        ({"margin": -0.1}, "margin a difference"),
-        ({"correct": "winner", "diversity": "none"}, "set diversity to another than none"),
+        ({"selection_weight": 0.0, "matching_weight": 0.0, "diversity": "none"}, "use method CPS"),
     ],
 )
 def test_options_that_contradict_are_refused(options, message):
@@ -440,7 +371,7 @@ def gradients(model, batch):
 """
 TWO_RANKS = """
 network, state, batch = torch.load(f"{folder}/given.pt")
-model = RRN(3, network=NetworkConfig(**network), region_conv=1, threshold=0.47, correct="winner").double().eval()
+model = RRN(3, network=NetworkConfig(**network), region_conv=1, threshold=0.47).double().eval()
 model.load_state_dict(state)
 half = {}
 for name, stream in batch.items():
@@ -458,7 +389,7 @@ if rank == 0:
 def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path, monkeypatch):
     """Regions, valid pixels and labels fall unevenly on the ranks."""
     monkeypatch.setattr(F, "dropout2d", F.dropout2d)
-    model = build(PLAIN, threshold=0.47, correct="winner").double()
+    model = build(PLAIN, threshold=0.47).double()
     given = {"labeled": stream(True, 4, SIZE, 0), "unlabeled": stream(False, 4, SIZE, 1)}
     for one in given.values():
         one["image"] = one["image"].double()

@@ -1,7 +1,7 @@
 """Losses of methods/scl/losses.py against hand values and against slow references written from the formulas.
 
-T1 ... T9 are the properties listed in the specification; T9's mixing is in tests/common/test_mixing.py, its moving
-average in tests/common/test_ema.py.
+T1 ... T9 are the properties listed in the specification; T9's mixing is in tests/common/ops/test_mixing.py, its moving
+average in tests/common/model/test_ema.py, the loss by pixel in tests/common/ops/test_pixel_consistency.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.ops.losses import partial_cross_entropy
 from conftest import two_processes
-from methods.scl.losses import pixel_consistency, relaxed_cross_entropy, sample_pixels, structured_consistency
+from methods.scl.losses import relaxed_cross_entropy, sample_pixels, structured_consistency
 
 PAIRS = ("inside", "both_sides", "cross", "all")
 every_pairs = pytest.mark.parametrize("pairs", PAIRS)
@@ -43,7 +43,7 @@ def whole(student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
 
 
 def planes(seed: int = 0, k: int = 3, h: int = 5, w: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, the teacher's probabilities, a half labelled mask and valid pixels; two images."""
+    """Logits, a teacher's probabilities, a half labelled mask and valid pixels; two images."""
     g = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, k, h, w, generator=g, dtype=torch.float64)
     target = (3 * torch.randn(2, k, h, w, generator=g, dtype=torch.float64)).softmax(1)
@@ -350,91 +350,6 @@ def test_samples_depend_on_the_key_and_the_seed_alone() -> None:
     assert not torch.equal(sample_pixels(keys(8, epoch=1), candidates, 9, seed=0)[0], index)
 
 
-# Pixel-wise consistency -----------------------------------------------------------------------------------------------
-
-
-def reference_consistency(
-    logits: Tensor, target: Tensor, valid: Tensor, confidence: str, threshold: float
-) -> tuple[float, float]:
-    total, sure, count = 0.0, 0, 0
-    for n, i, j in itertools.product(*map(range, valid.shape)):
-        if not valid[n, i, j]:
-            continue
-        z, p = logits[n, :, i, j].tolist(), target[n, :, i, j].tolist()
-        q = [math.exp(one) / sum(map(math.exp, z)) for one in z]
-        confident = max(p) >= threshold
-        count, sure = count + 1, sure + confident
-        if confident or confidence != "pixel":
-            total += sum((a - b) ** 2 for a, b in zip(q, p, strict=True))
-    share = sure / max(1, count)
-    return (share if confidence == "batch" else 1) * total / max(1, count), share
-
-
-@pytest.mark.parametrize("confidence", ["batch", "pixel", "none"])
-@pytest.mark.parametrize("threshold", [0.0, 0.8, 1.0])
-def test_consistency_matches_the_formula(confidence: Any, threshold: float) -> None:
-    logits, target, _, valid = planes()
-    expected, share = reference_consistency(logits, target, valid, confidence, threshold)
-    value, found = pixel_consistency(logits, target, valid, confidence, threshold)
-    assert float(value) == pytest.approx(expected, rel=1e-6)
-    assert float(found) == pytest.approx(share, rel=1e-6)
-    if threshold == 0.8:
-        assert 0.2 < share < 0.8
-        assert expected > 0.05
-
-
-def test_consistency_by_hand() -> None:
-    """Squared error summed over classes: 2 where the student is sure of a wrong class, whatever their number."""
-    for classes in (2, 5):
-        target = torch.zeros(1, classes, 1, 4)
-        target[:, 0] = 1
-        logits = torch.zeros(1, classes, 1, 4)
-        logits[:, 1, :, :2], logits[:, 0, :, 2:] = 100, 100  # wrong in two of four pixels
-        valid = torch.ones(1, 1, 4, dtype=torch.bool)
-        assert [float(one) for one in pixel_consistency(logits, target, valid)] == pytest.approx([1, 1])
-        valid[..., 3] = False
-        assert float(pixel_consistency(logits, target, valid)[0]) == pytest.approx(4 / 3)
-    # exactly the threshold is enough, and the share of confident pixels scales or the doubtful ones are left out
-    target = torch.tensor([0.75, 0.25])[None, :, None, None].expand(1, 2, 1, 2).clone()
-    target[..., 1] = 0.5
-    logits, valid = torch.zeros(1, 2, 1, 2), torch.ones(1, 1, 2, dtype=torch.bool)
-    errors = [2 * 0.25**2, 0.0]
-    for confidence, expected in (("none", sum(errors) / 2), ("batch", sum(errors) / 4), ("pixel", errors[0] / 2)):
-        value, share = pixel_consistency(logits, target, valid, confidence, 0.75)
-        assert [float(value), float(share)] == pytest.approx([expected, 0.5])
-
-
-@pytest.mark.parametrize("confidence", ["batch", "pixel", "none"])
-def test_consistency_gradients(confidence: Any) -> None:
-    logits, target, _, valid = planes(1, h=3, w=3)
-    target.requires_grad_()
-
-    def f(z: Tensor) -> Tensor:
-        return pixel_consistency(z, target, valid, confidence, 0.8)[0]
-
-    assert torch.autograd.gradcheck(f, (logits.clone().requires_grad_(),))
-    z = logits.clone().requires_grad_()
-    value, share = pixel_consistency(z, target, valid, confidence, 0.8)
-    value.backward()
-    assert target.grad is None
-    assert not share.requires_grad
-    slope = z.grad.movedim(1, -1)
-    assert (slope[~valid] == 0).all()
-    assert (slope[valid] != 0).any()
-    if confidence == "pixel":
-        assert (slope[target.amax(1) < 0.8] == 0).all()
-    nothing = torch.zeros_like(valid)
-    assert [float(one) for one in pixel_consistency(logits, target, nothing, confidence)] == [0, 0]
-    empty = gradient(lambda x: pixel_consistency(x, target, nothing, confidence)[0], logits)
-    assert torch.equal(empty, torch.zeros_like(empty))
-
-
-def test_consistency_refuses_another_plane() -> None:
-    logits, target, _, valid = planes()
-    with pytest.raises(ValueError, match="valid"):
-        pixel_consistency(logits, target, valid[:, None])
-
-
 # Boundary label relaxation --------------------------------------------------------------------------------------------
 
 
@@ -537,27 +452,23 @@ def test_relaxation_gradcheck_and_refusals() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_types_are_raised(dtype: torch.dtype, autocast: bool) -> None:
-    logits, target, mask, valid = planes(5, h=40, w=40)
+    logits, _, mask, valid = planes(5, h=40, w=40)
     z = (10 * logits).to(dtype).requires_grad_()
-    p = target.to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        values = [pixel_consistency(z, p, valid, "pixel")[0], relaxed_cross_entropy(z, mask, valid)]
-    exact = [
-        pixel_consistency(z.detach().double(), p.double(), valid, "pixel")[0],
-        relaxed_cross_entropy(z.detach().double(), mask, valid),
-    ]
-    for value, expected in zip(values, exact, strict=True):
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value.detach(), expected.float(), rtol=1e-5, atol=0)
-        (slope,) = torch.autograd.grad(value, z, retain_graph=True)
-        assert torch.isfinite(slope).all()
-        assert slope.abs().max() > 0
+        value = relaxed_cross_entropy(z, mask, valid)
+    exact = relaxed_cross_entropy(z.detach().double(), mask, valid)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.detach(), exact.float(), rtol=1e-5, atol=0)
+    (slope,) = torch.autograd.grad(value, z)
+    assert torch.isfinite(slope).all()
+    assert slope.abs().max() > 0
 
 
 # Two processes --------------------------------------------------------------------------------------------------------
 
 LOSSES = """
-from methods.scl.losses import pixel_consistency, relaxed_cross_entropy, structured_consistency
+from common.ops.losses import pixel_consistency
+from methods.scl.losses import relaxed_cross_entropy, structured_consistency
 
 
 def losses(features, target, mask, valid, inside):

@@ -8,11 +8,12 @@ import torch
 
 from common.model.networks import NetworkConfig
 from common.ops.batch import IGNORE
-from common.ops.losses import partial_cross_entropy
+from common.ops.losses import partial_cross_entropy, pixel_consistency
 from common.ops.mixing import box_masks
 from common.ops.schedules import sigmoid_ramp
 from conftest import two_processes
-from methods.scl.losses import pixel_consistency, relaxed_cross_entropy, structured_consistency
+from methods.cutmix_seg.module import CutMixSeg
+from methods.scl.losses import relaxed_cross_entropy, structured_consistency
 from methods.scl.module import SCL
 
 UNET = {
@@ -22,7 +23,7 @@ UNET = {
 }
 FPN = {"arch": "FPN", "encoder": "tu-test_resnet", "decoder": {"decoder_segmentation_channels": 32}}
 DEEPLAB = {"arch": "DeepLabV3Plus", "encoder": "tu-test_resnet", "decoder": {"decoder_channels": 16}}
-every_mixing = pytest.mark.parametrize("mixing", ["cutmix", "classmix", "cowmask", "cutout"])
+every_samples = pytest.mark.parametrize("samples", [None, 40])
 every_arch = pytest.mark.parametrize("network", [UNET, FPN, DEEPLAB], ids=["Unet", "FPN", "DeepLabV3Plus"])
 
 
@@ -35,7 +36,7 @@ def _late(monkeypatch):
 def build(network=UNET, **options):
     """A student that has moved away from its teacher; both in eval mode, where images do not depend on each other."""
     torch.manual_seed(0)
-    model = SCL(3, network=NetworkConfig(**network), **{"confidence": "none", **options})
+    model = SCL(3, network=NetworkConfig(**network), **{"threshold": 0.6, **options})
     with torch.no_grad():
         for one, scale in ((model.teacher.network, 2.0), (model.network, 1.0)):
             for parameter in one.model.segmentation_head.parameters():
@@ -76,12 +77,9 @@ def look_at_inputs(network):
 # The loss -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("confidence", ["batch", "pixel", "none"])
-@pytest.mark.parametrize("pairs", ["inside", "cross"])
-def test_the_loss_of_a_cutmix_batch(confidence, pairs):
+def test_the_loss_of_a_batch():
     """Everything again, pixel by pixel where images are mixed."""
-    options = {"consistency_weight": 0.7, "structured_weight": 0.3, "threshold": 0.6}
-    model, given = build(confidence=confidence, pairs=pairs, **options), batch()
+    model, given = build(consistency_weight=0.7, structured_weight=0.3, threshold=0.6), batch()
     labeled, unlabeled = given["labeled"], given["unlabeled"]
     box = box_masks(unlabeled["key"], (32, 32), area=(0.5, 0.5), seed=model.draw_seed())
     p = model.teacher.network(unlabeled["image"]).softmax(1)
@@ -93,9 +91,9 @@ def test_the_loss_of_a_cutmix_batch(confidence, pairs):
             valid[n, i, j] = unlabeled["valid"][n ^ 1, i, j]
     logits, z = model.network(labeled["image"]), model.network(image)
     pce = partial_cross_entropy(logits, labeled["mask"], labeled["valid"])
-    consistency, share = pixel_consistency(z, target, valid, confidence, 0.6)
+    consistency, share = pixel_consistency(z, target, valid, "batch", 0.6)
     flat = (z.softmax(1).flatten(2), target.flatten(2), valid.flatten(1), box.flatten(1))
-    structured = structured_consistency(*flat, pairs)
+    structured = structured_consistency(*flat, "inside")
     out = model.compute_loss(given)
     assert set(out.logs) == {"pce", "consistency", "confident", "structured"}
     for name, value in (("pce", pce), ("consistency", consistency), ("confident", share), ("structured", structured)):
@@ -105,13 +103,31 @@ def test_the_loss_of_a_cutmix_batch(confidence, pairs):
     assert out.loss.item() == pytest.approx((pce + 0.7 * consistency + 0.3 * structured).item(), rel=1e-4)
 
 
-def test_without_the_structured_term_it_is_cutmix_seg():
-    model, given = build(structured_weight=0.0, consistency_weight=1.0).train(), batch()
-    out = model.compute_loss(given)
-    assert set(out.logs) == {"pce", "consistency", "confident"}
-    assert torch.equal(out.loss, out.logs["pce"] + out.logs["consistency"])
-    weighted = build(structured_weight=0.0, consistency_weight=0.25).train().compute_loss(given)
-    assert torch.equal(weighted.loss, weighted.logs["pce"] + 0.25 * weighted.logs["consistency"])
+def test_without_the_structured_term_it_is_cutmix_seg(monkeypatch):
+    monkeypatch.setattr(CutMixSeg, "progress", 1.0)
+    model, given = build(structured_weight=0.0, threshold=0.6).train(), batch()
+    plain = CutMixSeg(3, network=NetworkConfig(**UNET), threshold=0.6).train()
+    plain.load_state_dict(model.state_dict())
+    found, expected = model.compute_loss(given), plain.compute_loss(given)
+    assert torch.equal(found.loss, expected.loss)
+    assert all(torch.equal(found.logs[name], value) for name, value in expected.logs.items())
+    for one, other in zip(model.network.parameters(), plain.network.parameters(), strict=True):
+        first, second = (
+            torch.autograd.grad(out.loss, p, retain_graph=True)[0] for out, p in ((found, one), (expected, other))
+        )
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.1, 0.2, 0.7])
+def test_the_ramp_holds_the_structured_term_back(monkeypatch, progress):
+    monkeypatch.setattr(SCL, "progress", progress)
+    out = build(ramp=0.2, consistency_weight=0.7, structured_weight=0.5).compute_loss(batch())
+    weight = {0.0: 0.0067379, 0.1: 0.2865048, 0.2: 1.0, 0.7: 1.0}[progress]
+    assert sigmoid_ramp(progress, 0.2) == pytest.approx(weight, rel=1e-5)
+    terms = {name: value.item() for name, value in out.logs.items()}
+    expected = terms["pce"] + 0.7 * terms["consistency"] + weight * 0.5 * terms["structured"]
+    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert min(terms.values()) > 0.01
 
 
 def test_relaxation_replaces_the_cross_entropy():
@@ -124,34 +140,19 @@ def test_relaxation_replaces_the_cross_entropy():
     assert relaxed.item() < 0.99 * float(partial_cross_entropy(logits, labeled["mask"], labeled["valid"]))
 
 
-@pytest.mark.parametrize("confidence", ["batch", "pixel", "none"])
-@pytest.mark.parametrize("progress", [0.0, 0.1, 0.2, 0.7])
-def test_the_ramp_holds_back_what_confidence_does_not(monkeypatch, progress, confidence):
-    monkeypatch.setattr(SCL, "progress", progress)
-    model = build(ramp_up=0.2, consistency_weight=0.7, structured_weight=0.5, confidence=confidence, threshold=0.6)
-    out = model.compute_loss(batch())
-    weight = {0.0: 0.0067379, 0.1: 0.2865048, 0.2: 1.0, 0.7: 1.0}[progress]
-    assert sigmoid_ramp(progress, 0.2) == pytest.approx(weight, rel=1e-5)
-    terms = {name: value.item() for name, value in out.logs.items()}
-    consistency = 0.7 * terms["consistency"] * (weight if confidence == "none" else 1)
-    assert out.loss.item() == pytest.approx(terms["pce"] + consistency + weight * 0.5 * terms["structured"], rel=1e-5)
-    assert min(terms.values()) > 0.01
-
-
 def test_the_threshold_decides_what_is_confident():
     given = batch()
-    out = build(confidence="batch", threshold=1.0).compute_loss(given)
+    out = build(threshold=1.0).compute_loss(given)
     assert out.logs["confident"].item() == out.logs["consistency"].item() == 0
-    assert float(build(confidence="pixel", threshold=0.0).compute_loss(given).logs["confident"]) == 1
+    assert float(build(threshold=0.0).compute_loss(given).logs["confident"]) == 1
 
 
 # Teacher and student --------------------------------------------------------------------------------------------------
 
 
-@every_mixing
 @pytest.mark.parametrize("strong", [False, True])
-def test_the_teacher_sees_whole_images_and_the_student_mixed_ones(mixing, strong):
-    model, given = build(mixing=mixing).train(), batch(strong=strong)
+def test_the_teacher_sees_whole_images_and_the_student_mixed_ones(strong):
+    model, given = build().train(), batch(strong=strong)
     unlabeled = given["unlabeled"]
     before = {name: value.clone() for name, value in model.teacher.state_dict().items()}
     by_teacher, by_student = look_at_inputs(model.teacher.network), look_at_inputs(model.network)
@@ -159,14 +160,9 @@ def test_the_teacher_sees_whole_images_and_the_student_mixed_ones(mixing, strong
     torch.testing.assert_close(by_teacher[0], unlabeled["image"])
     assert len(by_teacher) == len(by_student) == 1
     torch.testing.assert_close(by_student[0][:2], given["labeled"]["image"])
-    with torch.no_grad():
-        p = model.teacher.network(unlabeled["image"]).softmax(1)
-    mask = model.mixing_mask(unlabeled, p)
+    box = box_masks(unlabeled["key"], (32, 32), seed=model.draw_seed())
     own = unlabeled["strong"][:, 0] if strong else unlabeled["image"]
-    other = model.network.mean.expand_as(own) if mixing == "cutout" else partner(own)
-    expected = torch.where(mask[:, None], own, other)
-    torch.testing.assert_close(by_student[0][2:], expected)
-    assert 0.05 < float(mask.float().mean()) < 0.95
+    torch.testing.assert_close(by_student[0][2:], torch.where(box[:, None], own, partner(own)))
     # nothing of the teacher has moved or takes a gradient, everything of the student does
     out.loss.backward()
     assert all(torch.equal(value, before[name]) for name, value in model.teacher.state_dict().items())
@@ -175,53 +171,35 @@ def test_the_teacher_sees_whole_images_and_the_student_mixed_ones(mixing, strong
     assert torch.isfinite(out.loss)
 
 
-@every_mixing
-def test_what_is_mixed_stays_together(mixing):
-    model, unlabeled = build(mixing=mixing, feature="logit"), batch()["unlabeled"]
+def test_what_is_mixed_stays_together():
+    model, unlabeled = build(feature="logit"), batch()["unlabeled"]
     origin = torch.arange(4 * 32 * 32, dtype=torch.float32).view(4, 32, 32)
     unlabeled["image"] = origin[:, None].expand(-1, 3, -1, -1)
     target = {name: (origin + shift)[:, None] for name, shift in (("logit", 0.25), ("prob", 0.5))}
-    mask = model.mixing_mask(unlabeled, torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    view, mixed, valid = model.mixed(unlabeled, target, mask)
-    if mixing == "cutout":
-        assert torch.equal(mixed["prob"], target["prob"])
-        assert torch.equal(valid, unlabeled["valid"] & mask)
-        assert torch.equal(view[:, 0][mask], origin[mask])
-        return
-    at = torch.where(mask, origin, partner(origin))
+    box = box_masks(unlabeled["key"], (32, 32))
+    view, mixed, valid = model.mixed(unlabeled, target, box)
+    at = torch.where(box, origin, partner(origin))
     assert torch.equal(view[:, 0], at)
     assert torch.equal(mixed["logit"][:, 0], at + 0.25)
     assert torch.equal(mixed["prob"][:, 0], at + 0.5)
     assert torch.equal(valid, unlabeled["valid"].flatten()[at.long()])
 
 
-def test_classmix_pastes_whole_classes_of_the_teacher_and_no_padding():
-    model, unlabeled = build(mixing="classmix"), batch()["unlabeled"]
-    p = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    mask = model.mixing_mask(unlabeled, p)
-    assert not mask[~unlabeled["valid"]].any()
-    for labels, chosen, valid in zip(p.argmax(1), mask, unlabeled["valid"], strict=True):
-        assert len(labels[chosen].unique()) == 1  # half of three classes, rounded down
-        assert not {*labels[chosen].tolist()} & {*labels[~chosen & valid].tolist()}
-
-
-@every_mixing
-@pytest.mark.parametrize("mode", ["gram", "sampled"])
-def test_a_pair_of_images_does_not_depend_on_its_batch(mixing, mode):
-    model = build(mixing=mixing, mode=mode, samples=40)
+@every_samples
+def test_a_pair_of_images_does_not_depend_on_its_batch(samples):
+    model = build(samples=samples)
     large = batch(6, positions=[7, 3, 12, 5, 9, 8])["unlabeled"]
     small = {name: value[2:4] for name, value in large.items()}
     results = []
     for one in (large, small):
         with torch.no_grad():
             target = model.outputs(model.teacher.network, one["image"])
-            target["prob"] = target["logit"].softmax(1)
-            mask = model.mixing_mask(one, target["prob"])
-            view, target, valid = model.mixed(one, target, mask)
-            answer = model.outputs(model.network, view)["logit"].softmax(1)
+            box = box_masks(one["key"], (32, 32))
+            view, target, valid = model.mixed(one, target, box)
+            answer = model.outputs(model.network, view)["prob"]
         at = slice(2, 4) if one is large else slice(None)
-        loss = model.structured(*(x[at] for x in (answer, target["prob"], valid, mask, one["key"])))
-        results.append([mask[at], view[at], valid[at], target["prob"][at], loss])
+        loss = model.structured(*(x[at] for x in (answer, target["prob"], valid, box, one["key"])))
+        results.append([view[at], valid[at], target["prob"][at], loss])
     for large_one, small_one in zip(*results, strict=True):
         torch.testing.assert_close(large_one, small_one)
     assert float(results[0][-1]) > 0
@@ -232,17 +210,16 @@ def test_an_odd_batch_is_refused():
     given["unlabeled"] = {name: value[:3] for name, value in given["unlabeled"].items()}
     with pytest.raises(ValueError, match="3 images at once"):
         build().compute_loss(given)
-    assert torch.isfinite(build(mixing="cutout").compute_loss(given).loss)  # has no partner
 
 
 def test_the_teacher_follows_and_comes_first():
-    model = build(decay=0.75, decay_warmup=False)
+    model = build(ema_decay=0.75, ema_warmup=False)
     assert list(model.eval_networks().items()) == [("teacher", model.teacher.network), ("student", model.network)]
     name = "model.segmentation_head.0.weight"
     own, other = (one.state_dict()[name].clone() for one in (model.teacher.network, model.network))
     model.after_step()
     torch.testing.assert_close(model.teacher.network.state_dict()[name], 0.75 * own + 0.25 * other)
-    warm = build(decay=0.75)
+    warm = build(ema_decay=0.75)
     warm.after_step()  # the first step of the warm-up takes the student over
     torch.testing.assert_close(warm.teacher.network.state_dict()[name], other)
     groups = [parameter for group in model.parameter_groups() for parameter in group["params"]]
@@ -263,9 +240,9 @@ def test_nothing_valid_leaves_the_labelled_loss():
 
 @every_arch
 @pytest.mark.parametrize("feature", ["prob", "logit", "embed"])
-@pytest.mark.parametrize("mode", ["gram", "sampled"])
-def test_every_feature_on_sizes_off_the_stride(network, feature, mode):
-    model = build(network, feature=feature, mode=mode, samples=50).train()
+@every_samples
+def test_every_feature_on_sizes_off_the_stride(network, feature, samples):
+    model = build(network, feature=feature, samples=samples).train()
     out = model.compute_loss(batch(size=(40, 72)))
     assert 0 < out.logs["structured"].item() <= 4
     out.loss.backward()
@@ -294,23 +271,20 @@ def test_embeddings_are_mixed_as_the_images_and_padding_is_left_out(network):
     model, unlabeled = build(network, feature="embed"), batch(size=(40, 72))["unlabeled"]
     with torch.no_grad():
         target = model.outputs(model.teacher.network, unlabeled["image"])
-        target["prob"] = target["logit"].softmax(1)
-    mask = model.mixing_mask(unlabeled, target["prob"])
-    _, mixed, valid = model.mixed(unlabeled, target, mask)
-    own, at = target["embed"], model.at_feature(mask, target["embed"])
+    box = box_masks(unlabeled["key"], (40, 72))
+    _, mixed, valid = model.mixed(unlabeled, target, box)
+    own, at = target["embed"], model.at_feature(box, target["embed"])
     assert torch.equal(mixed["embed"], torch.where(at[:, None], own, partner(own)))
     student = torch.randn(own.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    model.pairs = "all"
-    model.structured(student, mixed["embed"], valid, mask, unlabeled["key"]).backward()
+    model.structured(student, mixed["embed"], valid, torch.ones_like(box), unlabeled["key"]).backward()
     touched = student.grad.abs().sum(1) > 0
     assert torch.equal(touched, model.at_feature(valid, own))
     assert touched.any()
     assert not touched.all()
 
 
-@pytest.mark.parametrize("pairs", ["inside", "both_sides", "cross", "all"])
-def test_sampled_pixels_are_the_teacher_s_too_and_never_padding(pairs):
-    model, given = build(mode="sampled", samples=30, pairs=pairs), stream(False, 4)
+def test_sampled_pixels_are_the_teacher_s_too_and_lie_inside_the_box():
+    model, given = build(samples=30), stream(False, 4)
     inside = torch.rand(4, 32, 32, generator=torch.Generator().manual_seed(0)) < 0.5
     student = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     planes = (given["valid"], inside, given["key"])
@@ -319,19 +293,18 @@ def test_sampled_pixels_are_the_teacher_s_too_and_never_padding(pairs):
     student.requires_grad_()
     model.structured(student, torch.randn(4, 3, 32, 32), *planes).backward()
     touched = student.grad.abs().sum(1) > 0
-    assert not (touched & ~given["valid"]).any()
+    assert not (touched & ~(given["valid"] & inside)).any()
     assert touched.sum((1, 2)).tolist() == [30] * 4
-    if pairs == "inside":
-        assert not (touched & ~inside).any()
     few = inside & (torch.arange(1024).view(32, 32) < 200)  # fewer candidates than samples: all of them
-    model.samples, model.pairs = 500, "inside"
-    exact = build(pairs="inside").structured(student, student.roll(1, -1), given["valid"], few, given["key"])
-    found = model.structured(student, student.roll(1, -1), given["valid"], few, given["key"])
-    torch.testing.assert_close(found, exact)
+    values = []
+    for samples in (500, None):
+        model.samples = samples
+        values.append(model.structured(student, student.roll(1, -1), given["valid"], few, given["key"]))
+    torch.testing.assert_close(*values)
 
 
 def test_a_stride_takes_every_so_many_th_pixel():
-    model, given = build(stride=3, pairs="all"), stream(False, 2)
+    model, given = build(stride=3), stream(False, 2)
     student, teacher = torch.randn(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).unbind()
     student.requires_grad_()
     everywhere = torch.ones(2, 32, 32, dtype=torch.bool)
@@ -347,23 +320,13 @@ def test_options_of_the_structured_term_reach_it():
     given, values = batch(), {}
     for name, options in {
         "default": {},
-        "both": {"pairs": "both_sides"},
-        "cross": {"pairs": "cross"},
-        "all": {"pairs": "all"},
         "logit": {"feature": "logit"},
         "embed": {"feature": "embed"},
-        "sampled": {"mode": "sampled", "samples": 20},
+        "sampled": {"samples": 20},
         "stride": {"stride": 2},
     }.items():
         values[name] = round(build(**options).compute_loss(given).logs["structured"].item(), 6)
     assert len({*values.values()}) == len(values), values
-    gradients = []
-    for detach in (False, True):
-        model = build(detach_norm=detach, feature="logit")
-        structured = model.compute_loss(given).logs["structured"]
-        assert structured.item() == pytest.approx(values["logit"], abs=1e-5)
-        gradients.append(torch.autograd.grad(structured, model.network.model.segmentation_head[0].weight)[0])
-    assert not torch.allclose(*gradients)
 
 
 @pytest.mark.parametrize("feature", ["prob", "embed"])
@@ -386,10 +349,10 @@ def test_bfloat16_autocast_is_close_to_float32(feature):
         ({"structured_weight": -1.0}, "weights and relaxation must be >= 0"),
         ({"relaxation": -1}, "weights and relaxation must be >= 0"),
         ({"stride": 0}, "stride >= 1"),
-        ({"samples": 1}, "samples >= 2"),
+        ({"samples": 1}, "samples must be >= 2"),
         ({"threshold": 1.1}, "threshold is a probability"),
-        ({"ramp_up": 1.5}, "ramp_up a share of the run"),
-        ({"decay": 1.0}, "decay must be in"),
+        ({"ramp": 1.5}, "ramp a share of the run"),
+        ({"ema_decay": 1.0}, "decay must be in"),
     ],
 )
 def test_options_that_contradict_are_refused(options, message):
@@ -406,7 +369,7 @@ from methods.scl.module import SCL
 
 torch.manual_seed(0)
 SCL.progress = 1.0
-model = SCL(3, network=NetworkConfig(**torch.load(f"{folder}/network.pt")), decay=0.9, threshold=0.4)
+model = SCL(3, network=NetworkConfig(**torch.load(f"{folder}/network.pt")), ema_decay=0.9, threshold=0.4)
 optimizer = torch.optim.SGD(model.network.parameters(), lr=0.05, momentum=0.9)
 images = torch.Generator().manual_seed(rank)  # other data on each rank
 model.train()

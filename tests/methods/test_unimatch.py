@@ -368,7 +368,7 @@ def test_bfloat16_autocast_is_close_to_float32(variant: Any) -> None:
     [
         ({"threshold": 1.1}, "threshold must lie in"),
         ({"feature_dropout": 1.0}, "feature_dropout in"),
-        ({"variant": "v2", "decay": 1.0}, "decay must be in"),
+        ({"variant": "v2", "ema_decay": 1.0}, "decay must be in"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -88,6 +88,40 @@ def test_every_trained_parameter_gets_a_gradient_and_has_one_group(arch, encoder
     assert network.decoder_parameters()
 
 
+def scales(network):
+    """The groups' learning rates, after a check that each trained parameter is in one of them, the decoder's last."""
+    groups = network.parameter_groups(0.2)
+    found = [id(p) for group in groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+    assert [*map(id, groups[-1]["params"])] == [*map(id, network.decoder_parameters())]
+    return [group["lr_scale"] for group in groups]
+
+
+def test_the_encoders_layers_learn_the_slower_the_earlier():
+    vit = {"arch": "DPT", "encoder": "test_vit", "decoder": SLIM_DPT}
+    assert scales(tiny(**vit)) == [0.2, 1.0]
+    decayed = tiny(**vit, layer_decay=0.5)
+    assert scales(decayed) == [*(0.2 * 0.5**n for n in range(6, -1, -1)), 1.0]  # patches and positions, six blocks
+    first = {id(p) for p in decayed.parameter_groups(1.0)[0]["params"]}
+    assert id(decayed.model.encoder.model.patch_embed.proj.weight) in first
+    assert decayed.state_dict().keys() == tiny(**vit).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder", "decoder"),
+    [
+        ("UPerNet", "swin_tiny_patch4_window7_224", {"decoder_channels": 32}),
+        ("Segformer", "mit_b0", {"decoder_segmentation_channels": 32}),
+        ("Unet", "mobilenet_v2", {"decoder_channels": [32, 16, 16, 8, 8]}),
+    ],
+)
+def test_layers_are_found_in_timm_and_smp_encoders(arch, encoder, decoder):
+    *layers, decoder_scale = scales(tiny(arch=arch, encoder=encoder, decoder=decoder, layer_decay=0.9))
+    assert len(layers) > 3
+    assert layers == sorted(layers)
+    assert (layers[-1], decoder_scale) == (0.2, 1.0)
+
+
 def test_only_parameters_that_the_forward_cannot_reach_are_frozen():
     assert all(p.requires_grad for p in tiny().parameters())
     frozen = {
@@ -251,6 +285,8 @@ def test_encoder_names_with_and_without_prefix():
         ({"std": [0.5]}, ["std must be 3 values"]),
         ({"std": [0.5, 0.0, 0.5]}, ["std must be positive"]),
         ({"dropout": 1.0}, ["dropout must be in [0, 1)"]),
+        ({"layer_decay": 0.0}, ["layer_decay must be in (0, 1]"]),
+        ({"layer_decay": 1.1}, ["layer_decay must be in (0, 1]"]),
     ],
 )
 def test_wrong_settings_are_told_what_is_right(changes, words):

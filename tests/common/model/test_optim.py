@@ -6,13 +6,13 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from common.model.optim import ChainedOptimizer, build_optimizer, lr_schedule
-from common.ops.schedules import ramp, sigmoid_ramp
+from common.ops.schedules import linear_ramp, sigmoid_ramp
 
 
-def test_ramp_at_its_ends():
-    assert [ramp(p, 0.2, 0.1) for p in (0.0, 0.2, 0.25, 0.3, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
-    assert ramp(0.0, 0.0, 0.0) == 1.0
-    assert ramp(0.49, 0.5, 0.0) == 0.0
+def test_linear_ramp_at_its_ends():
+    assert [linear_ramp(p, 0.2, 0.1) for p in (0.0, 0.2, 0.25, 0.3, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert linear_ramp(0.0, 0.0, 0.0) == 1.0
+    assert linear_ramp(0.49, 0.5, 0.0) == 0.0
 
 
 def test_sigmoid_ramp_at_its_ends():

@@ -1,7 +1,7 @@
 """Losses of common/ops/losses.py against hand values and against slow references written from the formulas.
 
-T1 ... T14 are the properties listed in the specification of the total-variation loss; T12 and T14 are in
-tests/methods/test_tv_losses.py.
+T1 ... T13 are properties listed in the specification of the total-variation loss (T12 is of a loss that was dropped);
+T14 is in tests/methods/test_tv_module.py.
 """
 
 from __future__ import annotations
