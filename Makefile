@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test slow check site lock clean
 
 demo: .venv/installed
-	$(BIN)/python -m experiments.demo
+	$(BIN)/weakseg demo
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -18,7 +18,6 @@ check: .venv/installed
 
 # The pages, the results and the API reference as a site, in site/index.html.
 site: .venv/installed
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # uv installs in a third of pip's time; bytecode at once, or every first start is slow.
@@ -26,13 +25,13 @@ site: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "weakseg needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 # New tested versions: newest that resolve, as plain name==version lines (an index address must not get in).
 lock: .venv/installed
-	$(BIN)/uv pip install --quiet --upgrade --editable '.[dev,notebooks]'
+	$(BIN)/uv pip install --quiet --upgrade --editable '.[dev,docs,notebooks]'
 	$(BIN)/uv pip freeze --exclude-editable | grep '^[A-Za-z0-9_.-]*==' > constraints.txt
 
 clean:
-	rm -rf .venv runs demo
+	rm -rf .venv runs demo site

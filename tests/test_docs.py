@@ -28,6 +28,7 @@ RUN = [
     ROOT / "README.md",
     USING,
     ROOT / "docs" / "comparing.md",
+    ROOT / "docs" / "python.md",
     *sorted(ROOT.glob("methods/*/README.md")),
 ]  # CONTRIBUTING has tests of its own
 SKIPPED = {
@@ -49,7 +50,7 @@ model:
       decoder: {decoder_channels: [16, 16, 8, 8], encoder_depth: 4}
 """
 FEW_SCENES = "data: {init_args: {train: 24, val: 2, test: 2}}"
-COPIED = ("common", "datamodules", "methods", "experiments", "tests", "pyproject.toml")
+COPIED = ("common", "datamodules", "methods", "experiments", "tests", "weakseg.py", "pyproject.toml")
 
 
 def blocks(page, language):
@@ -122,7 +123,7 @@ def run(words):
     match words:
         case ["weakseg", "fit", *rest]:
             rest += ["--config", "tiny.yaml"]
-            if "quickstart" in " ".join(rest) or "Synthetic" in rest:
+            if {"quickstart", "synthetic_few", "Synthetic"} & {*rest}:
                 rest += ["--config", "few.yaml"]
             # Lightning starts the command anew for each process; W&B's service is that of other tests in this one.
             if "--trainer.devices" in rest or "wandb" in " ".join(rest):
@@ -130,10 +131,10 @@ def run(words):
                 subprocess_output([sys.executable, "-m", "experiments.cli", "fit", *rest], env=plain)
             else:
                 weakseg("fit", *rest)
+        case ["weakseg", "study", *rest]:
+            weakseg("study", *dict.fromkeys([*rest, "--dry-run"]))
         case ["weakseg", *rest]:
             weakseg(*rest)
-        case ["python", "-m", module, *rest]:
-            subprocess_output([sys.executable, "-m", module, "--dry-run", *rest])
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {target}"
         case _:
@@ -154,15 +155,16 @@ def test_every_promise_names_a_test_that_there_is():
 @pytest.mark.parametrize("path", RUN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_commands_and_the_python_of_a_page_run_in_its_order(path, desk):
     page = path.read_text()
-    assert commands(page)
+    assert commands(page) or blocks(page, "python")
     for words in commands(page):
         if " ".join(words) not in SKIPPED:
             run(words)
+    names = {}
     for text in blocks(page, "python"):
-        exec(compile(text, str(path), "exec"), {})
+        exec(compile(text, str(path), "exec"), names)
     if path == USING:
         files = {
-            str(file.relative_to("runs/Synthetic/TV/tuned")) for file in Path("runs/Synthetic/TV/tuned").rglob("*.*")
+            str(file.relative_to("runs/quickstart/tv/tuned")) for file in Path("runs/quickstart/tv/tuned").rglob("*.*")
         }
         assert files == {row[0] for row in table(section(page, "Where a run's files go"))[2:]}
         assert Path("labelled/one.png").exists()
