@@ -43,8 +43,8 @@ class EpochSampler(Sampler[list[Draw]]):
         batch: images per step over all ranks.
         steps: batches per epoch.
         seed: of the order.
-        trainer: tells epoch, rank and, after a resume, the batch to start at. None: one process, whose iterations are
-            the epochs.
+        trainer: tells epoch, rank and, after a resume, the batch to start at. None: one process, and the next
+            epoch after each whole iteration.
 
     Raises:
         ValueError: an empty list, or a batch that the ranks cannot share evenly.
@@ -57,7 +57,7 @@ class EpochSampler(Sampler[list[Draw]]):
         if batch % ranks:
             raise ValueError(f"a batch of {batch} cannot be shared by {ranks} devices: choose a multiple of {ranks}")
         self.length, self.batch, self.steps, self.seed, self.trainer = length, batch, steps, seed, trainer
-        self.iterated = 0  # epochs, without a trainer
+        self.finished = 0  # epochs
 
     def __len__(self) -> int:
         return self.steps
@@ -69,8 +69,7 @@ class EpochSampler(Sampler[list[Draw]]):
 
     def _progress(self) -> tuple[int, int]:
         if self.trainer is None:
-            self.iterated += 1
-            return self.iterated - 1, 0
+            return self.finished, 0
         loop = self.trainer.fit_loop
         epoch: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         # Lightning restores the counters but not the position in the loader. `processed`, not `ready`: a batch that
@@ -85,4 +84,7 @@ class EpochSampler(Sampler[list[Draw]]):
         share = self.batch // ranks
         for step in range(start, self.steps):
             first = step * self.batch + rank * share
+            self.finished += (
+                step + 1 == self.steps
+            )  # here: of two streams, one is not asked for more than its last batch
             yield [Draw(epoch, position, int(order[position])) for position in range(first, first + share)]

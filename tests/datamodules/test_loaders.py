@@ -61,14 +61,19 @@ def test_a_batch_is_made_ready_by_the_hooks_of_a_trainer_and_stays_as_it_was(tmp
     assert all(torch.equal(batch["labeled"][name], value) for name, value in before.items())
 
 
-def test_epochs_differ_and_come_again_with_a_new_loader(tmp_path):
-    data = synthetic(tmp_path)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_epochs_differ_and_come_again_with_a_new_loader(tmp_path, workers):
+    data = synthetic(tmp_path, unlabeled_batch_size=2, unlabeled_pool="all")
+    data.num_workers = workers
     loader = data.train_dataloader()
     first, second = epoch(data, loader), epoch(data, loader)
-    assert [batch["labeled"]["key"][:, 0].unique().tolist() for batch in (first[0], second[0])] == [[0], [1]]
+    for number, batches in enumerate((first, second)):
+        assert len(batches) == 3
+        assert all((batch[stream]["key"][:, 0] == number).all() for batch in batches for stream in data.streams)
     assert not torch.equal(first[0]["labeled"]["image"], second[0]["labeled"]["image"])
     for one, two in zip(first, epoch(data, data.train_dataloader()), strict=True):
-        assert_same(one["labeled"], two["labeled"])
+        for stream in data.streams:
+            assert_same(one[stream], two[stream])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
