@@ -48,7 +48,9 @@ def test_every_table_of_a_recorded_page_is_recorded():
         shown = {name for name, content in blocks(RESULTS / f"{page}.md").items() if "|" in content}
         assert {f"{page}/{name}" for name in shown} <= {*TABLES}
         outside = BLOCK.sub("", text)
-        assert not [line for line in outside.splitlines() if line.startswith("|")], f"{page}.md: a table without markers"
+        assert not [line for line in outside.splitlines() if line.startswith("|")], (
+            f"{page}.md: a table without markers"
+        )
 
 
 def test_the_index_says_where_each_recorded_table_comes_from():

@@ -1,34 +1,432 @@
-"""`python -m experiments.studies.runner`: grids that are killed, that fail in part, and that were done before."""
+"""`weakseg study`: what is run and what is not again, what stands on the page, and studies that are killed or wrong."""
 
 import csv
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
+import torch
 import yaml
 
 import methods
-from conftest import ROOT, TINY, fit_tiny, weakseg
-from experiments.cli.configs import compose
-from experiments.studies.runner import Study, command, grid, remaining, share_done
+from common.model.metrics import SegmentationMetrics
+from common.model.postprocess import PostprocessConfig
+from conftest import ROOT, TINY, fit_tiny, snapshot, weakseg, weakseg_process
+from experiments.cli.configs import compose, find_config
+from experiments.cli.study import make_parser, sweep
+from experiments.compare.protocol import flatten
+from experiments.runs.load import load_run
+from experiments.studies import runner
+from experiments.studies.plan import all_runs, as_words, find_place, find_run, named_rows
+from experiments.studies.postprocess import key_of, score_settings
+from experiments.studies.runner import Runner, log_file, remaining, share_done
+from experiments.studies.spec import read_study, shipped
 
-SWEEP = """
-program: weakseg
-method: grid
-parameters:
-  config: {value: %s}
-  trainer.max_steps: {values: [%s]}
-command: ["${program}", fit, "${args}"]
+SHORT = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+FEW = f"""
+title: Tiny scenes
+about: Some words
+  about it.
+regimes:
+  pixels: {{configs: [{TINY}]}}
+  clicks: {{configs: [{TINY}], set: {{data.supervision.kind: points, data.supervision.fraction: null}}}}
+seeds: [0, 1]
+baseline: base
+rows:
+  base: {{config: supervised}}
+  TV: {{config: tv, set: {{model.tv_weight: 0.3}}, regimes: [pixels]}}
+  + MRF: {{of: base, regimes: [pixels], test: {{model.postprocess.kind: mrf, model.postprocess.mu: 1.0}}}}
+  all labels: {{config: supervised, configs: [all_labels], from: pixels}}
+search:
+  TV: {{over: {{model.tv_weight: [0.1, 0.3]}}}}
+  + MRF: {{over: {{model.postprocess.mu: [0.0, 1.0, 5.0]}}}}
+table: {{score: last, columns: [score, gain, seeds, interval, gap, minutes, train/loss, test/accuracy]}}
+"""
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Commands run in this process: starting Python takes longer than a tiny run."""
+    made = []
+
+    def run(self):
+        for task in self.tasks:
+            for words in task.missing():
+                made.append(words)
+                weakseg(*words)
+        return []
+
+    monkeypatch.setattr(Runner, "run", run)
+    return made
+
+
+def write(folder, text=FEW, name="few"):
+    file = folder / f"{name}.yaml"
+    file.write_text(text)
+    return file
+
+
+def few(folder, *words, expect=0):
+    """A study with its runs and its page in `folder`."""
+    places = ["--runs", folder / "runs", "--output", folder / "results"]
+    return weakseg("study", folder / "few.yaml", *places, *words, "--", *SHORT, expect=expect)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished study, and the commands that made it; read it, copy what you change."""
+    folder = tmp_path_factory.mktemp("done")
+    write(folder)
+    made = []
+
+    def run(self):
+        for task in self.tasks:
+            for words in task.missing():
+                made.append(words)
+                weakseg(*words)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "run", run)
+        printed = few(folder)
+    return folder, made, printed
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+# What is run -------------------------------------------------------------------------------------------------------
+
+
+def test_each_run_is_made_once_and_what_is_not_shown_is_not_tested(done):
+    folder, made, _ = done
+    runs = folder / "runs" / "few"
+    folders = sorted(str(path.parent.relative_to(runs)) for path in runs.rglob("summary.json"))
+    assert folders == [
+        *(f"clicks/base/seed{seed}" for seed in (0, 1)),
+        *(
+            f"pixels/{row}/seed{seed}"
+            for row in ("TV", "all_labels", "base")
+            for seed in (0, 1)
+            if (row, seed) != ("TV", 0)
+        ),
+        # The row's own value is a point of its search: one run for both.
+        *(f"search/pixels/TV/tv_weight={weight}/seed0" for weight in (0.1, 0.3)),
+    ]
+    assert sum(words[0] == "fit" for words in made) == len(folders)
+    tests = {name: sorted(summary(runs / name).get("test", {})) for name in folders}
+    assert tests["search/pixels/TV/tv_weight=0.1/seed0"] == []  # nothing is chosen on test
+    assert tests["search/pixels/TV/tv_weight=0.3/seed0"] == ["last"]
+    assert tests["pixels/base/seed1"] == ["last", "last+mrf"]
+
+
+def files(folder):
+    """What the runs have written; a study only adds their logs."""
+    return {name: content for name, content in snapshot(folder / "runs").items() if not name.endswith(".log")}
+
+
+def test_the_same_command_again_runs_nothing_and_writes_the_same_page(done, monkeypatch):
+    folder, _, printed = done
+    before = files(folder)
+    page = (folder / "results" / "few.md").read_text()
+    monkeypatch.setattr(runner, "PROGRAM", ("no such program",))
+    again = few(folder)
+    assert files(folder) == before
+    assert (folder / "results" / "few.md").read_text() == page
+    assert again.count("finished before") == 9
+    assert again.splitlines()[-1] == printed.splitlines()[-1] == f"page: {folder / 'results' / 'few.md'}"
+
+
+def test_a_run_is_the_ordinary_fit_of_its_words(done, tmp_path):
+    folder, made, _ = done
+    words = next(words for words in made if f"{folder}/runs/few/clicks/base/seed1" in words)
+    assert words[: words.index("--run_dir")] == [
+        "fit", "--config", str(TINY), "--data.supervision.kind=points", "--data.supervision.fraction=null",
+        "--config", "supervised", "--seed_everything=1", *SHORT]  # fmt: skip
+    config = yaml.safe_load((folder / "runs/few/clicks/base/seed1/config.yaml").read_text())
+    assert config["data"]["init_args"]["supervision"]["kind"] == "points"
+    full = yaml.safe_load((folder / "runs/few/pixels/all_labels/seed0/config.yaml").read_text())
+    assert full["data"]["init_args"]["supervision"]["kind"] == "dense"  # laid over the regime's values
+
+
+def test_a_row_may_be_made_alone(done, tmp_path, at_once):
+    write(tmp_path)
+    text = few(tmp_path, "--row", "pixels/base", "--seed", "1")
+    run = tmp_path / "runs/few/pixels/base/seed1"
+    assert f"run directory: {run}" in text
+    assert sorted(summary(run)["test"]) == ["last", "last+mrf"]
+    assert len([*(tmp_path / "runs").rglob("summary.json")]) == 1
+    assert "finished before" in few(tmp_path, "--row", "pixels/base", "--seed", "1")
+    assert metrics(run) == metrics(done[0] / "runs/few/pixels/base/seed1")
+
+
+def test_dry_run_prints_the_commands_and_the_budget(done, tmp_path):
+    folder, made, _ = done
+    write(tmp_path)
+    text = few(tmp_path, "--dry-run")
+    commands = [line for line in text.splitlines() if line.startswith("weakseg ")]
+    assert len(commands) == len(made)
+    assert not (tmp_path / "runs").exists()
+    assert "pixels/base: 2 runs, 0 done\n" in text
+    assert text.splitlines()[-1].startswith("9 runs; ")
+    text = few(folder, "--dry-run")
+    assert "weakseg fit" not in text
+    assert re.search(r"pixels/base: 2 runs, 2 done, \d+\.\d min each", text)
+
+
+def test_values_are_words_of_yaml():
+    given = {"a": None, "b": False, "c": [1, 2.5], "d": "x y", "e": 1e-5}
+    assert as_words(given) == ["--a=null", "--b=false", "--c=[1, 2.5]", "--d=x y", "--e=1e-05"]
+
+
+# What is shown -----------------------------------------------------------------------------------------------------
+
+
+def test_csv_and_page_hold_the_statistics_of_the_summaries(done):
+    folder, _, printed = done
+    runs = folder / "runs" / "few"
+    found = {(row["regime"], row["row"]): row for row in rows(folder / "results" / "few.csv")}
+    assert [*found] == [("pixels", "base"), ("pixels", "TV"), ("pixels", "+ MRF"), ("pixels", "all labels"),
+                        ("clicks", "base"), ("clicks", "all labels")]  # fmt: skip
+    base, full, crf = (
+        [summary(runs / f"pixels/{row}/seed{seed}")["test"][which]["test/miou"] for seed in (0, 1)]
+        for row, which in (("base", "last"), ("all_labels", "last"), ("base", "last+mrf"))
+    )
+    tv = [summary(runs / run)["test"]["last"]["test/miou"]
+          for run in ("search/pixels/TV/tv_weight=0.3/seed0", "pixels/TV/seed1")]  # fmt: skip
+    for row, scores in (("base", base), ("all labels", full), ("+ MRF", crf), ("TV", tv)):
+        one = found["pixels", row]
+        assert float(one["test_miou_last"]) == pytest.approx(mean(scores))
+        assert float(one["test_miou_last_sd"]) == pytest.approx(stdev(scores))
+        assert one["n"] == "2"
+        gains = [a - b for a, b in zip(scores, base, strict=True)]
+        if row == "base":
+            assert one["gain_last"] == one["gap_last"] == ""
+        else:
+            assert float(one["gain_last"]) == pytest.approx(mean(gains))
+            assert one["gain_last_by_seed"] == ", ".join(f"{gain:+.1f}" for gain in gains)
+            assert float(one["gain_last_images_low"]) <= mean(gains) <= float(one["gain_last_images_high"])
+        if row in ("TV", "+ MRF"):
+            assert float(one["gap_last"]) == pytest.approx(mean(gains) / (mean(full) - mean(base)))
+    last = [float(rows(runs / f"pixels/base/seed{seed}/metrics.csv")[-1]["val/miou"] or 0) for seed in (0, 1)]
+    assert last
+    page = (folder / "results" / "few.md").read_text()
+    assert f"| base | {mean(base):.1f} ± {stdev(base):.1f} |" in page
+    assert f"| base | {mean(base):.1f} ± {stdev(base):.1f} |" in printed
+    assert "# Tiny scenes\n\nSome words about it." in page
+    assert "Every run with `--trainer.max_steps=2 --trainer.val_check_interval=2`" in page
+    assert f"commits {summary(runs / 'pixels/base/seed0')['commit']}" in page
+    # Of rows on other labels the table says so.
+    assert "rows differ in labels: fraction 0.05, kind pixels (base; TV; + MRF), kind dense (all labels)" in page
+
+
+def test_the_page_says_which_value_is_best_on_val_and_whether_the_search_is_finished(done, tmp_path):
+    folder = done[0]
+    scores = {
+        w: summary(folder / f"runs/few/search/pixels/TV/tv_weight={w}/seed0")["last"]["val/miou"] for w in (0.1, 0.3)
+    }
+    page = (folder / "results" / "few.md").read_text()
+    best = max(scores, key=scores.__getitem__)
+    marks = {0.1: "", 0.3: "chosen"}
+    marks[best] = ", ".join(filter(None, ["best", marks[best]]))
+    for weight, score in scores.items():
+        assert f"| {weight} | {score:.1f} | {marks[weight]} |" in page
+    end = "lowest" if best == 0.1 else "highest"  # of two values either is an end
+    assert f"The best tv_weight, {best}, is the {end} tried: the search is not finished." in page
+    assert ("The study's value is not the best one on val." in page) >= (best == 0.1)
+
+
+def test_words_by_hand_survive_and_a_marked_file_is_filled_in(done, tmp_path):
+    folder = done[0]
+    page, readme = folder / "results" / "few.md", tmp_path / "README.md"
+    before = page.read_text()
+    readme.write_text("a\n<!-- study few -->\nold\n<!-- /study few -->\nb\n")
+    page.write_text(f"above\n{before}below\n")
+    few(folder, "--page", "--update", readme)
+    assert page.read_text() == f"above\n{before}below\n"
+    page.write_text(before)
+    text = readme.read_text()
+    assert text.startswith("a\n<!-- study few -->\n**pixels**\n\n| method | test mIoU, last |")
+    assert text.endswith("|\n<!-- /study few -->\nb\n")
+    assert "**clicks**" in text
+    assert "old" not in text
+    readme.write_text("no markers\n")
+    assert f"{readme} has no lines <!-- study few --> and <!-- /study few -->" in few(
+        folder, "--page", "--update", readme, expect=1
+    )
+
+
+def test_what_is_missing_stays_blank_and_has_its_command(tmp_path):
+    file = write(tmp_path)
+    few(tmp_path, "--page")
+    page = (tmp_path / "results" / "few.md").read_text()
+    assert "| TV |  |  |  |  |" in page
+    assert f"9 runs are missing, 1 of them of searches; `weakseg study {file}` makes them." in page
+    assert f'- pixels/base, seeds 0, 1: `weakseg study {file} --row "pixels/base" --seed 0`' in page
+    assert "2 of 2 points are not measured yet." in page
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_that_were_trained_otherwise_do_not_stand_in_one_row_or_table(done, tmp_path):
+    """A value that was changed after runs were made is refused before anything is run, and a page never mixes them."""
+    folder = done[0]
+    runs = folder / "runs"
+    write(tmp_path, FEW.replace("tv_weight: 0.3", "tv_weight: 0.2"))
+    words = ["study", tmp_path / "few.yaml", "--runs", runs, "--output", tmp_path / "results", "--", *SHORT]
+    found = weakseg(*words, expect=1)
+    assert f"{runs}/few/pixels/TV/seed1 holds a run with model.tv_weight 0.3, the study says 0.2: remove" in found
+    found = weakseg(*words[:-2], "--trainer.max_steps=3", expect=1)
+    assert "holds a run with trainer.max_steps 2, the study says 3" in found
+    write(tmp_path, FEW.replace("[supervised]", "[supervised]"))
+    copy = tmp_path / "runs/few/pixels/TV"
+    (tmp_path / "runs/few").mkdir(parents=True)
+    os.symlink(runs / "few/search", tmp_path / "runs/few/search")
+    os.symlink(runs / "few/clicks", tmp_path / "runs/few/clicks")
+    copy.mkdir(parents=True)
+    fit_tiny(
+        copy / "seed1", "--config", "tv", "--model.tv_weight=0.3", "--model.start=0", "--seed_everything=1", *SHORT
+    )
+    found = few(tmp_path, "--page", expect=1)
+    assert "two seeds of 'TV', differ in model.start: 0 and 0.5" in found
+
+
+# Post-processing ---------------------------------------------------------------------------------------------------
+
+
+def test_post_processing_is_searched_with_the_network_that_test_scores(tmp_path):
+    """A moving average that differs from the trained network; by the slow way, image by image."""
+    fit_tiny(tmp_path / "run", "--model.ema_decay=0.9", *SHORT)
+    settings = [{"model.postprocess.kind": "mrf", "model.postprocess.mu": mu} for mu in (0.0, 2.0)]
+    score_settings(tmp_path / "run", "last", settings)
+    found = json.loads((tmp_path / "run" / "postprocess_val.json").read_text())
+    run = load_run(tmp_path / "run", "last")
+    run.data.num_workers = 0
+    expected = {}
+    for name, network in run.model.eval_networks().items():
+        for setting in settings:
+            run.model.postprocess = PostprocessConfig("mrf", setting["model.postprocess.mu"])
+            metric = SegmentationMetrics(run.data.num_classes)
+            for batch in run.data.val_dataloader():
+                batch["image"] = batch["image"].float() / 255
+                with torch.no_grad():
+                    metric.update(run.model.predict_labels(network, batch, refine=True)[0], batch["mask"])
+            expected[name, key_of("last", setting)] = float(metric.compute()["miou"])
+    first, second = run.model.eval_networks()
+    assert run.model.scored_network is run.model.eval_networks()[first]
+    for key, value in found.items():
+        assert value == pytest.approx(expected[first, key], abs=1e-3)
+    assert any(abs(value - expected[second, key]) > 1e-2 for key, value in found.items())
+    # Known scores are kept, new ones added.
+    score_settings(tmp_path / "run", "last", [*settings, settings[0] | {"model.postprocess.mu": 1.0}])
+    again = json.loads((tmp_path / "run" / "postprocess_val.json").read_text())
+    assert again.items() > found.items()
+    with pytest.raises(ValueError, match="unexpected keyword argument 'nu'"):
+        score_settings(tmp_path / "run", "last", [{"model.postprocess.nu": 1.0}])
+
+
+def test_the_page_has_the_search_over_post_processing(done):
+    folder = done[0]
+    scores = json.loads((folder / "runs/few/pixels/base/seed0/postprocess_val.json").read_text())
+    page = (folder / "results" / "few.md").read_text()
+    for mu in (0.0, 1.0, 5.0):
+        setting = {"model.postprocess.kind": "mrf", "model.postprocess.mu": mu}
+        assert re.search(rf"\| {mu} \| {scores[key_of('last', setting)]:.1f} \| ", page)
+
+
+# Wrong inputs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("baseline: base", "baseline: bass", "baseline: there is no row 'bass', nearest: base"),
+        ("title:", "titel:", "has no `titel`, nearest: title"),
+        ("config: tv,", "confg: tv,", "row 'TV' has no `confg`, nearest: config"),
+        ("of: base", "of: bases", "row '+ MRF': there is no row 'bases', nearest: base"),
+        ("from: pixels", "from: pixel", "row 'all labels': there is no regime 'pixel', nearest: pixels"),
+        ("config: tv,", "config: tvv,", "there is no config 'tvv', nearest: tv"),
+        ("gap,", "gapp,", "there is no column 'gapp', nearest: gap"),
+        ("  TV: {over", "  TVV: {over", "search: there is no row 'TVV', nearest: TV"),
+        ("over: {model.tv_weight: [0.1, 0.3]}", "over: {model.tv_weight: 0.1}", "needs a list of values, got 0.1"),
+        ("over: {model.postprocess.mu", "over: {model.tv_weight", "is searched over post-processing alone"),
+        ("score: last", "score: first", "score is best or last, got 'first'"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "some different numbers are needed"),
+        ("model.tv_weight: 0.3", "seed_everything: 3", "`seed_everything` is no value of a row"),
+        ("  TV:", "  Base:", "would share a folder"),
+        ("{config: supervised}", "{}", "give either `config`, its method, or `of`"),
+        ("rows:", "rows: {", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_study_is_named_in_one_line(old, new, said, tmp_path):
+    assert old in FEW
+    file = write(tmp_path, FEW.replace(old, new, 1))
+    text = weakseg("study", file, "--dry-run", expect=1)
+    assert said in text
+    assert len(text.splitlines()) == 1
+
+
+def test_two_post_processings_of_one_kind_are_refused(tmp_path):
+    more = "  + more: {of: base, test: {model.postprocess.kind: mrf, model.postprocess.mu: 9.0}}\nsearch:"
+    file = write(tmp_path, FEW.replace("search:", more))
+    assert "both test 'base' with mrf" in weakseg("study", file, "--dry-run", expect=1)
+
+
+def test_a_wrong_command_is_one_line(tmp_path, monkeypatch):
+    assert "there is no study 'quikstart', nearest: quickstart" in weakseg("study", "quikstart", expect=1)
+    assert "there is no study nowhere/a.yaml" in weakseg("study", "nowhere/a.yaml", expect=1)
+    assert "no option '--job', nearest: --jobs" in weakseg("study", "quickstart", "--job", "2", expect=1)
+    assert "belong together" in weakseg("study", "quickstart", "--row", "TV", expect=1)
+    assert "--jobs is a number of runs" in weakseg("study", "quickstart", "--jobs", "0", expect=1)
+    wrong = weakseg(
+        "study", "weizmann_scribbles", "--data", tmp_path, "--row", "scribbles/TVV", "--seed", "0", expect=1
+    )
+    assert f"needs {tmp_path}/weizmann_horse_db: set $WEAKSEG_DATA" in wrong
+    (tmp_path / "weizmann_horse_db").mkdir()
+    monkeypatch.setenv("WEAKSEG_DATA", str(tmp_path))
+    monkeypatch.setenv("WEAKSEG_WEIGHTS", str(tmp_path))
+    assert "mobilenet_v2_imagenet_fp16.safetensors: set $WEAKSEG_WEIGHTS" in weakseg("study", "weizmann_few", expect=1)
+    monkeypatch.delenv("WEAKSEG_WEIGHTS")
+    wrong = weakseg("study", "weizmann_scribbles", "--row", "scribbles/dense crf", "--seed", "0", expect=1)
+    assert "there is no row 'scribbles/dense crf', nearest: scribbles/dense CRF" in wrong
+    assert "quickstart" in weakseg("study")
+
+
+# Killed, failed, stopped -------------------------------------------------------------------------------------------
+
+
+def metrics(run_dir):
+    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows(run_dir / "metrics.csv")]
+
+
+ONE = f"""
+title: One run
+regimes: {{pixels: {{configs: [{TINY}]}}}}
+baseline: base
+rows: {{base: {{config: supervised}}}}
+table: {{columns: [score]}}
 """
 
 
 def start(file, folder, *extra):
-    words = [sys.executable, "-m", "experiments.studies.runner", str(file), "--folder", str(folder), *extra]
-    # A shell's background jobs, as tests may be, ignore SIGINT, and Python leaves it at that.
+    """A study in a process group of its own. A shell's background jobs, as tests may be, ignore SIGINT."""
+    words = [sys.executable, "-m", "experiments.cli", "study", str(file), "--runs", str(folder), *extra]
+    return popen(words)
+
+
+def popen(words):
     return subprocess.Popen(
         words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -36,95 +434,114 @@ def start(file, folder, *extra):
     )  # fmt: skip
 
 
-def metrics(run_dir):
-    with (run_dir / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
-
-
-def test_killed_during_a_run_and_continued_it_leaves_what_the_unbroken_runs_do(tmp_path):
-    """The whole process group is killed: study and run."""
-    sweep = tmp_path / "few.yaml"
-    sweep.write_text(SWEEP % (TINY, "24"))
-    run = tmp_path / "runs" / "few" / "config=tiny,max_steps=24"
-    first = start(sweep, tmp_path / "runs")
-    while not (run / "checkpoints" / "last.ckpt").exists():
-        assert first.poll() is None, first.stdout.read()
+def wait_for(process, is_there):
+    while not is_there():
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
+
+
+def test_killed_during_a_run_and_continued_it_leaves_what_the_unbroken_run_does(tmp_path, at_once):
+    """The whole process group is killed: study and run."""
+    file = write(tmp_path, ONE, "one")
+    run = tmp_path / "runs/one/pixels/base/seed0"
+    steps = ["--", "--trainer.max_steps=24"]
+    first = start(file, tmp_path / "runs", "--output", str(tmp_path / "results"), *steps)
+    wait_for(first, (run / "checkpoints" / "last.ckpt").exists)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     assert not (run / "summary.json").exists(), "it was through before it was killed"
-    second = start(sweep, tmp_path / "runs")
-    text, _ = second.communicate()
-    assert second.returncode == 0, text
-    assert "[1/1] done" in text
+    weakseg("study", file, "--runs", tmp_path / "runs", "--output", tmp_path / "results", *steps)
     fit_tiny(tmp_path / "whole", "--trainer.max_steps", "24")
     assert metrics(run) == metrics(tmp_path / "whole")
-    third, _ = start(sweep, tmp_path / "runs").communicate()
-    assert third.startswith(f"[1/1] finished before: {run}")
+
+
+class Task:
+    """A run of a script: a Runner needs no more of it."""
+
+    def __init__(self, folder, script):
+        self.folder, self.script = folder, script
+
+    def missing(self):
+        return [] if (self.folder / "summary.json").exists() else [[self.script, str(self.folder)]]
+
+
+FINISH = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'summary.json').write_text('{}')"
 
 
 def test_a_failed_run_is_reported_and_the_others_are_made(tmp_path, monkeypatch, capsys):
-    (tmp_path / "some.yaml").write_text(SWEEP % (TINY, "bad, 1, 2"))
-    study = Study(tmp_path / "some.yaml", tmp_path / "runs", 1, [])
-    monkeypatch.setattr(Study, "words", lambda self, number: as_python(self, number))
-
-    def as_python(self, number):  # stands for the command: starting it takes seconds
-        steps, folder = self.points[number]["trainer.max_steps"], self.folders[number]
-        script = (
-            "import sys, pathlib\nif sys.argv[1] == 'bad': sys.exit(1)\n"
-            "pathlib.Path(sys.argv[2]).mkdir(), pathlib.Path(sys.argv[2], 'summary.json').write_text('{}')"
-        )
-        return [sys.executable, "-c", script, str(steps), str(folder)]
-
-    assert study.run() == ["config=tiny,max_steps=bad"]
+    monkeypatch.setattr(runner, "PROGRAM", (sys.executable, "-c"))
+    fail = "print('some words'); raise SystemExit('weakseg: error: wrong, nearest: right')"
+    tasks = [Task(tmp_path / "bad", fail), Task(tmp_path / "a", FINISH), Task(tmp_path / "b", FINISH)]
+    study = Runner(tasks, 1)
+    assert study.run() == [tmp_path / "bad"]
     text = capsys.readouterr().out
-    assert "[1/3] failed, see " in text
-    assert outcomes(text) == ["failed", "done", "done"]
+    assert f"[1/3] failed (wrong, nearest: right; see {tmp_path}/bad.log): {tmp_path}/bad" in text
+    assert [line.split("] ")[1].split(" ")[0].strip(":") for line in text.splitlines()] == ["failed", "done", "done"]
     assert "left)" in text
     assert study.done() == 3
 
 
-def outcomes(text):
-    return [line.split("] ")[1].split(",")[0].split(":")[0] for line in text.splitlines()]
+def test_several_runs_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "PROGRAM", (sys.executable, "-c"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    script = f"{FINISH}; import os; (p / 'threads').write_text(os.environ.get('OMP_NUM_THREADS', 'none'))"
+    for jobs, threads in ((1, "none"), (2, "4")):
+        tasks = [Task(tmp_path / f"{jobs}{name}", script) for name in "ab"]
+        assert Runner(tasks, jobs).run() == []
+        assert {(task.folder / "threads").read_text() for task in tasks} == {threads}
+
+
+# A study whose runs are scripts, in a process of its own: python -c SCRIPTED FOLDER FILE SCRIPT...
+SCRIPTED = """
+import sys
+from pathlib import Path
+sys.path[:0] = ["tests"]
+from test_study import Task
+from experiments.cli import main
+from experiments.studies import plan, runner
+folder, file, *scripts = sys.argv[1:]
+runner.PROGRAM = (sys.executable, "-c")
+plan.all_runs = lambda study, place: [Task(Path(folder, str(n)), script) for n, script in enumerate(scripts)]
+plan.check_options = lambda run: None
+import experiments.cli.study as study
+study.write = lambda *_: None
+sys.exit(main(["study", file, "--runs", folder]))
+"""
+
+
+def scripted(folder, *scripts):
+    folder.mkdir(exist_ok=True)
+    return popen([sys.executable, "-c", SCRIPTED, str(folder), str(write(folder, ONE, "one")), *scripts])
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_the_study_stops_its_runs_and_starts_no_more(how, tmp_path):
-    sweep = tmp_path / "sleep.yaml"
-    sweep.write_text(
-        "program: sleep\nmethod: grid\nparameters: {x: {values: [1, 2]}}\n"
-        f"command: [{sys.executable}, -c, 'import time, os; print(os.getpid(), flush=True); time.sleep(60)']\n"
-    )
-    study = start(sweep, tmp_path / "runs")
-    log = tmp_path / "runs" / "sleep" / "x=1.log"
-    while not (log.exists() and log.read_text()):
-        assert study.poll() is None, study.stdout.read()
-        time.sleep(0.02)
+    sleep = "import time, os; print(os.getpid(), flush=True); time.sleep(60)"
+    study = scripted(tmp_path / "runs", sleep, sleep)
+    log = log_file(tmp_path / "runs" / "0")
+    wait_for(study, lambda: log.exists() and log.read_text())
     study.send_signal(how)
-    text, _ = study.communicate(timeout=30)
+    text, _ = study.communicate(timeout=60)
     assert study.returncode == 1
     assert "stopped; the same command continues" in text
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)
-    assert not (tmp_path / "runs" / "sleep" / "x=2.log").exists()
+    assert not log_file(tmp_path / "runs" / "1").exists()
 
 
-def test_a_run_that_outlived_its_study_is_waited_for(tmp_path):
+def test_a_run_that_outlived_its_study_is_waited_for(tmp_path, monkeypatch, capsys):
     """The study alone is killed; its run goes on, and a second study must not write to the same folder meanwhile."""
-    sweep = tmp_path / "slow.yaml"
-    folder = tmp_path / "runs" / "slow" / "x=1"
-    script = f"import time, pathlib; print(1, flush=True); time.sleep(2); p = pathlib.Path('{folder}'); p.mkdir(); " \
-             "(p / 'summary.json').write_text('')"  # fmt: skip
-    sweep.write_text(yaml.safe_dump({
-        "program": "slow", "method": "grid", "parameters": {"x": {"value": 1}},
-        "command": [sys.executable, "-c", script]}))  # fmt: skip
-    first = start(sweep, tmp_path / "runs")
-    log = tmp_path / "runs" / "slow" / "x=1.log"
-    while not (log.exists() and log.read_text()):
-        assert first.poll() is None, first.stdout.read()
-        time.sleep(0.02)
+    folder = tmp_path / "runs"
+    script = f"print(1, flush=True); import time; time.sleep(5); {FINISH}"
+    first = scripted(folder, script)
+    log = log_file(folder / "0")
+    wait_for(first, lambda: log.exists() and log.read_text())
     first.kill()
-    text, _ = start(sweep, tmp_path / "runs").communicate(timeout=30)
+    first.wait()
+    monkeypatch.setattr(runner, "PROGRAM", (sys.executable, "-c"))
+    assert Runner([Task(folder / "0", script)], 1).run() == []
+    text = capsys.readouterr().out
     assert "another process makes" in text
     assert "[1/1] finished before" in text
     assert log.read_text() == "1\n"
@@ -144,49 +561,93 @@ def test_progress_counts_steps_and_time_left_is_that_of_what_was_done_here(tmp_p
     assert remaining(100, before=2, now=2, total=8) == "?"
 
 
-def test_a_value_may_be_null_or_false():
-    parameters = {"a": {"value": None}, "b": {"values": [False, 1]}}
-    sweep = {"method": "grid", "parameters": parameters, "program": "weakseg", "command": ["${args}"]}
-    assert grid(sweep) == [{"a": None, "b": False}, {"a": None, "b": 1}]
-    assert command(sweep, grid(sweep)[0], Path("run"), [])[:2] == ["--a=null", "--b=False"]
+# The shipped studies -----------------------------------------------------------------------------------------------
 
 
-def test_the_sweep_of_all_methods_has_all_methods_and_one_kind_of_labels():
-    sweep = yaml.safe_load((ROOT / "experiments" / "sweeps" / "synthetic_all.yaml").read_text())
-    points = grid(sweep)
+def test_the_study_of_all_methods_has_all_methods_and_one_kind_of_labels():
+    study = read_study("synthetic_all")
     named = {}
-    for point in points:
-        parts = [yaml.safe_load(text) for text in compose(ROOT / point["config"])]
-        named[point["config"]] = next(
-            p["model"]["class_path"] for p in parts[::-1] if "class_path" in p.get("model", {})
-        )
-    assert {*named.values()} == {*methods.CLASSES}, "experiments/sweeps/synthetic_all.yaml: one recipe of every method"
-    assert len(points) == 2 * len(methods.CLASSES)
-    assert {key for key, choice in sweep["parameters"].items() if len(choice.get("values", [])) > 1} == {
-        "config", "seed_everything"}  # fmt: skip
+    for row in study.rows.values():
+        parts = [flatten(yaml.safe_load(text)) for name in row.configs for text in compose(find_config(name))]
+        named[row.name] = next(part["model.class_path"] for part in parts[::-1] if "model.class_path" in part)
+    assert {*named.values()} == {*methods.CLASSES}, "experiments/studies/synthetic_all.yaml: a row of every method"
+    assert len(named) == len(methods.CLASSES)
+    assert len(study.regimes) == 1
+    assert study.seeds == (0, 1)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
-def test_an_agent_of_w_and_b_gives_a_run_the_same_options(file, tmp_path):
-    """By W&B's own functions."""
+@pytest.mark.parametrize("name", [*shipped()])
+def test_a_shipped_study_names_configs_and_options_that_there_are(name, tmp_path):
+    """Every value of every row and point: its option is one of the class that the row trains."""
+    from experiments.cli.messages import class_options
+
+    study, place = read_study(name), find_place(tmp_path, None, None)
+    for run in all_runs(study, place):
+        configs = [word for option, word in zip(run.fit, run.fit[1:], strict=False) if option == "--config"]
+        parts = [flatten(yaml.safe_load(text)) for one in configs for text in compose(find_config(one))]
+        paths = {key: value for part in parts for key, value in part.items() if key.endswith(".class_path")}
+        for key in (word[2:].partition("=")[0] for word in run.fit if word.startswith(("--model.", "--data."))):
+            kind, _, option = key.partition(".")
+            package = {"model": methods, "data": __import__("datamodules")}[kind]
+            owner = getattr(package, paths[f"{kind}.class_path"])
+            if not option.startswith("optimizer."):
+                assert option in class_options(f"{owner.__module__}.{owner.__qualname__}"), (run.name, key)
+
+
+@pytest.mark.parametrize("name", [*shipped()])
+def test_an_agent_of_w_and_b_makes_the_run_that_the_study_makes(name, tmp_path):
+    """By W&B's own functions, from the printed sweep to the words of `weakseg fit`."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-    study = Study(file, tmp_path, jobs=1, extra=[])
-    for number, point in enumerate(study.points):
-        made = create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
-        made["program"] = [study.sweep["program"]]
-        words = [part for word in create_sweep_command(study.sweep["command"])
-                 for part in (made[word[2:-1]] if word.startswith("${") else [word])]  # fmt: skip
-        assert words[:2] == ["weakseg", "fit"]
-        assert study.words(number)[3 : 2 + len(words)] == words[1:]
+    study = read_study(name)
+    printed = weakseg("study", name, "--wandb-sweep", "--runs", tmp_path, "--", "--wandb=offline")
+    content = yaml.safe_load(printed)
+    assert content["parameters"]["row"]["values"] == [*named_rows(study)]
+    assert content["parameters"]["seed"]["values"] == [*study.seeds]
+    place = find_place(tmp_path, None, None, ["--wandb=offline"])
+    for row in named_rows(study):
+        for seed in study.seeds:
+            made = create_sweep_command_args({"args": {"row": {"value": row}, "seed": {"value": seed}}})
+            made["program"] = [content["program"]]
+            words = [part for word in create_sweep_command(content["command"])
+                     for part in (made[word[2:-1]] if word.startswith("${") else [word])]  # fmt: skip
+            assert words[:3] == ["weakseg", "study", name]
+            assert words[-2:] == ["--", "--wandb=offline"]
+            options = make_parser().parse_args(words[2:-2])
+            run = find_run(study, place, options.row, options.seed)
+            assert options.runs == tmp_path
+            assert run in all_runs(study, place)
+            assert run.fit[-2:] == (f"--seed_everything={seed}", "--wandb=offline")
 
 
-def test_runs_of_an_agent_that_differ_in_a_weight_have_directories_of_their_own(tmp_path):
-    # The agent's environment; offline, for want of a server.
+def test_a_sweep_of_a_file_is_called_by_its_path(tmp_path):
+    file = write(tmp_path)
+    options = make_parser().parse_args([str(file)])
+    content = yaml.safe_load(sweep(read_study(str(file)), options, find_place(Path("runs"), None, None)))
+    assert content["command"] == ["${program}", "study", str(file), "${args}"]
+    assert content["parameters"]["row"]["values"] == [
+        "pixels/base", "clicks/base", "pixels/TV", "pixels/all labels"]  # fmt: skip
+
+
+def test_runs_of_an_agent_have_their_own_directories_and_the_agents_id(tmp_path):
+    """The agent's environment; offline, for want of a server."""
+    file = write(tmp_path)
+    for name, seed in (("a1", 0), ("b2", 1)):
+        words = ["study", file, "--runs", tmp_path / "runs", "--row=pixels/base", f"--seed={seed}", "--",
+                 "--wandb=offline", *SHORT]  # fmt: skip
+        process = weakseg_process(*words, WANDB_SWEEP_ID="s", WANDB_RUN_ID=name)
+        text, _ = process.communicate()
+        assert process.returncode == 0, text
+        run = tmp_path / f"runs/few/pixels/base/seed{seed}"
+        assert (run / "wandb" / "run_id").read_text() == name
+        assert sorted(summary(run)["test"]) == ["last", "last+mrf"]
+
+
+def test_runs_of_a_sweep_of_ones_own_that_differ_in_a_weight_have_directories_of_their_own(tmp_path):
     words = [
         "fit",
         "--config",
-        TINY,
+        str(TINY),
         "--trainer.max_steps",
         "1",
         "--trainer.val_check_interval",
@@ -195,7 +656,7 @@ def test_runs_of_an_agent_that_differ_in_a_weight_have_directories_of_their_own(
     ]
     for name in ("a1", "b2"):
         done = subprocess.run(
-            [sys.executable, "-m", "experiments.cli", *map(str, words)], cwd=tmp_path, capture_output=True, text=True,
+            [sys.executable, "-m", "experiments.cli", *words], cwd=tmp_path, capture_output=True, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": name},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -204,31 +665,40 @@ def test_runs_of_an_agent_that_differ_in_a_weight_have_directories_of_their_own(
     assert [(path / "wandb" / "run_id").read_text() for path in folders] == ["a1", "b2"]
 
 
+def test_tables_and_studies_do_not_know_the_command():
+    """The verbs of `cli` import them, never the reverse."""
+    for folder in ("compare", "studies"):
+        for file in (ROOT / "experiments" / folder).glob("*.py"):
+            assert "experiments.cli" not in re.sub(r'"experiments\.cli"', "", file.read_text()), file
+
+
 @pytest.mark.slow
 def test_a_study_of_all_methods_from_start_to_report(tmp_path):
     """Killed once on the way, it ends in the table of an unbroken one."""
-    sweep = ROOT / "experiments" / "sweeps" / "synthetic_all.yaml"
     small = {"trainer.max_steps": 6, "trainer.val_check_interval": 3, "checkpoint_every": 2,
-             "trainer.log_every_n_steps": 1, "data.init_args.num_workers": 0, "data.init_args.train": 24,
-             "data.init_args.val": 4, "data.init_args.test": 6}  # fmt: skip
-    extra = ["--", *(f"--{key}={value}" for key, value in small.items())]
-    first = start(sweep, tmp_path / "broken", *extra)
-    while not list(tmp_path.glob("broken/synthetic_all/*seed_everything=1/checkpoints/last.ckpt")):
-        assert first.poll() is None, first.stdout.read()
-        time.sleep(0.05)
+             "trainer.log_every_n_steps": 1, "data.num_workers": 0, "data.train": 24, "data.val": 4,
+             "data.test": 6}  # fmt: skip
+    extra = ["--", *as_words(small)]
+    output = ["--output", str(tmp_path / "broken")]
+    first = start("synthetic_all", tmp_path / "broken", *output, *extra)
+    wait_for(first, lambda: [*tmp_path.glob("broken/synthetic_all/*/*/seed1/checkpoints/last.ckpt")])
     os.killpg(first.pid, signal.SIGKILL)
     tables = {}
     for name in ("broken", "whole"):
-        study = start(sweep, tmp_path / name, *extra)
-        text, _ = study.communicate()
+        text, _ = (
+            study := start("synthetic_all", tmp_path / name, "--output", str(tmp_path / name), *extra)
+        ).communicate()
         assert study.returncode == 0, text
+        assert {row["row"] for row in rows(tmp_path / name / "synthetic_all.csv")} == {*methods.CLASSES}
         report = tmp_path / name / "report"
         printed = weakseg("compare", tmp_path / name / "synthetic_all", "--test", "--output", report)
-        rows = [line for line in printed.splitlines() if line.startswith("| ") and " 2 |" in line]
-        assert {row.split()[1] for row in rows} == {*methods.CLASSES}
+        shown = [line for line in printed.splitlines() if line.startswith("| ") and " 2 |" in line]
+        assert {row.split()[1] for row in shown} == {*methods.CLASSES}
         assert printed.count("Synthetic, pixels-0.002\n") == 1
         assert (report / "report.html").stat().st_size > 100_000
         costs = ("seconds", "images_per_s", "peak_memory_gb")
-        with (report / "table.csv").open() as file:
-            tables[name] = [{k: v for k, v in row.items() if k not in costs} for row in csv.DictReader(file)]
+        tables[name] = [
+            [{k: v for k, v in row.items() if k not in costs} for row in rows(file)]
+            for file in (report / "table.csv", tmp_path / name / "synthetic_all.csv")
+        ]
     assert tables["broken"] == tables["whole"]

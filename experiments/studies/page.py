@@ -1,0 +1,259 @@
+"""The page and the csv of a study, from its runs, through the tables and columns of `experiments.compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from experiments.compare.columns import Column, cells, count, find_column, markdown, measure
+from experiments.compare.protocol import protocol, settings
+from experiments.compare.report import write_csv
+from experiments.compare.runs import Finished, from_folder
+from experiments.compare.tables import Row, Table, check_images, differing
+from experiments.studies import plan, spec
+from experiments.studies.plan import Place
+from experiments.studies.postprocess import key_of, known_scores
+from experiments.studies.spec import ALL_LABELS, POSTPROCESS, Options, Search, Study
+
+Shown = tuple[list[str], list[list[str]]]
+
+
+# Tables ------------------------------------------------------------------------------------------------------------
+
+
+def read_run(folder: Path) -> Finished | None:
+    return from_folder(folder) if (folder / "summary.json").exists() else None
+
+
+def table_of(study: Study, place: Place, regime: str) -> Table:
+    """The rows of a regime in the order of the study; a row without runs is there, and blank.
+
+    Raises:
+        ValueError: runs stand side by side that were not trained, or not evaluated, in one way.
+    """
+    rows = {row.name: table_row(study, place, regime, row) for row in study.of_regime(regime)}
+    table = Table({}, regime, [*rows.values()])
+    table.baseline, table.full = rows.get(study.baseline), rows.get(ALL_LABELS)
+    check_images(table)
+    table.notes = [*check_protocol(table), *differing(table)]
+    return table
+
+
+def table_row(study: Study, place: Place, regime: str, row: spec.Row) -> Row:
+    folders = [plan.row_run(study, place, regime, row, seed).folder for seed in study.seeds]
+    runs = [run for folder in folders if (run := read_run(folder))]
+    found = [settings(run) for run in runs]
+    for run, own in zip(runs, found, strict=True):
+        same(own, found[0], f"{run.source} and {runs[0].source}, two seeds of '{row.name}',")
+    refined = str(row.test.get(f"{POSTPROCESS}kind", ""))
+    return Row(found[0] if found else {}, runs, row.name, len(study.seeds), refined, row.network)
+
+
+def check_protocol(table: Table) -> list[str]:
+    """Rows of one table may differ in their labels alone, which is noted."""
+    first: tuple[Finished, dict[str, Any]] | None = None
+    labels: dict[str, list[str]] = {}
+    for row in table.rows:
+        for run in row.runs:
+            found = protocol(run)
+            told = ", ".join(f"{k.removeprefix('labels.')} {v}" for k, v in found.items() if k.startswith("labels."))
+            if row.label not in labels.setdefault(told, []):
+                labels[told].append(row.label)
+            rest = {key: value for key, value in found.items() if not key.startswith("labels.")}
+            first = first or (run, rest)
+            same(rest, first[1], f"{run.source} and {first[0].source}, of one table,")
+    parts = [f"{told} ({'; '.join(names)})" for told, names in labels.items()]
+    return [f"rows differ in labels: {', '.join(parts)}"] if len(parts) > 1 else []
+
+
+def same(one: dict[str, Any], other: dict[str, Any], who: str) -> None:
+    for key in sorted(one.keys() | other.keys()):
+        if one.get(key) != other.get(key):
+            raise ValueError(f"{who} differ in {key}: {one.get(key)} and {other.get(key)}; remove one to make it again")
+
+
+def columns_of(study: Study) -> list[Column]:
+    return [find_column(name, study.score) for name in study.columns]
+
+
+def markdown_of(study: Study, table: Table) -> str:
+    titles, lines = cells(table, columns_of(study))
+    return markdown(["method", *titles[1:]], lines)
+
+
+def tables_of(study: Study, tables: Sequence[Table], heading: str = "**{}**") -> str:
+    """All tables as Markdown; with several regimes each below its name."""
+    parts = [(heading.format(table.title), markdown_of(study, table)) for table in tables]
+    return "\n\n".join(text for head, body in parts for text in ((head, body) if len(tables) > 1 else (body,)))
+
+
+# What was chosen on val --------------------------------------------------------------------------------------------
+
+
+def search_scores(study: Study, place: Place, search: Search) -> list[float | None]:
+    """Val mIoU of each point, mean over the search's seeds; None while one of the runs is missing."""
+    row = study.rows[search.row]
+    found = []
+    for point in search.points():
+        scores = [search_score(study, place, search, row, point, seed) for seed in search.seeds]
+        known = [score for score in scores if score is not None]
+        found.append(mean(known) if len(known) == len(scores) else None)
+    return found
+
+
+def search_score(
+    study: Study, place: Place, search: Search, row: spec.Row, point: Options, seed: int
+) -> float | None:  # fmt: skip
+    if row.of is not None:
+        folder = plan.row_run(study, place, search.regime, row, seed).folder
+        return known_scores(folder).get(key_of(study.score, row.test | point))
+    run = read_run(plan.search_run(study, place, search, point, seed).folder)
+    return None if run is None else Row({}, [], network=row.network).validation(run, study.score)
+
+
+def search_table(study: Study, place: Place, search: Search) -> tuple[Shown, list[str]]:
+    """The table of a search, and lines on what it does not settle."""
+    scores, points = search_scores(study, place, search), search.points()
+    row = study.rows[search.row]
+    values = row.test if row.of else row.chosen(search.regime)
+    known = [score for score in scores if score is not None]
+    best = scores.index(max(known)) if known else None
+    lines, shown = [], []
+    for number, (point, score) in enumerate(zip(points, scores, strict=True)):
+        marks = [word for word, told in (("best", number == best), ("chosen", plan.is_chosen(point, values))) if told]
+        cell = "" if score is None else f"{score:.1f}"
+        shown.append([*map(plan.word, point.values()), cell, ", ".join(marks)])
+    if best is None or len(known) < len(scores):
+        lines.append(f"{len(scores) - len(known)} of {len(scores)} points are not measured yet.")
+    else:
+        lines += edges(search, points[best])
+        if not plan.is_chosen(points[best], values):
+            lines.append("The study's value is not the best one on val.")
+    titles = [*(name.rsplit(".", 1)[-1] for name in search.over), f"val mIoU, {study.score}", ""]
+    return (titles, shown), lines
+
+
+def edges(search: Search, best: Options) -> list[str]:
+    """A best value at the end of its range says that the range was too short."""
+    lines = []
+    for name, tried in search.over.items():
+        numbers = [value for value in tried if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        if len(numbers) < 2 or best[name] not in (min(numbers), max(numbers)):
+            continue
+        end = "lowest" if best[name] == min(numbers) else "highest"
+        short = name.rsplit(".", 1)[-1]
+        lines.append(f"The best {short}, {plan.word(best[name])}, is the {end} tried: the search is not finished.")
+    return lines
+
+
+def searches_of(study: Study, place: Place) -> list[str]:
+    parts = []
+    for search in study.searches:
+        (titles, rows), lines = search_table(study, place, search)
+        seeds = f"seed{'s' if len(search.seeds) > 1 else ''} {', '.join(map(str, search.seeds))}"
+        parts += [f"**{search.row}**, {search.regime}, {seeds}", markdown(titles, rows), *lines]
+    return parts
+
+
+# The page ----------------------------------------------------------------------------------------------------------
+
+
+def runs_of(study: Study, tables: Sequence[Table]) -> list[str]:
+    """What the artefacts say of the runs themselves."""
+    runs = {run.source: run for table in tables for row in table.rows for run in row.runs}.values()
+    if not runs:
+        return []
+    seconds = mean(float(run.summary["seconds"]) for run in runs)
+    parts = [f"{len(runs)} runs, {seconds:.0f} s each on average"]
+    for name, key in (("commits", "commit"), ("devices", "devices")):
+        parts.append(f"{name} {', '.join(sorted({str(run.summary[key]) for run in runs}))}")
+    parts.append(f"torch {', '.join(sorted({str(run.summary['versions']['torch']) for run in runs}))}")
+    lines = ["; ".join(parts) + "."]
+    for table in tables:
+        run = next((run for row in table.rows if row is table.baseline for run in row.runs), None)
+        found = run.summary.get("annotation", {}) if run else {}
+        if run and {"labeled_pixels", "images"} <= found.keys():
+            labelled = f"{found['labeled_pixels']} labelled pixels in {found['images']} images"
+            lines.append(f"{table.title}, seed {run.seed}: {labelled}.")
+    return lines
+
+
+def missing_of(study: Study, place: Place) -> list[str]:
+    """The runs that are not finished, row by row, with the command of the first one."""
+    rows: dict[str, list[int]] = {}
+    points = 0
+    for run in plan.all_runs(study, place):
+        if not (run.folder / "summary.json").exists():
+            if run.tests:
+                rows.setdefault(run.name, []).append(run.seed)
+            else:
+                points += 1
+    number = points + sum(map(len, rows.values()))
+    if not number:
+        return []
+    of_searches = f", {points} of them of searches" if points else ""
+    lines = [f"{number} runs are missing{of_searches}; `weakseg study {study.given}` makes them."]
+    for name, seeds in rows.items():
+        told = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        lines.append(f'- {name}, {told}: `weakseg study {study.given} --row "{name}" --seed {seeds[0]}`')
+    return ["\n".join(lines)]
+
+
+def page_text(study: Study, place: Place, tables: Sequence[Table]) -> str:
+    """The page between its markers."""
+    seeds = ", ".join(map(str, study.seeds))
+    told = (
+        f"Mean ± standard deviation over {len(study.seeds)} seeds ({seeds}), in brackets the number of runs where "
+        f"some are missing. Gains are over '{study.baseline}' at equal seeds; intervals are over other test images, "
+        "with the networks as they are. `best` and `last` are checkpoints of one run; everything was chosen on val."
+    )
+    parts = [f"# {study.title}", study.about, told]
+    if place.extra:
+        parts.append(f"Every run with `{' '.join(place.extra)}`.")
+    for table in tables:
+        parts += [f"## {table.title}", markdown_of(study, table), "\n".join(f"- {note}" for note in table.notes)]
+    if study.searches:
+        parts += ["## What was chosen on val", *searches_of(study, place)]
+    repeat = f"`weakseg study {study.given}` repeats it."
+    parts += ["## Runs", *runs_of(study, tables), *missing_of(study, place), repeat]
+    return "\n\n".join(part for part in parts if part)
+
+
+def csv_rows(study: Study, tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """A dict per regime and row."""
+    found = []
+    for table in tables:
+        for numbers in measure(table, [count(), *columns_of(study)]):
+            found.append({"regime": numbers.pop("table"), **numbers})
+    return found
+
+
+def write_page(study: Study, place: Place, folder: Path) -> tuple[Path, list[Table]]:
+    """Write `NAME.md` and `NAME.csv` into `folder`. Words outside of the page's markers stay as they are.
+
+    Raises:
+        ValueError: the page is there and has no markers.
+    """
+    tables = [table_of(study, place, regime) for regime in study.regimes]
+    page, content = folder / f"{study.name}.md", page_text(study, place, tables)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not page.exists():
+        page.write_text(f"<!-- page {study.name} -->\n<!-- /page {study.name} -->\n")
+    fill(page, f"page {study.name}", content)
+    write_csv(page.with_suffix(".csv"), csv_rows(study, tables))
+    return page, tables
+
+
+def fill(file: Path, name: str, content: str) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` of a file.
+
+    Raises:
+        ValueError: it has no such markers.
+    """
+    text, start, end = file.read_text(), f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text or end not in text[text.index(start) :]:
+        raise ValueError(f"{file} has no lines {start} and {end}, between which it would be written")
+    before, after = text.index(start) + len(start), text.index(end, text.index(start))
+    file.write_text(f"{text[:before]}\n{content}\n{text[after:]}")

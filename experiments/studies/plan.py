@@ -1,0 +1,286 @@
+"""Which runs a study consists of: their folders, and the commands that are still to be run for each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.compare.protocol import flatten, text
+from experiments.compare.runs import read_images
+from experiments.studies.spec import POSTPROCESS, Options, Row, Search, Study, folder_name, known
+
+DATA, WEIGHTS = "WEAKSEG_DATA", "WEAKSEG_WEIGHTS"
+QUIET = "--trainer.enable_progress_bar=false"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Args:
+        name: as it is given to `--row`.
+        folder: its run directory.
+        fit: arguments of `weakseg fit`, without those about the directory.
+        tests: by the name of a test (`last`, `last+dense_crf`), the options of `weakseg test`; none for a search.
+    """
+
+    name: str
+    regime: str
+    row: str
+    seed: int
+    folder: Path
+    fit: tuple[str, ...]
+    tests: Mapping[str, Options]
+
+    def words(self) -> list[str]:
+        return ["fit", *self.fit, "--run_dir", str(self.folder), "--resume", "auto", QUIET]
+
+    def missing(self) -> list[list[str]]:
+        """Arguments of the commands that are still to be run, in order.
+
+        Raises:
+            ValueError: the directory holds a run with other options.
+        """
+        check_options(self)
+        commands = [] if (self.folder / "summary.json").exists() else [self.words()]
+        for name, options in self.tests.items():
+            if commands or not is_tested(self.folder, name, options):
+                which = name.partition("+")[0]
+                commands.append(["test", "--run", str(self.folder), "--which", which, *as_words(options), QUIET])
+        return commands
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study's files are, and what every run is told beside the study.
+
+    Args:
+        runs: folder of all studies' runs.
+        data: folder that holds the data sets.
+        weights: folder that holds the files of weights; None: the configs' own weights are taken.
+        extra: further arguments of `weakseg fit`.
+    """
+
+    runs: Path
+    data: Path
+    weights: Path | None
+    extra: tuple[str, ...] = ()
+
+
+def find_place(runs: Path, data: Path | None, weights: Path | None, extra: Sequence[str] = ()) -> Place:
+    """`data` and `weights` are given, or the environment's."""
+    given = os.environ.get(WEIGHTS)
+    weights = weights or (Path(given) if given else None)
+    return Place(runs, data or Path(os.environ.get(DATA, "data")), weights, joined(extra))
+
+
+def joined(words: Sequence[str]) -> tuple[str, ...]:
+    """`--name value` as `--name=value`."""
+    found: list[str] = []
+    for one in words:
+        if found and found[-1].startswith("--") and "=" not in found[-1] and not one.startswith("--"):
+            found[-1] += f"={one}"
+        else:
+            found.append(one)
+    return tuple(found)
+
+
+def check_place(study: Study, place: Place) -> None:
+    """Before anything is trained.
+
+    Raises:
+        FileNotFoundError: data or weights that the study needs are not there.
+    """
+    for path in study.data.values():
+        if not (place.data / path).exists():
+            raise FileNotFoundError(
+                f"{study.name} needs {place.data / path}: set ${DATA} to the folder that holds {path}, or give it as "
+                "--data DIR"
+            )
+    if study.weights and place.weights and not (place.weights / study.weights).is_file():
+        raise FileNotFoundError(
+            f"{study.name} needs {place.weights / study.weights}: set ${WEIGHTS} to the folder that holds it, or unset "
+            "it to take the weights that the configs name"
+        )
+
+
+# Words of commands -------------------------------------------------------------------------------------------------
+
+
+def word(value: Any) -> str:
+    """A value as a command's word, in YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_words(options: Mapping[str, Any]) -> list[str]:
+    return [f"--{name}={word(value)}" for name, value in options.items()]
+
+
+def fit_words(study: Study, place: Place, regime: str, row: Row, values: Options, seed: int) -> tuple[str, ...]:
+    """Arguments of `weakseg fit`: the regime's, data and weights, the row's, seed, and what every run is told. A later
+    word overrides an earlier one, so that a row may lay a config over a regime's values."""
+    told = study.regimes[regime]
+    words = with_configs(told.configs)
+    words += [f"--data.{option}={place.data / path}" for option, path in study.data.items()]
+    if study.weights and place.weights:
+        words.append(f"--model.network.weights={place.weights / study.weights}")
+    words += [*as_words(told.options), *with_configs(row.configs), *as_words(values)]
+    return (*words, f"--seed_everything={seed}", *place.extra)
+
+
+def with_configs(names: Iterable[str]) -> list[str]:
+    return [word for name in names for word in ("--config", name)]
+
+
+# Runs --------------------------------------------------------------------------------------------------------------
+
+
+def row_run(study: Study, place: Place, regime: str, row: Row, seed: int) -> Run:
+    """The run of a row; where a search of the row has tried the row's own values, it is that run."""
+    row = study.rows[row.of] if row.of else row
+    regime = row.made_in or regime
+    for search in study.searches:
+        if (search.row, search.regime) == (row.name, regime) and seed in search.seeds:
+            for point in search.points():
+                if is_chosen(point, row.chosen(regime)):
+                    return search_run(study, place, search, point, seed)
+    folder = place.runs / study.name / folder_name(regime) / folder_name(row.name) / f"seed{seed}"
+    words = fit_words(study, place, regime, row, row.chosen(regime), seed)
+    return Run(f"{regime}/{row.name}", regime, row.name, seed, folder, words, tests(study, row))
+
+
+def search_run(study: Study, place: Place, search: Search, point: Options, seed: int) -> Run:
+    row = study.rows[search.row]
+    values = row.chosen(search.regime) | point
+    label = ",".join(f"{name.rsplit('.', 1)[-1]}={word(value)}" for name, value in point.items())
+    parts = (study.name, "search", folder_name(search.regime), folder_name(row.name), folder_name(label), f"seed{seed}")
+    chosen = is_chosen(point, row.chosen(search.regime)) and seed in study.seeds
+    words = fit_words(study, place, search.regime, row, values, seed)
+    name = f"{search.regime}/{row.name}" + ("" if chosen else f", {label}")
+    found = tests(study, row) if chosen else {}  # nothing is chosen on test: the others are never tested
+    return Run(name, search.regime, row.name, seed, place.runs.joinpath(*parts), words, found)
+
+
+def is_chosen(point: Options, values: Options) -> bool:
+    return all(name in values and text(values[name]) == text(value) for name, value in point.items())
+
+
+def tests(study: Study, row: Row) -> dict[str, Options]:
+    """What a row's runs are tested with: the checkpoints that the table shows, plain and as rows `of` it say."""
+    shown = {study.score, *(name for name in study.columns if name in ("best", "last"))}
+    found: dict[str, Options] = {which: {} for which in ("last", "best") if which in shown}
+    for other in study.rows.values():
+        if other.of == row.name:
+            kind = other.test[f"{POSTPROCESS}kind"]
+            found |= {f"{which}+{kind}": other.test for which in ("last", "best") if which in shown}
+    return found
+
+
+def all_runs(study: Study, place: Place, searches: bool = True) -> list[Run]:
+    """Every run once: searches first, because rows take their values; then row by row, all regimes and seeds."""
+    found: dict[Path, Run] = {}
+    for search in study.searches if searches else ():
+        if study.rows[search.row].of is None:
+            for point in search.points():
+                for seed in search.seeds:
+                    run = search_run(study, place, search, point, seed)
+                    found.setdefault(run.folder, run)
+    for row in study.rows.values():
+        for regime in row.regimes:
+            for seed in study.seeds:
+                run = row_run(study, place, regime, row, seed)
+                found.setdefault(run.folder, run)
+    return [*found.values()]
+
+
+def named_rows(study: Study) -> dict[str, tuple[str, Row]]:
+    """`REGIME/ROW` of every row that has runs of its own."""
+    return {
+        f"{regime}/{row.name}": (regime, row)
+        for row in study.rows.values()
+        if row.of is None
+        for regime in ((row.made_in,) if row.made_in else row.regimes)
+    }
+
+
+def find_run(study: Study, place: Place, name: str, seed: int) -> Run:
+    """The run that `--row REGIME/ROW --seed SEED` names; the regime may be left out where there is one.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    rows = named_rows(study)
+    if len(study.regimes) == 1 and name not in rows:
+        name = f"{next(iter(study.regimes))}/{name}"
+    known(study.name, name, rows)
+    return row_run(study, place, *rows[name], seed)
+
+
+# What is done ------------------------------------------------------------------------------------------------------
+
+
+def is_tested(folder: Path, name: str, options: Options) -> bool:
+    """Whether `weakseg test` has measured this, with these options."""
+    summary, images = folder / "summary.json", folder / f"test_{name}_images.npz"
+    if name not in json.loads(summary.read_text()).get("test", {}):
+        return False
+    if not options or not images.exists():  # not written where phases are matched to classes
+        return True
+    used = json.loads(read_images(images).evaluation)["postprocess"]
+    return all(text(used.get(key.removeprefix(POSTPROCESS))) == text(value) for key, value in options.items())
+
+
+def check_options(run: Run) -> None:
+    """Whether the run in the folder, if there is one, has the options that it is to have. It never happens unless a
+    study is changed after its runs were made.
+
+    Raises:
+        ValueError: it has others.
+    """
+    file = run.folder / "config.yaml"
+    if not file.exists():
+        return
+    found = plain_config(yaml.safe_load(file.read_text()))
+    for name, value in stated(run.fit):
+        if name in found and not same(found[name], value) and not is_where(name):
+            raise ValueError(
+                f"{run.folder} holds a run with {name} {text(found[name])}, the study says {text(value)}: remove that "
+                "folder to make the run again, or choose another --runs"
+            )
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values mean the same: numbers however they are written, paths wherever they lead to."""
+    try:
+        return float(one) == float(other)
+    except (TypeError, ValueError):
+        paths = isinstance(one, str) and isinstance(other, str)
+        return Path(one).name == Path(other).name if paths else text(one) == text(other)
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """Values of a resolved config by the options' short names; a list or an empty mapping is a value."""
+    return {key.replace(".init_args.", "."): value for key, value in flatten(config).items()}
+
+
+def stated(words: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Options and values among words `--name=value`, the last one of a name."""
+    found = {}
+    for one in words:
+        name, sign, value = one.partition("=")
+        if sign and name.startswith("--"):
+            found[name[2:].replace(".init_args.", ".")] = yaml.safe_load(value)
+    yield from found.items()
+
+
+def is_where(name: str) -> bool:
+    """Options that say where and how fast a run is made: they change nothing in it."""
+    starts = ("data.num_workers", "data.cache", "model.network.weights", "trainer.devices", "trainer.accelerator",
+              "trainer.strategy", "trainer.num_nodes", "trainer.enable_", "wandb", "tensorboard")  # fmt: skip
+    return name.startswith(starts)
