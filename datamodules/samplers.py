@@ -84,7 +84,6 @@ class EpochSampler(Sampler[list[Draw]]):
         share = self.batch // ranks
         for step in range(start, self.steps):
             first = step * self.batch + rank * share
-            self.finished += (
-                step + 1 == self.steps
-            )  # here: of two streams, one is not asked for more than its last batch
+            # Counted with the last batch: of two streams, one is never asked for more.
+            self.finished += step + 1 == self.steps
             yield [Draw(epoch, position, int(order[position])) for position in range(first, first + share)]
