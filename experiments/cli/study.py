@@ -167,7 +167,8 @@ def single(run: Any) -> int:
 
 
 def write(study: Study, place: Place, options: argparse.Namespace) -> None:
-    from experiments.studies.page import fill, tables_of, write_page
+    from experiments.compare.report import fill
+    from experiments.studies.page import tables_of, write_page
 
     in_checkout = (ROOT / ".git").exists() and (ROOT / "experiments" / "results").is_dir()
     page, tables = write_page(

@@ -29,6 +29,19 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def fill(file: Path, name: str, content: str) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` of a file.
+
+    Raises:
+        ValueError: it has no such markers.
+    """
+    text, start, end = file.read_text(), f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text or end not in text[text.index(start) :]:
+        raise ValueError(f"{file} has no lines {start} and {end}, between which it would be written")
+    before, after = text.index(start) + len(start), text.index(end, text.index(start))
+    file.write_text(f"{text[:before]}\n{content}\n{text[after:]}")
+
+
 def embed(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.compare.columns import Column, cells, count, find_column, markdown, measure
 from experiments.compare.protocol import protocol, settings
-from experiments.compare.report import write_csv
+from experiments.compare.report import fill, write_csv
 from experiments.compare.runs import Finished, from_folder
 from experiments.compare.tables import Row, Table, check_images, differing
 from experiments.studies import plan, spec
@@ -244,16 +244,3 @@ def write_page(study: Study, place: Place, folder: Path) -> tuple[Path, list[Tab
     fill(page, f"page {study.name}", content)
     write_csv(page.with_suffix(".csv"), csv_rows(study, tables))
     return page, tables
-
-
-def fill(file: Path, name: str, content: str) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` of a file.
-
-    Raises:
-        ValueError: it has no such markers.
-    """
-    text, start, end = file.read_text(), f"<!-- {name} -->", f"<!-- /{name} -->"
-    if start not in text or end not in text[text.index(start) :]:
-        raise ValueError(f"{file} has no lines {start} and {end}, between which it would be written")
-    before, after = text.index(start) + len(start), text.index(end, text.index(start))
-    file.write_text(f"{text[:before]}\n{content}\n{text[after:]}")

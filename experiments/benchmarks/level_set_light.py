@@ -1,8 +1,8 @@
-"""Two tones under uneven light, parted without a label: the level-set loss without and with its bias field.
+"""Two tones under uneven light, segmented without a label: the level-set loss without and with its bias field.
 
-    python -m experiments.results.level_set_light experiments/results/level_set.md docs/level_set.png
+    python -m experiments.benchmarks.level_set_light experiments/results/level_set.md docs/level_set.png
 
-Free logits (no network) are fitted to drawn images by the loss alone; writes the table between the page's markers
+Free logits (no network) are fitted to synthetic images by the loss alone; writes the table between the page's markers
 `<!-- light -->` and `<!-- /light -->`, and the picture.
 """
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.ops.array import Array
 from common.ops.losses import total_variation_sum
-from common.training.pictures import Array, colorize, save_grid, to_uint8
-from experiments.results.tables import fill
+from common.training.pictures import colorize, save_grid, to_uint8
+from experiments.compare.report import fill
 from methods.level_set.losses import (
     closed_form_field,
     head_field,
@@ -104,7 +105,7 @@ def main() -> None:
     lines = ["| field | accuracy, % | mean error of the light, % |", "|---|---|---|"]
     lines += [f"| {bias} | {spread(right[bias])} | {spread(wrong[bias])} |" for bias in BIAS]
     setting = f"lambda {args.length_weight:g}, gamma {args.gamma:g}, {args.steps} Adam steps on free logits"
-    fill(args.page, {"light": "\n".join(lines) + f"\n\n{args.images} images of {args.side} px, {setting}."})
+    fill(args.page, "light", "\n".join(lines) + f"\n\n{args.images} images of {args.side} px, {setting}.")
 
 
 def spread(values: list[float]) -> str:

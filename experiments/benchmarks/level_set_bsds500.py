@@ -1,12 +1,12 @@
 """Two phases of BSDS500 images without a label: the level-set loss against k-means and Chan-Vese.
 
-    python -m experiments.results.bsds500_level_set data/BSDS500 runs experiments/results/level_set.md
+    python -m experiments.benchmarks.level_set_bsds500 data/BSDS500 runs experiments/results/level_set.md
 
-Each image is parted on its own, shrunk to fit --side pixels; the result is enlarged to the image's size, and scored
+Each image is segmented on its own, shrunk to fit --side pixels; the result is enlarged to the image's size, and scored
 against all human segmentations (common/ops/partition.py). Phases are scored as they are, connected or not. One line per
 image and method goes to RUNS/bsds500_level_set/, so that a broken run continues; with a page, the table of what is
-there replaces the text between its markers `<!-- bsds500 -->` and `<!-- /bsds500 -->`. The picture stays in RUNS: the
-images are not ours. Nothing is tuned: the methods' settings are those of the paper, the libraries, or a first guess.
+there replaces the text between its markers `<!-- bsds500 -->` and `<!-- /bsds500 -->`. Nothing is tuned: the methods'
+settings are those of the paper, the libraries, or a first guess.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ from torch import nn
 
 from common.ops.losses import total_variation
 from common.ops.partition import best_person_iou, covering, probabilistic_rand_index, variation_of_information
-from common.training.pictures import colorize, save_grid
 from datamodules.cache import shrink
 from datamodules.sets.bsds500 import BSDS500
-from experiments.results.tables import fill
+from experiments.compare.report import fill
 from methods.level_set.losses import region_variance
 
 Array = np.ndarray[Any, Any]
@@ -101,10 +100,6 @@ def folder_of(args: argparse.Namespace) -> Path:
     return Path(args.runs) / "bsds500_level_set" / f"phases={args.phases},side={args.side},steps={args.steps}"
 
 
-def picture_file(args: argparse.Namespace, name: str, method: str) -> Path:
-    return folder_of(args) / "phases" / f"{name}, {method}.png"
-
-
 def evaluate(work: tuple[argparse.Namespace, str, list[str]]) -> list[dict[str, Any]]:
     """The scores of some methods on one image."""
     args, name, todo = work
@@ -119,9 +114,6 @@ def evaluate(work: tuple[argparse.Namespace, str, list[str]]) -> list[dict[str, 
         seconds = time.perf_counter() - since
         size = (full.shape[1], full.shape[0])
         large = np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
-        file = picture_file(args, name, method)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(large).save(file)
         scores = {score: round(of(large, people), 6) for score, of in SCORES.items()}
         found.append({"image": name, "method": method, **scores, "seconds": round(seconds, 4)})
     return found
@@ -177,31 +169,6 @@ def table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def by_brightness(labels: Array, image: Array) -> Array:
-    """Phases renumbered from dark to bright, so that a colour means the same in all results."""
-    numbers = np.unique(labels)
-    order = np.argsort([image[labels == number].mean() for number in numbers])
-    table = np.zeros(256, np.uint8)
-    table[numbers[order]] = np.arange(len(numbers))
-    return np.asarray(table[labels])
-
-
-def draw(args: argparse.Namespace, data: BSDS500, names: list[str]) -> Path:
-    """One picture: image, the segmentation of one person, the phases of each method."""
-    shown = [method for method in settings(args) if method != "one segment"]
-    rows = []
-    for name in names:
-        image, person = data.image(name), data.segmentations(name)[0]
-        segments = np.unique(person, return_inverse=True)[1].reshape(person.shape)
-        means = np.stack([image[segments == number].mean(0) for number in range(segments.max() + 1)])
-        phases = [np.asarray(Image.open(picture_file(args, name, method))) for method in shown]
-        colored = [colorize(by_brightness(labels, image), data.colors) for labels in phases]
-        rows.append([image, means[segments].astype(np.uint8), *colored])
-    path = folder_of(args) / "picture.png"
-    save_grid(path, rows, ["image", "a person", *shown])
-    return path
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder that holds data/images and data/groundTruth")
@@ -216,15 +183,13 @@ def main() -> None:
     parser.add_argument("--length-weight", type=float, nargs="+", default=[1e-3, 1e-2])
     parser.add_argument("--limit", type=int, help="the first images only")
     parser.add_argument("--jobs", type=int, default=1, help="processes; one image each at a time")
-    parser.add_argument("--pictures", type=int, default=6, help="images in the picture")
     args = parser.parse_args()
     data = BSDS500(args.data, phases=args.phases)
     names = data.names(args.split)[: args.limit]
     rows = run(args, names)
-    print(draw(args, data, names[:: max(1, len(names) // args.pictures)][: args.pictures]))
     content = table(args, rows)
     if args.page:
-        fill(args.page, {"bsds500": content})
+        fill(args.page, "bsds500", content)
     else:
         print(content)
 

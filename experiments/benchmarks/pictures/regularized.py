@@ -1,6 +1,6 @@
-"""Draws docs/regularized.png: where the regularised losses pull a prediction, on drawn scenes and without training.
+"""Draws docs/regularized.png: where the regularised losses pull a prediction, on synthetic scenes and without training.
 
-    python -m experiments.results.regularized_picture docs/regularized.png
+    python -m experiments.benchmarks.pictures.regularized docs/regularized.png
 
 The prediction is the truth, blurred and with noise. Of each energy the picture shows the negative gradient by the logit
 of "any object": red pixels are pulled to objects, blue ones to the background.
@@ -16,7 +16,8 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from common.ops.affinity import dense_kernel, positions, stack_modalities, window_kernel
-from common.training.pictures import Array, save_grid, to_uint8
+from common.ops.array import Array
+from common.training.pictures import save_grid, to_uint8
 from datamodules.sets.synthetic import Synthetic
 from methods.regularized.losses import crf, gated_crf, normalized_cut
 

@@ -1,9 +1,9 @@
-"""What RRN's discriminators and the agreement of its networks say of regions, beside how right these are.
+"""What RRN's discriminators and the agreement of its networks say of regions, and how right these are.
 
-    python -m experiments.results.rrn_picture runs docs/rrn.png
+    python -m experiments.benchmarks.pictures.rrn runs/synthetic_few/1_8/RRN/seed0 docs/rrn.png
 
-Test scenes (drawn ones: nobody's photographs) and the first network of seed 0 of experiments/sweeps/synthetic_rrn.yaml.
-A map is black at the lowest of its values and white at the highest; its title says which these are.
+Test scenes and the first network of a run of RRN, as `weakseg study synthetic_few` makes it. A map is black at the
+lowest of its values and white at the highest; its title says which these are.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.training.pictures import Array, colorize, save_grid, to_uint8
-from experiments.results.rrn import of_row
+from common.ops.array import Array
+from common.training.pictures import colorize, save_grid, to_uint8
 from experiments.runs.load import load_run
 from methods.rrn.losses import at_pixels, region_means, region_reliability, region_scores
 
@@ -35,8 +35,8 @@ def regions(model: Any, image: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, 
     return labels[0], {"right pixels": right[0], "score": score[0], "weight": weight[0]}
 
 
-def main(runs: Path, path: Path) -> None:
-    run = load_run(of_row(runs, "synthetic", "+ dynamic region loss (RRN-style)")[0])
+def main(run_dir: Path, path: Path) -> None:
+    run = load_run(run_dir)
     model: Any = run.model.eval()
     rows: list[list[Array]] = []
     maps: list[dict[str, Tensor]] = []

@@ -1,10 +1,11 @@
 """What the kernel of DFR relates a pixel to, at the start, in the middle and at the end of training.
 
-    python -m experiments.results.dfr_picture runs/dfr_picture docs/dfr.png
+    python -m experiments.benchmarks.pictures.dfr runs/dfr_picture docs/dfr.png
 
-Trains experiments/configs/recipes/textures_dfr.yaml into the run directory, unless the three checkpoints are there, and
-draws for three cells of a test scene (one deep in either texture, one at their border) the shallow kernel and the
-dynamic one. Further words go to `weakseg fit`. The maps reach over the whole scene; the loss sees a window of them.
+Trains DFR on textures as `weakseg study textures_dfr` does, into the run directory, unless the three checkpoints are
+there, and draws for three cells of a test scene (one deep in either texture, one at their border) the shallow kernel
+and the dynamic one. Further words go to `weakseg fit`. The maps reach over the whole scene; the loss sees a window of
+them.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.training.pictures import Array, colorize, save_grid, to_uint8
+from common.ops.array import Array
+from common.training.pictures import colorize, save_grid, to_uint8
 from experiments.cli import main as weakseg
 from experiments.runs.load import Run, load_run
 from methods.dfr.losses import dynamic_kernel
 
-RECIPE = "experiments/configs/recipes/textures_dfr.yaml"
+WORDS = ["--config", "textures_points", "--config", "dfr", "--model.dfr_weight=0.1", "--model.start=0.5",
+         "--model.confident_start=0.5"]  # fmt: skip
 MOMENTS = ("start", "middle", "end")
 
 
@@ -50,8 +53,8 @@ class SaveMoments(Callback):
 
 def train(run_dir: Path, more: list[str]) -> None:
     callback = f"[{{class_path: {SaveMoments.__module__}.SaveMoments, init_args: {{folder: {run_dir / 'moments'}}}}}]"
-    callback = callback.replace("__main__", "experiments.results.dfr_picture")
-    words = ["fit", "--config", RECIPE, "--run_dir", str(run_dir), "--resume", "auto", "--trainer.callbacks", callback]
+    callback = callback.replace("__main__", "experiments.benchmarks.pictures.dfr")
+    words = ["fit", *WORDS, "--run_dir", str(run_dir), "--resume", "auto", "--trainer.callbacks", callback]
     if weakseg([*words, *more]):
         raise RuntimeError("training failed")
 
