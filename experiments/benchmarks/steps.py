@@ -1,9 +1,9 @@
-"""What a training step of each method costs beside the supervised one: time, and peak memory.
+"""What a training step of each method costs against the supervised one: time, and peak memory.
 
     OMP_NUM_THREADS=2 python -m experiments.benchmarks.steps
 
 A step is `compute_loss` and its backward pass on the CPU, all terms active, with the same network and the same labelled
-images; methods that learn from unlabelled images have as many of them beside. The methods alternate, and the figure is
+images; methods that learn from unlabelled images have as many of them too. The methods alternate, and the figure is
 the median of the ratios of their times, because a machine's speed drifts; memory is the peak of three steps of a
 process of its own, above what imports and inputs take.
 
@@ -37,18 +37,13 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "Regularized, Gated CRF": ("Regularized", {"term": "gated_crf", "start": 0}),
     "Regularized, dense CRF at stride 2": ("Regularized", {"term": "crf", "start": 0}),
     "DFR": ("DFR", {"start": 0, "confident_start": 0}),
-    "CutMix-Seg (SCL without its term)": ("SCL", {"structured_weight": 0}),
+    "CutMix-Seg": ("CutMixSeg", {}),
     "SCL": ("SCL", {}),
     "UniMatch": ("UniMatch", {}),
-    "CPS + CutMix (RRN without regions)": (
-        "RRN",
-        {"selection_weight": 0, "matching_weight": 0, "diversity": "none"},
-    ),
+    "CPS": ("CPS", {}),
     "RRN": ("RRN", {"region_conv": 2}),
 }
-
-
-LEARNERS = {"CutMix-Seg (SCL without its term)": 1, "SCL": 1, "CPS + CutMix (RRN without regions)": 2}  # networks
+LEARNERS = {"CutMix-Seg": 1, "SCL": 1, "CPS": 2}  # networks
 
 
 def build(name: str, side: int, batch: int) -> tuple[SegmentationModule, Any]:
