@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=2 python -m experiments.benchmarks.shares docs/shares.png
 
-Short runs of the real `fit` on the CPU, on synthetic scenes. Lightning's profiler knows the data, the step and its backward
-pass; hooks on the networks split these. In a backward pass the loss comes first: it ends where the first gradient
-reaches a network's output. The first steps are not counted, validation is off, and a row is logged every tenth step as
-in any run. Discriminators, heads and the mixing of images count as loss.
+Short runs of the real `fit` on the CPU, on synthetic scenes. Lightning's profiler knows the data, the step and its
+backward pass; hooks on the networks split these. In a backward pass the loss comes first: it ends where the first
+gradient reaches a network's output. The first steps are not counted, validation is off, and a row is logged every
+tenth step as in any run. Discriminators, heads and the mixing of images count as loss.
 """
 
 from __future__ import annotations
