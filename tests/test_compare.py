@@ -18,10 +18,11 @@ from PIL import Image
 from common.model.metrics import scores
 from conftest import draw_folder, fit_tiny, on_folder, weakseg, weakseg_process
 from experiments.compare import runs as reading
+from experiments.compare.columns import cells, find_column, measure, show_spread, spread
 from experiments.compare.figures import show_errors
 from experiments.compare.protocol import text
 from experiments.compare.runs import Finished, Images, read_runs
-from experiments.compare.tables import bootstrap, build_tables
+from experiments.compare.tables import Row, Table, bootstrap, build_tables, gains
 from experiments.runs.load import load_run
 from wandb_server import WandbServer, serving
 
@@ -151,6 +152,73 @@ def test_table_and_runs_hold_the_statistics_of_the_summaries(four, report):
     single = rows(folder / "runs.csv")
     assert [(row["row"], row["seed"]) for row in single] == [(m, s) for m in found for s in ("0", "1")]
     assert {row["best_step"] for row in single} <= {"2", "4"}
+
+
+def scored(seed, **tests):
+    """A run without files, with mIoU by what was tested: `last=50.0, last_network=49.0`."""
+    run = finished(f"run{seed}", seed)
+    run.summary["test"] = {}
+    for name, value in tests.items():
+        which, _, network = name.partition("_")
+        key = "test/miou" + (f"_{network}" if network else "")
+        run.summary["test"].setdefault(which.replace("mrf", "last+mrf"), {})[key] = value
+    return run
+
+
+def test_a_missing_score_keeps_its_place_so_gains_are_those_of_equal_seeds():
+    base = Row({}, [scored(1, last=50.0), scored(2, last=60.0)], "base", 3)
+    ours = Row({}, [scored(0, last=41.0), scored(1), scored(2, last=61.5)], "ours", 3)
+    assert base.tests("last") == [50, 60]
+    assert ours.tests("last") == [41, 61.5]
+    assert gains(ours, base, "last") == [1.5]
+    table = Table({}, "horses", [base, ours, Row({}, [], "missing", 3)], baseline=base)
+    titles, shown = cells(table, [find_column(name, "last") for name in ("score", "gain", "seeds", "n", "minutes")])
+    assert titles[1:3] == ["test mIoU, last", "gain"]
+    assert shown == [
+        ["base", "55.0 ± 7.1 (2)", "", "", "2", "0.1"],
+        ["ours", "51.2 ± 14.5 (2)", "+1.5 (1)", "+1.5", "3", "0.1"],
+        ["missing", "", "", "", "0", ""],
+    ]
+
+
+def test_a_row_shows_the_network_and_the_post_processing_that_it_is_about():
+    runs = [scored(0, last=50.0, last_network=48.0, mrf=53.0), scored(1, last=60.0, last_network=59.0, mrf=61.0)]
+    base, trained, refined = Row({}, runs), Row({}, runs, network="network"), Row({}, runs, refined="mrf")
+    assert [row.tests("last") for row in (base, trained, refined)] == [[50, 60], [48, 59], [53, 61]]
+    assert gains(refined, trained, "last") == [5, 2]
+    matrix, other = np.ones((2, 3, 3), np.int32), np.full((2, 3, 3), 2, np.int32)
+    runs[0].images["last"] = Images(np.array(["x", "y"]), matrix, "{}", {"network": other})
+    assert base.matrices(runs[0], "last") is matrix
+    assert trained.matrices(runs[0], "last") is other
+    assert refined.matrices(runs[0], "last") is None
+
+
+def test_share_of_the_gap_and_two_deviations_by_hand():
+    base, full = (
+        Row({}, [scored(0, last=50.0), scored(1, last=52.0)]),
+        Row({}, [scored(0, last=60.0), scored(1, last=62.0)]),
+    )
+    ours = Row({}, [scored(0, last=53.0), scored(1, last=57.0)])
+    table = Table({}, "horses", [base, ours, full], baseline=base, full=full)
+    shown = [row[1:] for row in cells(table, [find_column("gap", "last"), find_column("2 sd", "last")])[1]]
+    assert shown == [["", ""], ["40%", "yes"], ["", "yes"]]  # gains 3 and 5: mean 4, deviation 1.4
+    assert measure(table, [find_column("gap", "last")])[1]["gap_last"] == pytest.approx(0.4)
+
+
+def test_a_cell_says_how_many_values_it_has_if_some_are_missing():
+    def cell(planned, *values):
+        return show_spread("x", "", 1, Row({}, [], planned=planned), spread("x", values))
+
+    assert cell(3, 50.0, 60.0, 70.0) == "60.0 ± 10.0"
+    assert cell(3, 50.0, 60.0) == "55.0 ± 7.1 (2)"
+    assert cell(3, 50.0) == "50.0 (1)"
+    assert cell(1, 50.0) == "50.0"
+    assert cell(3) == ""
+
+
+def test_an_unknown_column_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match="there is no column 'interva', nearest: interval"):
+        find_column("interva", "last")
 
 
 # The report --------------------------------------------------------------------------------------------------------
