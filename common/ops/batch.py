@@ -33,7 +33,7 @@ class Batch(TypedDict, total=False):
 
 
 def check_batch(stream: SegBatch, num_classes: int) -> None:
-    """Raise ValueError naming the first entry of `stream` that breaks the contract (for tests and `doctor`)."""
+    """Raise ValueError naming the first entry of `stream` that breaks the contract (for `weakseg doctor` and tests)."""
 
     def require(good: bool, text: str) -> None:
         if not good:

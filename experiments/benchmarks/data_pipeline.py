@@ -33,9 +33,11 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
 
 from datamodules.images import TrainingImages
+from datamodules.loaders import loader as make_loader
+from datamodules.loaders import reader
 from datamodules.samplers import EpochSampler
+from datamodules.scenes import CLASSES, draw_scene
 from datamodules.sets.folder import Folder
-from datamodules.sets.synthetic import CLASSES, draw_scene
 from datamodules.transforms import draw_strong, strong_view
 
 SETS = {"camvid": (480, 360), "voc": (500, 375)}  # width and height
@@ -109,11 +111,11 @@ def usual_pipeline(root: Path, names: list[str], crop: int, workers: int, strong
 
 
 def our_pipeline(data: Folder, strong: bool, steps: int) -> Loader:
-    images = TrainingImages(data.names("train"), data._reader(), data.size, data.annotation_dir())
-    loader = data._loader(images, batch_sampler=EpochSampler(len(images), BATCH, steps, data.seed))
+    images = TrainingImages(data.names("train"), reader(data), data.size, data.annotation_dir())
+    loader = make_loader(data, images, batch_sampler=EpochSampler(len(images), BATCH, steps, data.seed))
 
     def finish(batch: Any) -> Any:
-        ready = data.on_after_batch_transfer(data.on_before_batch_transfer({"labeled": batch}, 0), 0)["labeled"]
+        ready = data.ready({"labeled": batch})["labeled"]
         return strong_view(ready["image"], draw_strong(0, ready["key"], 1)[:, 0]) if strong else ready
 
     return loader, finish

@@ -18,7 +18,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from PIL import Image
 
 import datamodules
-from common.ops.batch import IGNORE
+from common.ops.batch import IGNORE, check_batch
 from common.training.discovery import import_all
 from common.training.pictures import colorize, mark_pixels, save_grid
 from common.training.summary import PACKAGES
@@ -150,7 +150,21 @@ def main(arguments: Sequence[str]) -> None:
             data, options.regimes, [one for one in REGIMES if one.kind != "boxes" or data.background is not None]
         )
         print(f"kinds of supervision: {options.regimes}")
+    check_first_batch(data)
     print("no problem found")
+
+
+def check_first_batch(data: SegmentationDataModule) -> None:
+    """Build one training batch as a run would.
+
+    Raises:
+        ValueError: it breaks the contract of `common.ops.batch`, or a stream has no image.
+    """
+    data.num_workers = 0
+    for batch, _, _ in data.train_dataloader() if data.streams else ():
+        for stream in data.ready(batch).values():
+            check_batch(stream, data.num_classes)
+        break
 
 
 def contact_sheet(data: SegmentationDataModule, path: Path, regimes: list[Supervision], count: int = 6) -> None:

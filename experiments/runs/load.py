@@ -10,24 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities import move_data_to_device
 from PIL import Image
 from torch import nn
-from torch.utils.data import default_collate
 
 import datamodules
 import methods
 from common.model.module import SegmentationModule
+from common.ops.array import Array
 from common.training.discovery import import_all
 from datamodules.base import SegmentationDataModule
-from datamodules.cache import shrink
 from datamodules.files import find_images, read_image, to_rgb
-from datamodules.images import WholeImages
 from experiments.runs.checkpoint import read_checkpoint, stored_config
 from experiments.runs.wandb_api import wandb_api
 
 ARTIFACT = "wandb:"
-Array = np.ndarray[Any, Any]
 
 
 @dataclass
@@ -79,9 +75,7 @@ class Run:
 
     @torch.inference_mode()
     def _predict(self, image: Array) -> tuple[Array, Array]:
-        whole = WholeImages(["image"], lambda name: shrink(image, self.data.size), lambda name: None)
-        batch = move_data_to_device(default_collate([whole[0]]), self.model.device)
-        out = self.model.predict_step(self.data.on_after_batch_transfer(batch, 0), 0)
+        out = self.model.predict_step(self.data.evaluation_batch(image, device=self.model.device), 0)
         return out["labels"][0].cpu().numpy().astype(np.uint8), out["probabilities"][0].cpu().numpy()
 
 
