@@ -65,6 +65,7 @@ def old(tmp_path):
     """A run directory around the stored checkpoint."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     shutil.copy(STORED, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    (tmp_path / "run" / "config.yaml").write_text(torch.load(STORED, weights_only=True)["weakseg"]["config"])
     (tmp_path / "run" / "summary.json").write_text('{"steps": 4, "last": {}, "best": {}}')
     return tmp_path / "run"
 
