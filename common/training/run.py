@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from common.training.run_dir import RunStart, is_used
 from common.training.summary import RunSummary, git_commit
 from common.training.throughput import FetchTimer, Throughput
 from common.training.tracking import Tracking, WandbMode, make_trackers
+
+QUIET = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed")
 
 
 def run_parts(
@@ -65,6 +68,12 @@ def run_parts(
     return {"callbacks": callbacks, "logger": CSVLogger(folder), "default_root_dir": str(folder)}
 
 
+def quiet() -> None:
+    """Silence what Lightning says of every run."""
+    for name in QUIET:
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+
+
 def make_trainer(
     folder: str | Path, model: LightningModule, data: LightningDataModule, *, overwrite: bool = False, **trainer: Any
 ) -> Trainer:
@@ -93,6 +102,7 @@ def make_trainer(
         "model": {"class_path": f"methods.{type(model).__name__}", "init_args": plain_options(model.given)},
         "data": {"class_path": f"datamodules.{type(data).__name__}", "init_args": plain_options(data.given)},
     }
+    quiet()
     seed_everything(data.seed, verbose=False)
     parts = run_parts(folder, type(model).__name__, yaml.safe_dump(config), seed=data.seed, overwrite=overwrite)
     callbacks = [*parts.pop("callbacks"), *told.pop("callbacks", [])]

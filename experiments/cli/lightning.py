@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ from common.model.module import SegmentationModule
 from common.training.checkpoints import AtomicCheckpointIO, Stopped
 from common.training.discovery import import_all
 from common.training.memory import keep_freed
+from common.training.run import quiet
 from common.training.strategy import make_strategy
 from common.training.throughput import FetchTimer
 from datamodules.base import SegmentationDataModule
@@ -29,7 +29,6 @@ from experiments.cli.configs import stated
 from experiments.cli.messages import Parser
 
 RUN_OPTIONS = ("run_dir", "name", "resume", "init_from", "overwrite")  # about one start, not part of the saved config
-QUIET = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed")
 
 
 class WeaksegCLI(LightningCLI):
@@ -150,8 +149,7 @@ def run(cli: type[WeaksegCLI], arguments: list[str], *more: Any) -> None:
         SystemExit: a wrong command line (jsonargparse has printed why); with status 75 (EX_TEMPFAIL) after a signal:
             the run is saved, and to be started again with --resume auto.
     """
-    for name in QUIET:
-        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+    quiet()
     keep_freed()
     try:
         cli(arguments, *more)
