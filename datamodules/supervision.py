@@ -81,7 +81,7 @@ class Supervision:
             how = " from people's annotations" if self.real and stray[0] in OPTIONS[self.kind] else ""
             raise ValueError(
                 f"supervision.{stray[0]}={getattr(self, stray[0])} is without effect for kind {self.kind}{how}: "
-                "leave it out, or set it to null where a recipe gives it"
+                "leave it out, or set it to null where a config gives it"
             )
         needed = NEEDED.get(self.kind, ())
         if self.by_sequence and self.list_file:

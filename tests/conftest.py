@@ -33,7 +33,7 @@ def _own_cache(tmp_path_factory):
 
 
 def weakseg(*arguments, expect: int = 0) -> str:
-    """Run a command in this process (starting Python and torch anew costs seconds); returns all it printed."""
+    """Run a command in this process (starting Python and torch again costs seconds); returns all it printed."""
     from experiments.cli import main
 
     output = io.StringIO()

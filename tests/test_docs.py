@@ -125,7 +125,7 @@ def run(words):
             rest += ["--config", "tiny.yaml"]
             if {"quickstart", "synthetic_few", "Synthetic"} & {*rest}:
                 rest += ["--config", "few.yaml"]
-            # Lightning starts the command anew for each process; W&B's service is that of other tests in this one.
+            # Lightning starts the command again for each process; W&B's service is that of other tests in this one.
             if "--trainer.devices" in rest or "wandb" in " ".join(rest):
                 plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
                 subprocess_output([sys.executable, "-m", "experiments.cli", "fit", *rest], env=plain)

@@ -30,7 +30,7 @@ from same_run import assert_same_run, load, metrics
 
 OFTEN = [*LONG, "--checkpoint_every", "3"]
 
-# No batch statistics and no dropout: what a part of the batch gives does not hang on the rest of it.
+# No batch statistics and no dropout: what a part of the batch gives does not depend on the rest of it.
 PLAIN = "{arch: Unet, encoder: tu-test_convnext, decoder: {decoder_channels: [16, 16, 8, 8], encoder_depth: 4, " \
         "decoder_use_norm: false}, dropout: 0.0}"  # fmt: skip
 # Every pixel labelled and no padding, so that all parts of a batch count as many pixels.
@@ -140,7 +140,7 @@ def test_two_processes_train_and_test_as_one_does_for_every_method(exact, no_dro
 
 
 def in_child(prepare, run_dir, *arguments):
-    """Exit status and output of a run in a child process (forked: nothing is imported anew), after `prepare()`."""
+    """Exit status and output of a run in a child process (forked: nothing is imported again), after `prepare()`."""
     log = run_dir.with_name(f"{run_dir.name}.log")
     child = os.fork()
     if child == 0:

@@ -105,7 +105,7 @@ class SegmentationModule(LightningModule):
     # Training ------------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout and the like start anew in each step, so that a resumed run continues as the unbroken one.
+        # Dropout and the like are reseeded in each step, so that a resumed run continues as the unbroken one.
         self.step_seed = mixed(self.draw_seed(), self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(self.step_seed)
 

@@ -213,7 +213,7 @@ def window_kernel(features: Tensor, valid: Tensor | None = None, *, radius: int 
     def plain(values: Tensor) -> Tensor:
         f, out = features.to(values.dtype), torch.zeros_like(values)
         for one, other in _pairs_of_views(values.shape[2], values.shape[3], radius, dilation):
-            # In place: a plane of all features for each offset would be allocated anew, which takes longer than this.
+            # In place: a plane of all features for each offset would be allocated again, which takes longer than this.
             weight = (f[one] - f[other]).square_().sum(1, keepdim=True).mul_(-0.5).exp_()
             out[one].addcmul_(weight, values[other])
             out[other].addcmul_(weight, values[one])

@@ -185,7 +185,7 @@ def _minimum_cut(unary: Floats, pairs: Ints, capacity: Floats) -> Bools:
     pixel = np.arange(2, nodes.size + 2, dtype=np.int32)  # older SciPy solves graphs with int32 indices only
     first, second = pixel[pairs]
     to_source, to_sink = np.full_like(pixel, source), np.full_like(pixel, sink)
-    # Each edge stands beside its reverse, of capacity 0 where there is none: the solver would insert it anyway.
+    # Each edge stands next to its reverse, of capacity 0 where there is none: the solver would insert it anyway.
     tail = np.concatenate([first, second, to_source, pixel, pixel, to_sink])
     head = np.concatenate([second, first, pixel, to_source, to_sink, pixel])
     nothing = np.zeros(nodes.size)

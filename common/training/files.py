@@ -21,7 +21,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     wins. Permissions follow the umask, as for any new file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _beside(path)
+    scratch = _scratch_of(path)
     try:
         yield scratch
         sync(scratch)
@@ -34,7 +34,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """The same for a folder: an empty one to write into. If there is a `folder` with files by then, that one stays."""
-    scratch = _beside(folder)
+    scratch = _scratch_of(folder)
     scratch.mkdir(parents=True)
     try:
         yield scratch
@@ -50,7 +50,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _beside(path: Path) -> Path:
+def _scratch_of(path: Path) -> Path:
     return path.with_name(f".{path.name}-{uuid4().hex[:12]}")
 
 

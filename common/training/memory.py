@@ -17,7 +17,7 @@ def resident_gb(entry: Literal["VmRSS", "VmHWM"]) -> float:
 
 
 def reset_peak() -> None:
-    """Let `VmHWM` start anew from what is resident now."""
+    """Let `VmHWM` start again from what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -34,7 +34,7 @@ def remove_run(folder: Path) -> None:
 
 class RunStart(Callback):
     """Claims the run directory when data, network and optimizer are ready (a wrong input so leaves nothing behind):
-    removes what `--overwrite` replaces, writes `config.yaml`, starts the loggers besides `metrics.csv`, puts
+    removes what `--overwrite` replaces, writes `config.yaml`, starts the other loggers, puts
     the config into every checkpoint."""
 
     def __init__(

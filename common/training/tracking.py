@@ -1,4 +1,4 @@
-"""W&B and TensorBoard: what they get beside the metrics that `metrics.csv` has too."""
+"""W&B and TensorBoard: what they get in addition to the metrics that `metrics.csv` has too."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def check_trackers(wandb: WandbMode, tensorboard: bool) -> None:
 
 
 def make_trackers(folder: Path, wandb: WandbMode, tensorboard: bool, commit: str | None, step: int = 0) -> list[Logger]:
-    """The loggers beside `metrics.csv`, started, on the first process only; on the others none.
+    """The loggers other than `metrics.csv`, started, on the first process only; on the others none.
 
     Args:
         folder: run directory, with its `config.yaml`. A W&B run's id is kept in `wandb/run_id`, so that whatever is

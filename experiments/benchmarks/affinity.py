@@ -1,4 +1,4 @@
-"""What a sum with a Gaussian kernel over pairs of pixels costs: over all pairs, in a window, and beside a whole step.
+"""What a sum with a Gaussian kernel over pairs of pixels costs: over all pairs, in a window, and next to a whole step.
 
     OMP_NUM_THREADS=2 python -m experiments.benchmarks.affinity
 
@@ -34,7 +34,7 @@ from methods.regularized.module import Regularized
 
 
 class Chunked(torch.autograd.Function):
-    """Rows of the matrix, computed anew in the backward pass; the kernel is symmetric."""
+    """Rows of the matrix, computed again in the backward pass; the kernel is symmetric."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, values: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class CutMixSeg(SegmentationModule):
         kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:
-        ValueError: an option out of range, or a ramp beside a rule of confidence.
+        ValueError: an option out of range, or a ramp together with a confidence rule.
     """
 
     streams = ("labeled", "unlabeled")

@@ -114,7 +114,7 @@ def relaxed_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor, radius: i
         pce = relaxed_cross_entropy(logits, mask, valid, radius=1)
 
     Zhu et al., CVPR 2019 (arXiv 1812.01593, code NVIDIA/semantic-segmentation), without its class weights, strict
-    classes and epochs. Ours: pixels without a label stay without loss; in the code one beside a label is trained.
+    classes and epochs. Ours: pixels without a label stay without loss; in the code one next to a label is trained.
 
     Args:
         logits: (B, K, H, W).

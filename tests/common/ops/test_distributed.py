@@ -1,4 +1,4 @@
-"""What common/ops/distributed.py does beside what losses and runs on two processes show."""
+"""What common/ops/distributed.py does in addition to what losses and runs on two processes show."""
 
 import torch
 from torch import nn
