@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.data_pipeline > experiments/results/data_pipeline.md
 
-Both read the same JPEG images and PNG masks (synthetic scenes, written to a temporary folder), and give the same: a random
+Both read the same JPEG images and PNG masks (synthetic scenes in a temporary folder), and give the same: a random
 magnification, a crop, a flip, of image and mask alike, and one strong view where it says so. The usual pipeline does it
 in the workers with Pillow and torchvision and sends floats. Ours sends the decoded bytes and does the rest on the
 device, here the CPU of the training process. The pipelines take turns; a figure is the median of the rounds.

@@ -84,7 +84,7 @@ def read_runs(sources: Iterable[str]) -> tuple[list[Finished], list[str]]:
             nothing = f"there is no run in {source}: give run directories, or a folder that holds some"
             if not Path(source).exists():
                 raise FileNotFoundError(nothing)
-            unfinished = [nothing]  # no mistake: `runs/*`, written out by the shell, names the logs next to the runs too
+            unfinished = [nothing]  # no mistake: `runs/*`, written out by the shell, names the logs of runs too
         found |= {run.source: run for run in runs}
         left_out += unfinished
     return list(found.values()), left_out
