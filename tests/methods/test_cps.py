@@ -137,7 +137,7 @@ def test_a_negative_weight_is_refused():
 
 
 def test_a_run_names_its_networks(tmp_path):
-    fit_tiny(tmp_path / "run", "--model", "CPS", "--trainer.max_steps", "2")
+    fit_tiny(tmp_path / "run", "--model", "CPS", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
     last = json.loads((tmp_path / "run" / "summary.json").read_text())["last"]
     assert {"val/miou", "val/miou_branch2", "val/miou_ensemble"} <= last.keys()
 
