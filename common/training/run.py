@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 
+from common.model.module import SegmentationModule
 from common.model.options import plain_options
 from common.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoint
 from common.training.loggers import CSVLogger
 from common.training.nonfinite import NonFiniteGuard
 from common.training.predictions import PredictionPictures
 from common.training.run_dir import RunStart, is_used
+from common.training.strategy import make_strategy
 from common.training.summary import RunSummary, git_commit
 from common.training.throughput import FetchTimer, Throughput
 from common.training.tracking import Tracking, WandbMode, make_trackers
 
+# What configs/base.yaml says of the trainer too, without the numbers of steps.
+DEFAULTS = {"max_epochs": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "devices": 1,
+            "log_every_n_steps": 10, "enable_model_summary": False}  # fmt: skip
 QUIET = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed")
 
 
@@ -75,7 +82,7 @@ def quiet() -> None:
 
 
 def make_trainer(
-    folder: str | Path, model: LightningModule, data: LightningDataModule, *, overwrite: bool = False, **trainer: Any
+    folder: str | Path, model: SegmentationModule, data: Any, *, overwrite: bool = False, **trainer: Any
 ) -> Trainer:
     """A Lightning trainer that does what `weakseg fit` does: run directory, checkpoints, metrics, pictures, summary.
 
@@ -95,7 +102,7 @@ def make_trainer(
     folder = Path(folder)
     if is_used(folder) and not overwrite:
         raise FileExistsError(f"{folder} holds a run already: give overwrite=True, or another directory")
-    told = {"max_epochs": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "devices": 1, **trainer}
+    told = {**DEFAULTS, **trainer}
     config = {
         "seed_everything": data.seed,
         "trainer": {name: value for name, value in told.items() if isinstance(value, (int, float, str, type(None)))},
@@ -107,14 +114,25 @@ def make_trainer(
     parts = run_parts(folder, type(model).__name__, yaml.safe_dump(config), seed=data.seed, overwrite=overwrite)
     callbacks = [*parts.pop("callbacks"), *told.pop("callbacks", [])]
     data.accumulation = told.get("accumulate_grad_batches", 1)
-    return Trainer(
-        **{
-            "plugins": [AtomicCheckpointIO()],
-            "profiler": FetchTimer(),
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            **told,
-            **parts,
-            "callbacks": callbacks,
-        }
-    )
+    return Trainer(**{**house_arguments(told), **parts, "callbacks": callbacks})
+
+
+def house_arguments(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Trainer arguments with what every run needs: samplers of our own, whole checkpoints, one strategy, the timer."""
+    config = {**told, "use_distributed_sampler": False}  # EpochSampler and the evaluation loader shard by themselves
+    config["plugins"] = [AtomicCheckpointIO(), *(told.get("plugins") or [])]
+    config["profiler"] = FetchTimer() if told.get("profiler") is None else told["profiler"]
+    if device_count(told) > 1 and told.get("strategy", "auto") in ("auto", "ddp"):
+        config["strategy"] = make_strategy()
+        config["sync_batchnorm"] = torch.cuda.is_available()  # it refuses CPU
+    return config
+
+
+def device_count(told: Mapping[str, Any]) -> int:
+    """Processes that trainer arguments ask for."""
+    devices = told.get("devices", 1)
+    if devices in ("auto", -1, "-1"):
+        gpus = told.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+        devices = torch.cuda.device_count() if gpus else 1
+    count = len(devices) if isinstance(devices, list) else len(str(devices).split(",")) if "," in str(devices) else 0
+    return max(1, count or int(devices)) * int(told.get("num_nodes", 1))

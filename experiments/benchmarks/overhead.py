@@ -30,7 +30,7 @@ from common.ops.losses import partial_cross_entropy
 from common.training.memory import keep_freed
 from datamodules.sets.synthetic import Synthetic
 from experiments.cli.configs import expand_configs
-from experiments.cli.lightning import WeaksegCLI
+from experiments.cli.fit import Fit
 
 CONFIG = """
 compose: [{configs}/base.yaml]
@@ -62,17 +62,17 @@ def step_time(ends: list[float]) -> float:
     return (ends[-1] - ends[2]) / (len(ends) - 3)
 
 
-def build(method: str, steps: int, side: int, batch: int, folder: Path, more: Sequence[str] = ()) -> WeaksegCLI:
+def build(method: str, steps: int, side: int, batch: int, folder: Path, more: Sequence[str] = ()) -> Fit:
     """Model, data and trainer as `weakseg fit` makes them from these and `more` words, without running it."""
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(configs=CONFIGS, steps=steps, side=side, batch=batch, method=method))
 
-    class Built(WeaksegCLI):
+    class Built(Fit):
         def _run_subcommand(self, subcommand: str) -> None:
             pass
 
     words = [*expand_configs(["--config", str(config)]), *more]
-    return Built("fit", [*words, "--run_dir", str(folder / "run"), "--overwrite=true"])
+    return Built([*words, "--run_dir", str(folder / "run"), "--overwrite=true"], words)
 
 
 def project_loop(steps: int, side: int, batch: int) -> float:
@@ -99,7 +99,7 @@ def bare_loop(steps: int, side: int, batch: int) -> float:
     ends: list[float] = []
     while len(ends) < steps:
         for batches, _, _ in iter(data.train_dataloader()):
-            ready = data.on_after_batch_transfer(data.on_before_batch_transfer(batches, 0), 0)["labeled"]
+            ready = data.ready(batches)["labeled"]
             optimizer.zero_grad()
             loss = partial_cross_entropy(network(ready["image"]), ready["mask"], ready["valid"])
             loss.backward()  # type: ignore[no-untyped-call]

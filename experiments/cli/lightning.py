@@ -7,7 +7,6 @@ import re
 import sys
 from typing import Any, Literal
 
-import torch
 import yaml
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,12 +17,10 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 import datamodules
 import methods
 from common.model.module import SegmentationModule
-from common.training.checkpoints import AtomicCheckpointIO, Stopped
+from common.training.checkpoints import Stopped
 from common.training.discovery import import_all
 from common.training.memory import keep_freed
-from common.training.run import quiet
-from common.training.strategy import make_strategy
-from common.training.throughput import FetchTimer
+from common.training.run import house_arguments, quiet
 from datamodules.base import SegmentationDataModule
 from experiments.cli.configs import stated
 from experiments.cli.messages import Parser
@@ -117,28 +114,12 @@ class WeaksegCLI(LightningCLI):
         return str(yaml.safe_dump(content, sort_keys=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        config["use_distributed_sampler"] = False  # EpochSampler and the evaluation loader shard by themselves
-        config["plugins"] = [AtomicCheckpointIO(), *(config["plugins"] or [])]
-        if device_count(config) > 1 and config["strategy"] in ("auto", "ddp"):
-            config["strategy"] = make_strategy()
-            config["sync_batchnorm"] = torch.cuda.is_available()  # it refuses CPU
-        if config["profiler"] is None:
-            config["profiler"] = FetchTimer()
+        told = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         parts = self.parts()
-        bar: list[Callback] = [] if config.get("enable_progress_bar") is False else [TQDMProgressBar()]
+        bar: list[Callback] = [] if told.get("enable_progress_bar") is False else [TQDMProgressBar()]
         first, rest = parts["callbacks"][:1], parts["callbacks"][1:]  # the run is claimed before a bar is shown
-        callbacks = [*first, *bar, *rest, *(config["callbacks"] or [])]
-        return Trainer(**{**config, **parts, "callbacks": callbacks})
-
-
-def device_count(config: dict[str, Any]) -> int:
-    """Processes that the trainer settings ask for."""
-    devices = config["devices"]
-    if devices in ("auto", -1, "-1"):
-        devices = torch.cuda.device_count() if config["accelerator"] in ("auto", "gpu", "cuda") else 1
-    count = len(devices) if isinstance(devices, list) else len(str(devices).split(",")) if "," in str(devices) else 0
-    return max(1, count or int(devices)) * int(config["num_nodes"])
+        callbacks = [*first, *bar, *rest, *(told["callbacks"] or [])]
+        return Trainer(**{**house_arguments(told), **parts, "callbacks": callbacks})
 
 
 def run(cli: type[WeaksegCLI], arguments: list[str], *more: Any) -> None:
