@@ -129,8 +129,10 @@ def search_table(study: Study, place: Place, search: Search) -> tuple[Shown, lis
         lines.append(f"{len(scores) - len(known)} of {len(scores)} points are not measured yet.")
     else:
         lines += edges(search, points[best])
-        if not plan.is_chosen(points[best], values):
-            lines.append("The study's value is not the best one on val.")
+        if not any(plan.is_chosen(point, values) for point in points):
+            lines.append("The row's own value is not among those that were tried here.")
+        elif not plan.is_chosen(points[best], values):
+            lines.append("The row's own value is not the best one on val.")
     titles = [*(name.rsplit(".", 1)[-1] for name in search.over), f"val mIoU, {study.score}", ""]
     return (titles, shown), lines
 

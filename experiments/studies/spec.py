@@ -247,6 +247,9 @@ def build_searches(
             means = "post-processing alone" if row.of else "what is trained, not post-processing"
             raise ValueError(f"{where}: row '{name}' is searched over {means}, got {key}")
     options(where, over)
+    stated = row.options.keys() | row.test.keys() | {key for values in row.where.values() for key in values}
+    if unstated := [key for key in over if key not in stated]:
+        raise ValueError(f"{where}: row '{name}' does not say what was chosen for {', '.join(unstated)}")
     for regime in found.get("regimes", []):
         known(where, regime, {one: regimes[one] for one in row.regimes}, "regime")
     if row.made_in and found.get("regimes", [row.made_in]) != [row.made_in]:
