@@ -15,8 +15,8 @@ from common.training.pictures import colorize, mark_pixels, save_grid
 from datamodules.cache import shrink
 from experiments.cli import main as weakseg
 from experiments.runs.load import Run, load_run
-
-METHODS = ("supervised", "tv")
+from experiments.studies.plan import find_place, row_run
+from experiments.studies.spec import read_study
 
 
 def table(summaries: dict[str, dict[str, float | None]], stage: str = "test") -> str:
@@ -47,23 +47,28 @@ def picture(path: Path, runs: dict[str, Run], names: list[str]) -> None:
 
 
 def demo(folder: Path, more: Sequence[str] = ()) -> int:
-    """Train the methods into `folder`, then compare them on the test scenes; returns the exit status.
+    """Train the rows of the study `quickstart` into `folder`, then compare them on the test scenes.
 
     Args:
         folder: of the run directories and the picture.
         more: further options of `weakseg fit`.
+
+    Returns:
+        The exit status.
     """
+    study = read_study("quickstart")
+    (regime,), place = study.regimes, find_place(folder, None, None, more)
     summaries, runs = {}, {}
-    for number, name in enumerate(METHODS, 1):
-        words = ["fit", "--config", "quickstart", "--config", name, *more]
-        print(f"\n[{number}/{len(METHODS)}] weakseg {' '.join(words)}\n", flush=True)
-        run_dir = folder / name
+    for number, row in enumerate(study.of_regime(regime), 1):
+        words = ["fit", *row_run(study, place, regime, row, study.seeds[0]).fit]
+        print(f"\n[{number}/{len(study.rows)}] weakseg {' '.join(words)}\n", flush=True)
+        run_dir = folder / row.name.lower()
         status = weakseg([*words, "--run_dir", str(run_dir), "--overwrite"])
         status = status or weakseg(["test", "--run", str(run_dir), "--trainer.enable_progress_bar", "false"])
         if status:
             return status
-        summaries[name] = json.loads((run_dir / "summary.json").read_text())["test"]["best"]
-        runs[name] = load_run(run_dir)
+        summaries[row.name] = json.loads((run_dir / "summary.json").read_text())["test"]["best"]
+        runs[row.name] = load_run(run_dir)
     path, data = folder / "comparison.png", next(iter(runs.values())).data
     picture(path, runs, data.lists()[0][:5])
     print(f"\n{len(data.names('test'))} test scenes\n\n{table(summaries)}\n\npicture: {path.resolve()}")
