@@ -1,7 +1,7 @@
 """The site is the repository: a page keeps its path, so links that work in a checkout work on the site too.
 
-Nothing is registered. Pages are found by pattern and ordered by their first mention in README.md, the API reference is
-made of the packages' docstrings, and whatever else a page links to (a script, a folder, a notebook) becomes a page.
+Nothing is registered. Pages are found by pattern and ordered by their first mention in README.md, and the API reference
+is made of the packages' docstrings. Links to code lead to its reference; those to other files become plain text.
 """
 
 from __future__ import annotations
@@ -28,11 +28,18 @@ SECTIONS = {
 }
 PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md")
 # Packages of the reference, a page for each module; those below are a page for each folder.
-REFERENCE = ("weakseg.py", "common/ops", "common/model", "datamodules", "methods", "experiments/runs")
+REFERENCE = (
+    "weakseg.py",
+    "common/ops",
+    "common/model",
+    "common/training",
+    "datamodules",
+    "methods",
+    "experiments/runs",
+)
 ONE_PAGE = ("datamodules/sets", "methods/*")
 PICTURES = {".png", ".svg", ".jpg", ".gif"}
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash"}
-LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
+LINK = re.compile(r"\[([^\[\]]*(?:!\[[^\]]*\]\([^)]*\))?[^\[\]]*)\]\((?!\w+:|#)([^)\s#]+)([^)]*)\)")
 MARKS = re.compile(r"\[(\w+)\](?=\s*\[)")  # [code] [ours]: two marks, and no link
 NAME = re.compile(r"`((?:weakseg|common|datamodules|methods|experiments)(?:\.\w+)+)`")
 FENCE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
@@ -97,27 +104,9 @@ def reference_text(uri: str, paths: list[str]) -> str:
         doc = ast.get_docstring(ast.parse((ROOT / paths[0]).read_text())) or ""
         return "\n".join([f"# {name}", "", doc, "", "| module | |", "|---|---|", *rows])
     if len(paths) == 1:
-        return f"# {name}\n\n::: {dotted(paths[0])}\n\n{exported(paths[0])}"
+        return f"# {name}\n\n::: {dotted(paths[0])}\n"
     shown = [f"::: {dotted(path)}\n    options: {{show_root_heading: true, heading_level: 2}}\n" for path in paths]
     return "\n".join([f"# {name}\n", *shown])
-
-
-def exported(path: str) -> str:
-    """What a module offers by another name than its home's: a list with links, and what no other page shows."""
-    tree = ast.parse((ROOT / path).read_text()).body
-    names = {
-        one for node in tree if isinstance(node, ast.Assign) and is_all(node) for one in ast.literal_eval(node.value)
-    }
-    homes = [(node.module, one.name) for node in tree if isinstance(node, ast.ImportFrom) for one in node.names]
-    homes = [(module, one) for module, one in homes if one in names]
-    shown = {dotted(file) for files in reference().values() for file in files}
-    rows = [f'- `{one}`: <autoref optional identifier="{home}.{one}">`{home}.{one}`</autoref>' for home, one in homes]
-    blocks = [f"::: {home}.{one}\n    options: {{show_root_heading: true}}" for home, one in homes if home not in shown]
-    return "\n".join([*rows, "", *blocks])
-
-
-def is_all(node: ast.Assign) -> bool:
-    return ast.unparse(node.targets[0]) == "__all__" and isinstance(node.value, ast.List)
 
 
 def page_link(page: str, target: str) -> str:
@@ -127,23 +116,6 @@ def page_link(page: str, target: str) -> str:
 def notebook_text(path: Path) -> str:
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
     return "\n\n".join(f"```python\n{text}\n```" if kind == "code" else text for kind, text in cells)
-
-
-def source_text(path: Path, page: str) -> str:
-    """A file, or a folder's list of files, for a link that leads there."""
-    name, head = path.relative_to(ROOT).as_posix(), "---\nsearch:\n  exclude: true\n---\n"
-    if path.is_dir():
-        rows = [f"- [{one}]({page_link(page, f'{name}/{one}')})" for one in listed(path)]
-        return f"{head}# {name}\n\n" + "\n".join(rows)
-    text = path.read_text()
-    if path.suffix == ".ipynb":
-        return head + notebook_text(path)
-    return f"{head}# {name}\n\n~~~~~~ {LANGUAGES.get(path.suffix, 'text')}\n{text.rstrip()}\n~~~~~~\n"
-
-
-def listed(folder: Path) -> list[str]:
-    names = (path.name for path in folder.iterdir() if path.is_file() or any(path.iterdir()))
-    return sorted(name for name in names if not name.startswith((".", "__")))
 
 
 # mkdocs' events -------------------------------------------------------------------------------------------------------
@@ -167,54 +139,30 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The theme's files stay; those of docs/ come under their path in the repository, with all the others."""
     kept = [file for file in files if file.src_dir != config.docs_dir or file.src_uri.endswith(".css")]
-    texts = {page_of(path): (ROOT / path).read_text() for path in ("README.md", *PROJECT)}
-    for pattern in SECTIONS.values():
-        for path in found(pattern):
-            texts[page_of(path)] = notebook_text(ROOT / path) if path.endswith("ipynb") else (ROOT / path).read_text()
-    made = {uri: reference_text(uri, paths) for uri, paths in reference().items()}
-    shown = {path: uri for uri, paths in reference().items() for path in paths}
-    pictures: set[str] = set()
-    targets: dict[str, str] = {}  # path in the repository: its page
-    queue = list(texts.items())
-    while queue:
-        uri, text = queue.pop()
-        base = "" if uri.startswith("source/") else posixpath.dirname(uri)
-        for link in LINK.findall(FENCE.sub("", text)):
-            path = posixpath.normpath(posixpath.join(base, link))
-            file = ROOT / path
-            if page_of(path) in texts or path in targets or not file.exists() or not file.is_relative_to(ROOT):
-                continue
-            if file.suffix in PICTURES:
-                pictures.add(path)
-            elif path in shown:
-                targets[path] = shown[path]
-            elif (file / "README.md").exists() and f"{path}/README.md" in texts:
-                targets[path] = f"{path}/README.md"
-            else:
-                targets[path] = f"source/{path.lstrip('.')}.md"
-                made[targets[path]] = source_text(file, targets[path])
-                if file.is_dir():
-                    queue.append(("source/", "".join(f"]({path}/{name})" for name in listed(file))))
-    config.extra["targets"] = targets
-    add: Callable[..., File] = lambda uri, **source: kept.append(File.generated(config, uri, **source))  # noqa: E731
-    for uri, text in (texts | made).items():
-        add(uri, content=text)
-    for path in pictures:
-        add(path, abs_src_path=str(ROOT / path))
+    texts = {uri: reference_text(uri, paths) for uri, paths in reference().items()}
+    for path in ("README.md", *PROJECT, *(path for pattern in SECTIONS.values() for path in found(pattern))):
+        file = ROOT / path
+        texts[page_of(path)] = notebook_text(file) if path.endswith("ipynb") else file.read_text()
+    kept += [File.generated(config, uri, content=text) for uri, text in texts.items()]
+    pages = {posixpath.normpath(posixpath.join(posixpath.dirname(uri), match[2]))
+             for uri, text in texts.items() for match in LINK.finditer(text)}  # fmt: skip
+    pictures = {path for path in pages if Path(path).suffix in PICTURES and (ROOT / path).exists()}
+    kept += [File.generated(config, path, abs_src_path=str(ROOT / path)) for path in sorted(pictures)]
     return Files(kept)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    uri, targets = page.file.src_uri, config.extra["targets"]
-    base = posixpath.dirname(uri)
+    uri = page.file.src_uri
+    shown = {path: target for target, paths in reference().items() for path in paths}
     if uri == "README.md":
         page.meta["hide"] = ["navigation"]
 
     def link(match: re.Match[str]) -> str:
-        path = posixpath.normpath(posixpath.join(base, match[0]))
-        if base.startswith("source"):  # its links are made of paths in the repository
-            path = path.removeprefix("../")
-        return page_link(uri, page_of(targets.get(path, path)))
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(uri), match[2]))
+        for target in (page_of(path), shown.get(path), f"{path}/README.md"):
+            if target and files.get_file_from_path(target):
+                return f"[{match[1]}]({page_link(uri, target)}{match[3]})"
+        return match[1]
 
     return outside_fences(lambda text: LINK.sub(link, MARKS.sub(r"[\1\\]", text)), indented(markdown))
 
