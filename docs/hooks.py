@@ -1,18 +1,14 @@
 """The site is the repository: a page keeps its path, so links that work in a checkout work on the site too.
 
-Nothing is registered. Pages are found by pattern and ordered by their first mention in README.md, and the API reference
-is made of the packages' docstrings. Links to code lead to its reference; those to other files become plain text.
+Pages are found by pattern and ordered by their first mention in README.md. The API reference is made of docstrings;
+links to code lead there, those to other files become plain text.
 """
-
-from __future__ import annotations
 
 import ast
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
@@ -25,28 +21,13 @@ SECTIONS = {
     "Methods": "methods/*/README.md",
     "Results": "experiments/results/*.md",
     "Notebooks": "experiments/notebooks/*.ipynb",
+    "Project": "C*.md",
 }
-PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md")
-# Packages of the reference, a page for each module; those below are a page for each folder.
-REFERENCE = (
-    "weakseg.py",
-    "common/ops",
-    "common/model",
-    "common/training",
-    "datamodules",
-    "methods",
-    "experiments/runs",
-)
-ONE_PAGE = ("datamodules/sets", "methods/*")
-PICTURES = {".png", ".svg", ".jpg", ".gif"}
+PACKAGES = ("common/ops", "common/model", "common/training", "datamodules", "methods", "experiments/runs")
 LINK = re.compile(r"\[([^\[\]]*(?:!\[[^\]]*\]\([^)]*\))?[^\[\]]*)\]\((?!\w+:|#)([^)\s#]+)([^)]*)\)")
-MARKS = re.compile(r"\[(\w+)\](?=\s*\[)")  # [code] [ours]: two marks, and no link
+MARK = re.compile(r"\[(\w+)\](?=\s*\[)")  # [code] [ours]: two marks, and no link
 NAME = re.compile(r"`((?:weakseg|common|datamodules|methods|experiments)(?:\.\w+)+)`")
-FENCE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
-ITEM = re.compile(r"(\d+\.|[-*]) +(?=\S)")
-
-
-# What there is --------------------------------------------------------------------------------------------------------
+FENCE = re.compile(r"(^ *(?:```+|~~~+).*?^ *(?:```+|~~~+) *$)", re.MULTILINE | re.DOTALL)
 
 
 def found(pattern: str) -> list[str]:
@@ -56,180 +37,94 @@ def found(pattern: str) -> list[str]:
     return sorted(paths, key=lambda path: readme.find(path) % (len(readme) + 1))
 
 
-def page_of(path: str) -> str:
-    """Where the site has a page of the repository: a notebook becomes Markdown."""
-    return re.sub(r"\.ipynb$", ".md", path)
-
-
-def modules(folder: str) -> list[str]:
-    """Modules of a package, without those below that have only `__init__`."""
-    return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / folder).glob("*.py") if p.name != "__init__.py")
-
-
 def reference() -> dict[str, list[str]]:
-    """Pages of the API reference: the files whose docstrings each shows. A package's page comes before its modules'."""
-    pages: dict[str, list[str]] = {}
-    for entry in REFERENCE:
-        if entry.endswith(".py"):
-            if (ROOT / entry).exists():
-                pages[f"reference/{entry[:-3]}.md"] = [entry]
-            continue
-        pages[f"reference/{entry}/README.md"] = [f"{entry}/__init__.py"]
-        for module in modules(entry):
-            pages[f"reference/{module[:-3]}.md"] = [module]
-        for folder in sorted({path for pattern in ONE_PAGE for path in ROOT.glob(pattern) if path.is_dir()}):
-            path = folder.relative_to(ROOT).as_posix()
-            if path.startswith(f"{entry}/") and modules(path):
-                pages[f"reference/{path}.md"] = modules(path)
+    """Pages, and whose docstrings each shows: a table of a package, a page of each module and of each folder in it."""
+    pages = {"reference/weakseg.md": ["weakseg.py"]}
+    for package in PACKAGES:
+        pages[f"reference/{package}/README.md"] = [f"{package}/__init__.py"]
+        for path in sorted(path.relative_to(ROOT) for path in ROOT.glob(f"{package}/**/[!_]*.py")):
+            page = path.with_suffix("") if path.parent == Path(package) else path.parent
+            pages.setdefault(f"reference/{page}.md", []).append(str(path))
     return pages
 
 
-def dotted(path: str) -> str:
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-def summary(path: str) -> str:
-    """First line of a module's docstring."""
-    return (ast.get_docstring(ast.parse((ROOT / path).read_text())) or "").split("\n")[0]
+def docstring(path: str) -> str:
+    return ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
 
 
 def reference_text(uri: str, paths: list[str]) -> str:
-    name = dotted(uri.removeprefix("reference/").removesuffix(".md").removesuffix("/README"))
-    if uri.endswith("README.md"):
-        below = {page: files for page, files in reference().items() if page.startswith(posixpath.dirname(uri) + "/")}
-        del below[uri]
-        rows = [
-            f"| [{Path(page).stem}]({page_link(uri, page)}) | {summary(files[-1])} |" for page, files in below.items()
-        ]
-        doc = ast.get_docstring(ast.parse((ROOT / paths[0]).read_text())) or ""
-        return "\n".join([f"# {name}", "", doc, "", "| module | |", "|---|---|", *rows])
-    if len(paths) == 1:
-        return f"# {name}\n\n::: {dotted(paths[0])}\n"
-    shown = [f"::: {dotted(path)}\n    options: {{show_root_heading: true, heading_level: 2}}\n" for path in paths]
-    return "\n".join([f"# {name}\n", *shown])
+    folder, page = posixpath.split(uri)
+    title = f"# {uri.removeprefix('reference/').removesuffix('.md').removesuffix('/README').replace('/', '.')}\n"
+    if page == "README.md":
+        below = {one: files for one, files in reference().items() if one.startswith(f"{folder}/") and one != uri}
+        lines = {posixpath.relpath(one, folder): docstring(files[-1]).split("\n")[0] for one, files in below.items()}
+        rows = [f"| [{link.removesuffix('.md')}]({link}) | {line} |" for link, line in lines.items()]
+        return "\n".join([title, docstring(paths[0]), "\n| module | |", "|---|---|", *rows])
+    options = "    options: {show_root_heading: true, heading_level: 2}\n" if len(paths) > 1 else ""
+    return "\n".join([title, *(f"::: {path.removesuffix('.py').replace('/', '.')}\n{options}" for path in paths)])
 
 
-def page_link(page: str, target: str) -> str:
-    return posixpath.relpath(target, posixpath.dirname(page) or ".")
+def page_text(path: str) -> str:
+    text = (ROOT / path).read_text()
+    if path.endswith(".ipynb"):
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+        text = "\n\n".join(f"```python\n{part}\n```" if kind == "code" else part for kind, part in cells)
+    return text
 
 
-def notebook_text(path: Path) -> str:
-    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
-    return "\n\n".join(f"```python\n{text}\n```" if kind == "code" else text for kind, text in cells)
-
-
-# mkdocs' events -------------------------------------------------------------------------------------------------------
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    nav: list[dict[str, Any]] = [{"Home": "README.md"}]
-    nav += [{title: [page_of(path) for path in found(pattern)]} for title, pattern in SECTIONS.items()]
-    tree: list[Any] = []
-    for uri, paths in reference().items():
-        if uri.endswith("README.md"):
-            tree.append({dotted(paths[0]): [{"Overview": uri}]})
-        elif tree and isinstance(tree[-1], dict) and uri.count("/") > 1:
-            next(iter(tree[-1].values())).append({Path(uri).stem: uri})
-        else:
-            tree.append({Path(uri).stem: uri})
-    config.nav = [*nav, {"Reference": tree}, {"Project": list(PROJECT)}]
-    return config
+def on_config(config: MkDocsConfig) -> None:
+    packages: list[dict[str, object]] = [{"weakseg": "reference/weakseg.md"}]
+    for package in PACKAGES:
+        first, *pages = [uri for uri in reference() if uri.startswith(f"reference/{package}/")]
+        packages.append({package.replace("/", "."): [{"Overview": first}, *({Path(uri).stem: uri} for uri in pages)]})
+    sections = [{title: [re.sub("ipynb$", "md", one) for one in found(paths)]} for title, paths in SECTIONS.items()]
+    config.nav = [{"Home": "README.md"}, *sections, {"Reference": packages}]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The theme's files stay; those of docs/ come under their path in the repository, with all the others."""
     kept = [file for file in files if file.src_dir != config.docs_dir or file.src_uri.endswith(".css")]
     texts = {uri: reference_text(uri, paths) for uri, paths in reference().items()}
-    for path in ("README.md", *PROJECT, *(path for pattern in SECTIONS.values() for path in found(pattern))):
-        file = ROOT / path
-        texts[page_of(path)] = notebook_text(file) if path.endswith("ipynb") else file.read_text()
+    for path in ("README.md", *(path for pattern in SECTIONS.values() for path in found(pattern))):
+        texts[path.replace(".ipynb", ".md")] = page_text(path)
     kept += [File.generated(config, uri, content=text) for uri, text in texts.items()]
-    pages = {posixpath.normpath(posixpath.join(posixpath.dirname(uri), match[2]))
-             for uri, text in texts.items() for match in LINK.finditer(text)}  # fmt: skip
-    pictures = {path for path in pages if Path(path).suffix in PICTURES and (ROOT / path).exists()}
-    kept += [File.generated(config, path, abs_src_path=str(ROOT / path)) for path in sorted(pictures)]
-    return Files(kept)
+    return Files([*kept, *(File.generated(config, one, abs_src_path=str(ROOT / one)) for one in found("docs/*.png"))])
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     uri = page.file.src_uri
-    shown = {path: target for target, paths in reference().items() for path in paths}
-    if uri == "README.md":
-        page.meta["hide"] = ["navigation"]
+    shown = {path: one for one, paths in reference().items() for path in paths}
+    page.meta["hide"] = ["navigation"] if uri == "README.md" else []
 
     def link(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(uri), match[2]))
-        for target in (page_of(path), shown.get(path), f"{path}/README.md"):
-            if target and files.get_file_from_path(target):
-                return f"[{match[1]}]({page_link(uri, target)}{match[3]})"
+        for one in (path.replace(".ipynb", ".md"), shown.get(path), f"{path}/README.md"):
+            if one and files.get_file_from_path(one):
+                return f"[{match[1]}]({posixpath.relpath(one, posixpath.dirname(uri) or '.')}{match[3]})"
         return match[1]
 
-    return outside_fences(lambda text: LINK.sub(link, MARKS.sub(r"[\1\\]", text)), indented(markdown))
-
-
-def on_page_content(html: str, **_: Any) -> str:
-    return html.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
-
-
-def outside_fences(change: Callable[[str], str], text: str) -> str:
-    pieces, end = [], 0
-    for fence in FENCE.finditer(text):
-        pieces += [change(text[end : fence.start()]), fence[0]]
-        end = fence.end()
-    return "".join([*pieces, change(text[end:])])
+    pieces = FENCE.split(indented(markdown))  # every second one is a fence
+    pieces[::2] = [LINK.sub(link, MARK.sub(r"[\1\\]", text)).replace(" ± ", "&nbsp;±&nbsp;") for text in pieces[::2]]
+    return "".join(pieces)
 
 
 def indented(text: str) -> str:
-    """Lists as GitHub reads them: what belongs to an item is indented by the width of its marker, by 4 for Markdown's
-    Python; and a list may follow a paragraph without a blank line."""
-    lines: list[str] = []
-    width = 0
-    fence = ""
-    for line in text.split("\n"):
-        bare = line.strip()
-        item = None if fence else ITEM.match(line)
-        if fence:
-            fence = "" if bare == fence else fence
-        elif mark := re.match(r" *(```+|~~~+)", line):
-            fence = mark[1]
-        if item:
-            if lines and lines[-1].strip() and not width:
-                lines.append("")
-            width = len(item[0])
-        elif bare and not line.startswith(" ") and not (fence and not mark):
-            width = 0
-        lines.append(" " * 4 + line[width:] if width and not item and line.startswith(" " * width) else line)
-    return "\n".join(lines)
+    """Lists as GitHub reads them: they may follow a paragraph without a blank line, and what belongs to an item is
+    indented by 2 or 3, where Markdown's Python wants 4. Fences that belong to no item stay."""
+    text = re.sub(r"^(?![ #]|```|(?:\d+\.|[-*]) )(.+)\n(?=(?:\d+\.|[-*]) )", r"\1\n\n", text, flags=re.MULTILINE)
+    top = r"^(```+|~~~+).*?^\1 *$|^  (?=.*\S)"
+    return re.sub(top, lambda match: match[0] if match[1] else "    ", text, flags=re.MULTILINE | re.DOTALL)
 
 
-# Docstrings -----------------------------------------------------------------------------------------------------------
+def standard(text: str) -> str:
+    """A docstring's Google sections as griffe reads them. Here `one, other: text` describes two arguments, the text
+    after `Returns:` holds no type (it is in the signature), and names in code marks are links if they are shown."""
+    text = re.sub(r"^    (\w+), (\w+): (.*)$", r"    \1: \3\n    \2: \3", text, flags=re.MULTILINE)
+    text = re.sub(r"^(Returns|Yields):\n    ", r"\1:\n    : ", text, flags=re.MULTILINE)
+    return NAME.sub(r'<autoref optional identifier="\1">`\1`</autoref>', text)
 
 
 class Docstrings(griffe.Extension):
-    """Google's sections as they are written here: `one, other: text` describes two arguments, the text after `Returns:`
-    holds no type (it is in the signature), and names of this project in code marks are links."""
-
-    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+    def on_object(self, *, obj: griffe.Object, **kwargs: object) -> None:
         if obj.docstring:
-            text = "\n".join(self.lines(obj.docstring.value.split("\n")))
-            # Optional: names that the reference does not show stay code.
-            obj.docstring.value = NAME.sub(r'<autoref optional identifier="\1">`\1`</autoref>', text)
-
-    @staticmethod
-    def lines(lines: Iterable[str]) -> Iterable[str]:
-        title, first = "", False
-        for line in lines:
-            if heading := re.fullmatch(r"(Args|Returns|Raises|Yields):", line):
-                title, first = heading[1], True
-                yield line
-                continue
-            if line and not line.startswith(" "):
-                title = ""
-            names = re.match(r"    (\w+(?:, \w+)+): (.*)", line) if title in ("Args", "Raises") else None
-            if names:
-                yield from (f"    {name}: {names[2]}" for name in names[1].split(", "))
-            elif title in ("Returns", "Yields") and first:
-                yield f"    : {line.strip()}"
-            else:
-                yield line
-            first = False
+            obj.docstring.value = standard(obj.docstring.value)

@@ -128,12 +128,16 @@ def test_a_new_method_and_a_new_result_appear_and_a_deleted_one_is_gone(hooks, t
 
 
 def test_lists_and_docstrings_are_read_as_they_are_written(hooks):
-    text = "Steps:\n1. One\n   goes on.\n\n   ```bash\n   if x\n     y\n   ```\n\n- A\n  b\n\nEnd\n  as it was"
-    assert hooks.indented(text) == (
-        "Steps:\n\n1. One\n    goes on.\n\n    ```bash\n    if x\n      y\n    ```\n\n- A\n    b\n\nEnd\n  as it was"
-    )
+    markdown = importlib.import_module("markdown").markdown
+    text = "Steps:\n1. One\n   goes on.\n\n   ```text\n   if x\n     y\n   ```\n\n- A\n  b\n\nEnd\n  as it was"
+    html = markdown(hooks.indented(text), extensions=["sane_lists", "pymdownx.superfences"])
+    item = r"<p>Steps:</p>\s*<ol>\s*<li>\s*<p>One\s+goes on.</p>\s*<div.*if x\n  y.*</div>\s*</li>\s*</ol>"
+    assert re.search(item, html, re.DOTALL)
+    assert re.search(r"<ul>\s*<li>A\s+b</li>\s*</ul>\s*<p>End\s+as it was</p>", html)
+    fence = "```text\n  as it is\n- too\n```"
+    assert hooks.indented(fence) == fence
     doc = ["Sum.", "", "Args:", "    a, b: maps.", "", "Returns:", "    Zero without: one."]
-    assert list(hooks.Docstrings.lines(doc)) == [
+    assert hooks.standard("\n".join(doc)).split("\n") == [
         *doc[:3], "    a: maps.", "    b: maps.", "", "Returns:", "    : Zero without: one."
     ]  # fmt: skip
 
