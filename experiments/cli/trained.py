@@ -35,6 +35,9 @@ def trained_parser(verb: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", type=Path, help="run directory")
     parser.add_argument("--ckpt", type=Path, help="or a checkpoint file")
+    parser.add_argument(
+        "--package", action="append", default=[], help="package of yours whose classes the checkpoint may name"
+    )
     parser.add_argument("--which", choices=["best", "last"], default="best", help="checkpoint of the run (best)")
     return parser
 
@@ -52,7 +55,6 @@ def from_run(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple
     options.ckpt = options.ckpt or options.run / "checkpoints" / f"{options.which}.ckpt"
     if not options.ckpt.is_file():
         raise FileNotFoundError(f"there is no checkpoint {options.ckpt}: is it a run directory that `fit` has written?")
-    config = stored_config(read_checkpoint(options.ckpt))
-    # The plugins too: they say which cluster it was.
-    config["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
+    config = stored_config(read_checkpoint(options.ckpt), options.package)
+    config["trainer"] |= {"devices": 1, "enable_model_summary": False}
     return ["--config", yaml.safe_dump(config), *expand_configs(rest), "--ckpt_path", str(options.ckpt)], options

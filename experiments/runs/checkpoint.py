@@ -1,16 +1,30 @@
-"""Checkpoints of `weakseg fit`: the file, and the config in it, those of earlier layouts included."""
+"""Checkpoints of `weakseg fit`: the file, and what is taken of the config in it. Both are data, whoever wrote them."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any, get_type_hints
 
 import torch
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from experiments.runs.legacy import translate
+import datamodules
+import methods
+from common.model.module import SegmentationModule
+from datamodules.base import SegmentationDataModule
+from experiments.runs.legacy import class_name, translate
 
 Checkpoint = dict[str, Any]
+PRECISIONS = ("32-true", "32", "16-mixed", "16", "bf16-mixed", "bf16", "bf16-true", "16-true", "64-true", "64")
+# Stored options that are not taken: an optimizer is code, a cache is a place to write to, the seed is the run's.
+LEFT_OUT = ("optimizer", "cache_dir", "seed", "num_classes")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -24,29 +38,121 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no checkpoint {path}") from None
+    except UnpicklingError:  # torch's own message advises to run whatever is in the file
+        raise ValueError(f"{path} holds more than tensors and plain values, and is not read: it may run code") from None
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(content, dict) or "weakseg" not in content:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {' '.join(str(error).split())[:200]}") from error
+    told = content.get("weakseg") if isinstance(content, dict) else None
+    if not isinstance(told, dict) or not isinstance(told.get("config"), str) or "state_dict" not in content:
         raise ValueError(f"{path} was not written by `weakseg fit`")
-    return content
+    return dict(content)
 
 
-def stored_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The config in a checkpoint, in today's names, without the weights that its encoder started from: the trained ones
-    follow, and the file or the download may not be at hand here.
+def stored_config(checkpoint: Checkpoint, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """What is taken of a checkpoint's config, in today's names: method and data with checked options, seed, precision.
+
+    Optimizer, callbacks, loggers and all else of the trainer are left out, since nothing after training needs them, and
+    so are the cache's folder and the weights that the encoder started from: the trained ones follow.
+
+    Args:
+        packages: whose classes are taken too, because the user has named them.
 
     Raises:
-        ValueError: it uses an option that there is no longer.
+        ValueError: it names a class that is not found, or options that the class does not take.
     """
-    config = translate(yaml.safe_load(checkpoint["weakseg"]["config"]))
-    config["model"]["init_args"]["network"]["weights"] = None
-    return config
+    try:
+        config = yaml.safe_load(checkpoint["weakseg"]["config"])
+        model, data = translate(config)["model"], config["data"]
+        seed, precision = config["seed_everything"], (config.get("trainer") or {}).get("precision") or "32-true"
+        model["init_args"]["network"]["weights"] = None
+        data["init_args"].keys()
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"the checkpoint's config cannot be read ({told})") from error
+    if type(seed) is not int or not 0 <= seed < 2**32 or str(precision) not in PRECISIONS:
+        raise ValueError(f"the checkpoint's config has seed {seed!r} and precision {precision!r}: neither is known")
+    return {
+        "seed_everything": seed,
+        "trainer": {"precision": str(precision)},
+        "model": checked(model, methods, SegmentationModule, packages),
+        "data": checked(data, datamodules, SegmentationDataModule, packages),
+    }
+
+
+def checked(part: dict[str, Any], package: ModuleType, base: type, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """A class and its options, plain values that its constructor takes."""
+    found = find_class(str(part["class_path"]), package, base, packages)
+    hints = option_types(found)
+    options = {name: value for name, value in part["init_args"].items() if name not in LEFT_OUT}
+    for name, value in options.items():
+        if name not in hints:
+            raise ValueError(f"the checkpoint has an option '{name}' that {found.__name__} does not have")
+        typed(found.__name__, name, value, hints[name])
+    return {"class_path": f"{found.__module__}.{found.__name__}", "init_args": options}
+
+
+def find_class(path: str, package: ModuleType, base: type, packages: Sequence[str] = ()) -> Any:
+    """The class by its name among those that are discovered, or in a package that the user names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    home, _, name = path.rpartition(".")
+    top = home.split(".")[0]
+    if top in ("", package.__name__) and name in package.CLASSES:
+        return getattr(package, name)
+    if top in packages:
+        found = getattr(import_module(home), name, None)
+        if isinstance(found, type) and issubclass(found, base):
+            return found
+    raise ValueError(
+        f"the checkpoint names '{path}', which is none of {', '.join(sorted(package.CLASSES))}: if it is yours, name "
+        "its package, --package PACKAGE"
+    )
+
+
+def option_types(found: type) -> dict[str, Any]:
+    """Types of a constructor's options, those of its base included."""
+    hints: dict[str, Any] = {}
+    for one in reversed(found.__mro__):
+        if "__init__" in vars(one) and issubclass(one, (SegmentationModule, SegmentationDataModule)):
+            hints |= get_type_hints(one.__init__, vars(sys.modules[one.__module__]))
+    return {name: hint for name, hint in hints.items() if name not in ("kwargs", "return", *LEFT_OUT)}
+
+
+def typed(owner: str, name: str, value: Any, hint: Any) -> Any:
+    """The value as the option's type, dataclasses built.
+
+    Raises:
+        ValueError: it is another type, out of range, or names a class.
+    """
+    if "class_path" in str(value):
+        raise ValueError(f"the checkpoint's {name} of {owner} names a class: options are plain values")
+    if is_dataclass(hint) and isinstance(value, dict):
+        strange = value.keys() - {field.name for field in fields(hint)}
+        if strange:
+            raise ValueError(f"the checkpoint has an option '{name}.{min(map(str, strange))}' that there is not")
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        told = error.errors()[0]
+        where = ".".join(map(str, (name, *told["loc"])))
+        got = str(told["input"])[:80]
+        raise ValueError(f"the checkpoint's {where} of {owner}: {told['msg']}, got {got}") from error
+
+
+def built(part: dict[str, Any], *first: Any) -> Any:
+    """The object of a checked part of a config; `first` are further arguments of its constructor."""
+    module, _, name = part["class_path"].rpartition(".")
+    found = getattr(sys.modules[module], name)
+    hints = option_types(found)
+    return found(*first, **{key: typed(name, key, value, hints[key]) for key, value in part["init_args"].items()})
 
 
 def check_method(path: Path, method: str) -> Checkpoint:
     """The checkpoint, refused if it is of another method (`Class`), before anything is loaded or written."""
     content = read_checkpoint(path)
-    stored = str(stored_config(content)["model"]["class_path"]).rsplit(".", 1)[-1]
+    stored = class_name(stored_config(content)["model"]["class_path"])
     if stored != method:
         raise ValueError(f"{path} is a checkpoint of {stored}, this run is {method}: give a checkpoint of {method}")
     return content

@@ -62,9 +62,15 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
                 f"{name} was trained with {option}={value}, an option that there is no longer: load it with the "
                 "version that trained it (`commit` in the run's summary.json)"
             )
-    model["class_path"] = f"methods.{name}"
-    data["class_path"] = f"datamodules.{class_name(data['class_path'])}"
+    if is_ours(model["class_path"], "methods"):
+        model["class_path"] = f"methods.{name}"
+    if is_ours(data["class_path"], "datamodules"):
+        data["class_path"] = f"datamodules.{class_name(data['class_path'])}"
     return config
+
+
+def is_ours(path: str, package: str) -> bool:
+    return "." not in path or path.startswith(f"{package}.")
 
 
 def class_name(path: str) -> str:

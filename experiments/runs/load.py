@@ -9,18 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
 from torch import nn
 
-import datamodules
-import methods
 from common.model.module import SegmentationModule
 from common.ops.array import Array
-from common.training.discovery import import_all
 from datamodules.base import SegmentationDataModule
 from datamodules.files import find_images, read_image, to_rgb
-from experiments.runs.checkpoint import read_checkpoint, stored_config
+from experiments.runs.checkpoint import built, read_checkpoint, stored_config
 from experiments.runs.wandb_api import wandb_api
 
 ARTIFACT = "wandb:"
@@ -91,12 +87,13 @@ def to_array(image: Any) -> Array:
     raise ValueError(f"an image is a uint8 array (height, width, 3) in RGB, a PIL image or a path; got {got}")
 
 
-def load_run(path: str | Path, which: str = "best") -> Run:
+def load_run(path: str | Path, which: str = "best", packages: Sequence[str] = ()) -> Run:
     """Load a run directory (its `best` or `last` checkpoint) or a checkpoint file; the model is in eval mode.
 
     Args:
         path: or `wandb:ENTITY/PROJECT/NAME:VERSION`, an artifact of `--wandb_checkpoints true`, which is downloaded.
         which: `best` or `last`, of a directory or an artifact.
+        packages: of your own, whose methods and data sets the checkpoint may name; others' are refused.
 
     Raises:
         FileNotFoundError, ValueError: there is no checkpoint of `weakseg fit`, or W&B refuses.
@@ -106,16 +103,12 @@ def load_run(path: str | Path, which: str = "best") -> Run:
     path = Path(path)
     file = path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
     checkpoint = read_checkpoint(file)
-    config = stored_config(checkpoint)
-    config["data"]["init_args"]["seed"] = config["seed_everything"]  # a link of `fit`, so not in the file
-    import_all(methods, datamodules)
-    parser = LightningArgumentParser()
-    parser.add_lightning_class_args(SegmentationModule, "model", subclass_mode=True)
-    parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True)
-    parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-    parts = parser.instantiate(parser.parse_object({"model": config["model"], "data": config["data"]}))
-    parts.model.load_state_dict(checkpoint["state_dict"])
-    return Run(path, parts.model.eval(), parts.data)
+    config = stored_config(checkpoint, packages)
+    data = built(config["data"])
+    data.seed = config["seed_everything"]
+    model = built(config["model"], data.num_classes)
+    model.load_state_dict(checkpoint["state_dict"])
+    return Run(path, model.eval(), data)
 
 
 def download(artifact: str) -> Path:
