@@ -34,9 +34,6 @@ class PostprocessConfig:
         crf_iterations: of the mean field; 0 leaves the probabilities as they are.
         crf_normalise: divide each kernel by the roots of its row sums, so that weights do not depend on bandwidths.
         crf_stride: the first kernel sums over cells of stride x stride pixels; 1 is exact.
-
-    Raises:
-        ValueError: unknown `kind` or `weights`; a parameter out of its range.
     """
 
     kind: Literal["none", "mrf", "dense_crf"] = "none"
@@ -55,7 +52,8 @@ class PostprocessConfig:
         if self.kind not in ("none", "mrf", "dense_crf"):
             raise ValueError(f"postprocess: kind must be none, mrf or dense_crf, got {self.kind!r}")
         check_parameters(self.mu, self.weights)
-        check_crf(**self.crf())
+        sigmas = (self.crf_sigma_xy, self.crf_sigma_rgb, self.crf_smooth_sigma)
+        check_crf((self.crf_weight, self.crf_smooth_weight), sigmas, self.crf_iterations, self.crf_stride)
 
     def crf(self) -> dict[str, Any]:
         """The arguments of `dense_crf`."""
@@ -63,18 +61,9 @@ class PostprocessConfig:
 
 
 def postprocess(probabilities: Tensor, image: Tensor, config: PostprocessConfig) -> Tensor:
-    """Labels of one image.
+    """Labels (H, W) int64 of one image, on the device of its probabilities (K, H, W).
 
-    Args:
-        probabilities: (K, H, W), any float type and device.
-        image: (3, H, W), RGB in [0, 1], not normalised; read by contrast weights and the dense CRF only.
-        config: argmax, MRF or dense CRF.
-
-    Returns:
-        (H, W) int64 on the device of `probabilities`.
-
-    Raises:
-        ValueError: wrong shapes, or (MRF) probabilities that are not finite.
+    `image` is (3, H, W), RGB in [0, 1], not normalised; contrast weights and the dense CRF read it.
     """
     check_shapes(probabilities, image)
     if config.kind == "none":

@@ -48,16 +48,10 @@ def stack_modalities(modalities: Sequence[tuple[Tensor, float]]) -> Tensor:
 
     Returns:
         (B, sum D_m, H, W) constant, float32 or float64; the maps are not written to.
-
-    Raises:
-        ValueError: no modality, or a sigma that is not positive and finite.
     """
     if not modalities or not all(math.isfinite(sigma) and sigma > 0 for _, sigma in modalities):
         raise ValueError(f"a kernel needs modalities with positive sigmas, got {[sigma for _, sigma in modalities]}")
     return torch.cat([at_least_fp32(values.detach()) / sigma for values, sigma in modalities], 1)
-
-
-# Sums over all pairs -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -68,13 +62,7 @@ def gaussian_sum(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     to float64 is about 1e-7 (10 + max |f|^2), f being the features less their mean: 3e-6 for usual sigmas, and too much
     for a sigma of a few pixels in a large image (`position_kernel` has no such limit).
 
-    Args:
-        queries: (B, N, D).
-        keys: (B, M, D).
-        values: (B, M, C).
-
-    Returns:
-        (B, N, C).
+    Shapes: queries (B, N, D), keys (B, M, D), values (B, M, C) and the result (B, N, C).
     """
     centre = keys.mean(1, keepdim=True)
     queries, keys = queries - centre, keys - centre
@@ -113,9 +101,6 @@ def chunked_sum(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     mode = "donot_use_mm_for_euclid_dist"
     parts = [torch.cdist(q, keys, compute_mode=mode).square().mul(-0.5).exp() @ values for q in queries.split(rows, 1)]
     return torch.cat(parts, 1)
-
-
-# Kernels -------------------------------------------------------------------------------------------------------------
 
 
 class _Symmetric(torch.autograd.Function):
@@ -164,9 +149,6 @@ def dense_kernel(features: Tensor, valid: Tensor | None = None) -> Kernel:
     Args:
         features: (B, D, H, W), see `stack_modalities`.
         valid: (B, H, W) bool, False = padding; None = all valid.
-
-    Raises:
-        ValueError: `valid` does not have the shape of the plane of the features or the values.
     """
     features = _without_padding(features, valid)
 
@@ -177,42 +159,37 @@ def dense_kernel(features: Tensor, valid: Tensor | None = None) -> Kernel:
     return _between_valid(plain, valid)
 
 
-def window_offsets(radius: int, dilation: int = 1) -> list[tuple[int, int]]:
+def window_offsets(radius: int) -> list[tuple[int, int]]:
     """Offsets (dy, dx) in pixels of one half of a window of (2 radius + 1)^2 positions, its centre left out."""
-    steps = range(-radius, radius + 1)
-    return [(dy * dilation, dx * dilation) for dy in range(radius + 1) for dx in steps if dy > 0 or dx > 0]
+    return [(dy, dx) for dy in range(radius + 1) for dx in range(-radius, radius + 1) if dy > 0 or dx > 0]
 
 
-def _pairs_of_views(height: int, width: int, radius: int, dilation: int) -> Iterator[tuple[Any, Any]]:
+def _pairs_of_views(height: int, width: int, radius: int) -> Iterator[tuple[Any, Any]]:
     """Per offset, the two overlapping views of a map: every pair of pixels that far apart, once."""
-    for dy, dx in window_offsets(radius, dilation):
+    for dy, dx in window_offsets(radius):
         if dy < height and abs(dx) < width:
             right, left = slice(max(dx, 0), width + min(dx, 0)), slice(max(-dx, 0), width - max(dx, 0))
             yield (..., slice(0, height - dy), left), (..., slice(dy, height), right)
 
 
-def window_kernel(features: Tensor, valid: Tensor | None = None, *, radius: int = 5, dilation: int = 1) -> Kernel:
-    """The kernel over the pairs at most `radius` steps of `dilation` pixels apart in y and in x, centre excluded.
+def window_kernel(features: Tensor, valid: Tensor | None = None, *, radius: int = 5) -> Kernel:
+    """The kernel over the pairs at most `radius` pixels apart in y and in x, centre excluded.
 
     The window of the Gated CRF loss (Obukhov et al. 2019, arXiv 1906.04651, radius 5) [code], visited offset by offset
-    [ours]: half of them, since the kernel is symmetric, and no unfolded copy. Dilation is [ours].
+    [ours]: half of them, since the kernel is symmetric, and no unfolded copy.
 
     Args:
         features: (B, D, H, W), see `stack_modalities`.
         valid: (B, H, W) bool, False = padding; None = all valid. Pixels beyond the border do not exist.
-        radius: of the window, in steps, at least 1.
-        dilation: pixels per step, at least 1.
-
-    Raises:
-        ValueError: `radius` or `dilation` below 1; `valid` does not have the shape of the features or the values.
+        radius: of the window in pixels, at least 1.
     """
-    if radius < 1 or dilation < 1:
-        raise ValueError(f"radius and dilation of a window must be at least 1, got {radius} and {dilation}")
+    if radius < 1:
+        raise ValueError(f"the radius of a window must be at least 1, got {radius}")
     features = _without_padding(features, valid)
 
     def plain(values: Tensor) -> Tensor:
         f, out = features.to(values.dtype), torch.zeros_like(values)
-        for one, other in _pairs_of_views(values.shape[2], values.shape[3], radius, dilation):
+        for one, other in _pairs_of_views(values.shape[2], values.shape[3], radius):
             # In place: a plane of all features for each offset would be allocated again, which takes longer than this.
             weight = (f[one] - f[other]).square_().sum(1, keepdim=True).mul_(-0.5).exp_()
             out[one].addcmul_(weight, values[other])
@@ -225,12 +202,7 @@ def window_kernel(features: Tensor, valid: Tensor | None = None, *, radius: int 
 def position_kernel(sigma: float, valid: Tensor | None = None) -> Kernel:
     """The kernel over all pairs by position alone, which is separable: no limit on the image's size or on `sigma`.
 
-    Args:
-        sigma: in pixels.
-        valid: (B, H, W) bool, False = padding; None = all valid.
-
-    Raises:
-        ValueError: `sigma` not positive; `valid` does not have the shape of the values.
+    `sigma` is in pixels; `valid` (B, H, W) bool, False = padding; None = all valid.
     """
     if not sigma > 0:
         raise ValueError(f"sigma of a kernel must be positive, got {sigma}")
@@ -243,9 +215,6 @@ def position_kernel(sigma: float, valid: Tensor | None = None) -> Kernel:
         return along(values.shape[2], values) @ values @ along(values.shape[3], values)
 
     return _between_valid(plain, valid)
-
-
-# The energy of a kernel ----------------------------------------------------------------------------------------------
 
 
 def products(p: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:

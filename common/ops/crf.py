@@ -36,10 +36,9 @@ def dense_crf(
     Args:
         probabilities: (K, H, W), any float type; values below 1e-6 count as 1e-6. float64 is exact and slow.
         image: (3, H, W), RGB in [0, 1].
-        weight: w1 in nats. Without `normalise` it weighs a sum over thousands of pixels and must be as much smaller.
-        sigma_xy: of W1, in pixels of this image.
-        sigma_rgb: of W1, in grey levels, of RGB in 0..255.
-        smooth_weight: w2 in nats.
+        weight, smooth_weight: w1 and w2 in nats. Without `normalise` they weigh sums over thousands of pixels and must
+            be as much smaller.
+        sigma_xy, sigma_rgb: of W1, in pixels of this image and in grey levels, of RGB in 0..255.
         smooth_sigma: of W2, in pixels.
         iterations: of the mean field; 0 returns p.
         normalise: each kernel is `D^-1/2 W D^-1/2` with D its row sums, so that weights do not depend on bandwidths.
@@ -48,12 +47,9 @@ def dense_crf(
 
     Returns:
         Q (K, H, W), probabilities in at least float32.
-
-    Raises:
-        ValueError: wrong shapes, or a parameter out of its range.
     """
     check_shapes(probabilities, image)
-    check_parameters(weight, sigma_xy, sigma_rgb, smooth_weight, smooth_sigma, iterations, normalise, stride)
+    check_parameters((weight, smooth_weight), (sigma_xy, sigma_rgb, smooth_sigma), iterations, stride)
     p = at_least_fp32(probabilities)[None]
     unary = p.clamp(min=FLOOR).log()
     colors = 255 * image[None].to(p.dtype)
@@ -77,17 +73,7 @@ def dense_crf(
     return q[0]
 
 
-def check_parameters(
-    weight: float,
-    sigma_xy: float,
-    sigma_rgb: float,
-    smooth_weight: float,
-    smooth_sigma: float,
-    iterations: int,
-    normalise: bool,
-    stride: int,
-) -> None:
-    weights, sigmas = (weight, smooth_weight), (sigma_xy, sigma_rgb, smooth_sigma)
+def check_parameters(weights: tuple[float, ...], sigmas: tuple[float, ...], iterations: int, stride: int) -> None:
     if not all(math.isfinite(value) for value in (*weights, *sigmas)) or min(weights) < 0 or min(sigmas) <= 0:
         raise ValueError(f"dense_crf: weights must be >= 0 and sigmas > 0, all finite, got {weights} and {sigmas}")
     if iterations < 0 or stride < 1:

@@ -34,9 +34,6 @@ def partial_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor | None = N
 
     Returns:
         Scalar in nats per labelled pixel of the global batch. Without a labelled pixel: zero with zero gradient.
-
-    Raises:
-        ValueError: `mask` or `valid` does not have the shape of the logits' plane.
     """
     check_plane("mask", mask, logits)
     if valid is not None:
@@ -68,9 +65,6 @@ def pixel_consistency(
 
     Returns:
         The loss in [0, 2] (zero without a valid pixel), and the share of confident pixels; both of the global batch.
-
-    Raises:
-        ValueError: `valid` does not have the shape of the logits' plane.
     """
     check_plane("valid", valid, logits)
     target = at_least_fp32(target.detach())
@@ -83,14 +77,8 @@ def pixel_consistency(
 
 
 def neighbour_pairs(valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Which pairs of 4-neighbours lie inside the image: the product of `valid` at both ends.
-
-    Args:
-        valid: (B, H, W) bool.
-
-    Returns:
-        float32 (m_y, m_x) in {0, 1}: (B, 1, H-1, W) for pairs (i, j), (i+1, j); (B, 1, H, W-1) for (i, j), (i, j+1).
-    """
+    """Which pairs of 4-neighbours lie inside the image: the product of `valid` (B, H, W) at both ends, as float32
+    (m_y, m_x): (B, 1, H-1, W) for pairs (i, j), (i+1, j); (B, 1, H, W-1) for (i, j), (i, j+1)."""
     m_y = valid[:, 1:] & valid[:, :-1]
     m_x = valid[:, :, 1:] & valid[:, :, :-1]
     return m_y[:, None].float(), m_x[:, None].float()
@@ -110,9 +98,6 @@ def contrast_weights(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Constant (w_y, w_x) in (0, 1], shaped as `neighbour_pairs`. Ones in a constant image and at pairs that are not
         valid.
-
-    Raises:
-        ValueError: `valid` does not have the shape of the image's plane.
     """
     check_plane("valid", valid, image)
     image = at_least_fp32(image)
@@ -227,10 +212,6 @@ def total_variation(
 
     Returns:
         Scalar, probability per pixel; `aniso` lies in [0, 4]. Without a valid pixel: zero with zero gradient.
-
-    Raises:
-        ValueError: unknown `variant`; negative `eps`, or zero with `iso` or `vector` (NaN gradients where `p` is
-            constant); `valid` does not have the shape of the plane of `p`.
     """
     total = total_variation_sum(p, valid, variant=variant, eps=eps, pair_weights=pair_weights)
     return global_mean(total, valid.sum())

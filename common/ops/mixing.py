@@ -33,12 +33,6 @@ def mix(stream: Mapping[str, object], mask: Tensor, partner: Mapping[str, object
             left out, because a mixed image has none.
         mask: (B, H, W) bool.
         partner: the same per-pixel entries of the other images, see `partners`.
-
-    Returns:
-        The mixed entries, by name; types are kept.
-
-    Raises:
-        ValueError: `mask` is not bool, an entry's shape does not fit it, or the two hold different entries.
     """
     own, other = _planes(stream), _planes(partner)
     if mask.dtype != torch.bool or mask.ndim != 3:
@@ -64,11 +58,7 @@ def partners(stream: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def swap_pairs(values: Tensor) -> Tensor:
-    """(B, ...) with rows 2i and 2i+1 exchanged.
-
-    Raises:
-        ValueError: B is odd.
-    """
+    """(B, ...) with rows 2i and 2i+1 exchanged."""
     if len(values) % 2:
         raise ValueError(
             f"mixing pairs image 2i with 2i+1, but a device sees {len(values)} images at once: make the batch divided "
@@ -79,9 +69,6 @@ def swap_pairs(values: Tensor) -> Tensor:
 
 def _planes(stream: Mapping[str, object]) -> dict[str, Tensor]:
     return {name: value for name, value in stream.items() if isinstance(value, Tensor) and value.ndim >= 3}
-
-
-# Masks ----------------------------------------------------------------------------------------------------------------
 
 
 def box_masks(
@@ -112,12 +99,6 @@ def box_masks(
         boxes: boxes per image.
         probability: share of the images that get boxes; the others are False everywhere.
         seed: draws of different seeds are independent (run, view, ...).
-
-    Returns:
-        (B, H, W) bool.
-
-    Raises:
-        ValueError: `area` or `aspect` is no such range.
     """
     if not 0 < area[0] <= area[1] <= 1:
         raise ValueError(f"area must be (low, high) with 0 < low <= high <= 1, got {area}")
@@ -150,9 +131,6 @@ def class_masks(labels: Tensor, key: Tensor, num_classes: int, *, seed: int = 0)
         key: (B, 2) int64, (epoch, position) of each sample.
         num_classes: K.
         seed: draws of different seeds are independent.
-
-    Returns:
-        (B, H, W) bool; all False where one class or none occurs.
     """
     cell = labels.long().clamp(max=num_classes).flatten(1)
     none = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
@@ -186,9 +164,6 @@ def cow_masks(
         share: range of the share of True; 0 is empty, 1 full.
         sigma: range of the blur's deviation in pixels.
         seed: draws of different seeds are independent.
-
-    Returns:
-        (B, H, W) bool.
     """
     height, width = size
     u = key_uniform(key, 2 + height * width, seed)
@@ -200,9 +175,6 @@ def cow_masks(
     wanted = share[0] + (share[1] - share[0]) * u[:, 1, None, None]
     level = smooth.std((1, 2), keepdim=True) * math.sqrt(2) * (2 * wanted - 1).erfinv()
     return smooth <= smooth.mean((1, 2), keepdim=True) + level
-
-
-# Numbers --------------------------------------------------------------------------------------------------------------
 
 
 def key_uniform(key: Tensor, count: int, seed: int = 0) -> Tensor:

@@ -48,9 +48,6 @@ def mrf(probabilities: Array, image: Array | None, *, mu: float, weights: Weight
 
     Returns:
         (H, W) int64 numpy array. Ties of the argmax go to the lowest class.
-
-    Raises:
-        ValueError: wrong shapes, probabilities or image not finite, `mu` negative, unknown `weights`.
     """
     values, pair_weights = _prepare(probabilities, image, mu, weights)
     classes, height, width = values.shape

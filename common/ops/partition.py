@@ -35,15 +35,8 @@ def iou_matrix(confusion: Array) -> Array:
     return np.divide(counts, union, out=np.zeros_like(counts), where=union > 0)
 
 
-# Against all human segmentations of an image (Arbelaez et al., TPAMI 2011, section 3.1) ----------------------------
-
-
 def contingency(segmentation: Array, truth: Array) -> Array:
-    """(R, S) number of pixels in segment r of `segmentation` and s of `truth`, whatever their numbers are.
-
-    Raises:
-        ValueError: the two differ in shape.
-    """
+    """(R, S) number of pixels in segment r of `segmentation` and s of `truth`, whatever their numbers are."""
     return metrics.contingency_table(*_numbered(segmentation, truth)).toarray().astype(np.int64)
 
 

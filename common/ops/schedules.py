@@ -16,10 +16,5 @@ def linear_ramp(progress: float, start: float, length: float) -> float:
 
 
 def sigmoid_ramp(progress: float, length: float) -> float:
-    """`exp(-5 (1 - t)^2)` with t from 0 to 1 over the first `length` of the run, 1 after (mean teacher, 1703.01780).
-
-    Args:
-        progress: finished fraction of the run in [0, 1].
-        length: fraction of the run; 0: the full weight from the first step on.
-    """
+    """`exp(-5 (1 - t)^2)` with t from 0 to 1 over the first `length` of the run, 1 after (mean teacher, 1703.01780)."""
     return 1.0 if progress >= length else math.exp(-5 * (1 - progress / length) ** 2)

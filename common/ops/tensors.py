@@ -21,26 +21,14 @@ def check_plane(name: str, plane: Tensor, like: Tensor) -> None:
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """A plane per class: 1 where it is the label, 0 elsewhere; no plane has a pixel without a label.
-
-    Args:
-        labels: (B, H, W) int64, class id or 255 = no label.
-
-    Returns:
-        (B, K, H, W) float32, channels last in memory.
-    """
+    """A plane per class (B, K, H, W) float32, channels last in memory: 1 where it is the label, 0 elsewhere, also where
+    there is no label."""
     none = labels == IGNORE
     planes = torch.zeros(*labels.shape, num_classes + 1, device=labels.device)
     return planes.scatter_(3, labels.masked_fill(none, num_classes)[..., None], 1)[..., :-1].movedim(3, 1)
 
 
 def valid_cells(valid: Tensor, stride: int) -> Tensor:
-    """Which cells of stride x stride pixels hold no padding, for losses on maps that are averaged over such cells.
-
-    Args:
-        valid: (B, H, W) bool, False = padding.
-
-    Returns:
-        (B, H // stride, W // stride) bool.
-    """
+    """Which cells of stride x stride pixels hold no padding, (B, H // stride, W // stride) bool: for losses on maps
+    that are averaged over such cells."""
     return -F.max_pool2d(-valid[:, None].float(), stride)[:, 0] > 0

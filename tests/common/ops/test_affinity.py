@@ -27,7 +27,6 @@ Build = Callable[[Tensor, Tensor | None], Kernel]
 KERNELS: dict[str, Build] = {
     "dense": dense_kernel,
     "window": lambda f, v: window_kernel(f, v, radius=2),
-    "dilated": lambda f, v: window_kernel(f, v, radius=1, dilation=2),
     "position": lambda f, v: position_kernel(1.7, v),
 }
 every_kernel = pytest.mark.parametrize("name", KERNELS)
@@ -53,8 +52,6 @@ def slow_weight(name: str, image: Tensor, a: tuple[int, int], b: tuple[int, int]
     if name == "position":
         return math.exp(-(dy**2 + dx**2) / (2 * 1.7**2))
     if name == "window" and ((dy, dx) == (0, 0) or max(dy, dx) > 2):
-        return 0.0
-    if name == "dilated" and ((dy, dx) == (0, 0) or {dy, dx} - {0, 2}):
         return 0.0
     color = sum((255 * float(image[c][a]) - 255 * float(image[c][b])) ** 2 for c in range(3))
     return math.exp(-(dy**2 + dx**2) / (2 * 2.5**2) - color / (2 * 90.0**2))
@@ -131,7 +128,7 @@ def test_kernels_are_symmetric_and_their_gradient_is_themselves(name: str) -> No
     torch.testing.assert_close(matrix, matrix.mT, rtol=1e-12, atol=1e-15)
     assert matrix.min() >= 0
     diagonal = matrix.diagonal(dim1=1, dim2=2)
-    assert torch.equal(diagonal, (valid.flatten(1) * (0.0 if name in ("window", "dilated") else 1.0)).double())
+    assert torch.equal(diagonal, (valid.flatten(1) * (0.0 if name == "window" else 1.0)).double())
 
 
 @every_kernel
@@ -293,12 +290,12 @@ def test_the_attention_never_falls_back_to_the_matrix(monkeypatch: pytest.Monkey
 # ---------------------------------------------------------------------------------------------- window
 
 
-@pytest.mark.parametrize(("radius", "dilation", "count"), [(5, 1, 60), (1, 1, 4), (2, 3, 12)])
-def test_offsets_are_half_a_window(radius: int, dilation: int, count: int) -> None:
-    half = window_offsets(radius, dilation)
+@pytest.mark.parametrize(("radius", "count"), [(5, 60), (1, 4), (2, 12)])
+def test_offsets_are_half_a_window(radius: int, count: int) -> None:
+    half = window_offsets(radius)
     assert len(half) == count
     every = {*half, *((-dy, -dx) for dy, dx in half)}
-    steps = [dilation * step for step in range(-radius, radius + 1)]
+    steps = range(-radius, radius + 1)
     assert every == {(dy, dx) for dy in steps for dx in steps} - {(0, 0)}
 
 
@@ -337,10 +334,10 @@ def test_a_window_larger_than_the_image(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(found, dense_kernel(features)(values) - values, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(("radius", "dilation"), [(0, 1), (-1, 1), (2, 0)])
-def test_bad_windows_are_refused(radius: int, dilation: int) -> None:
+@pytest.mark.parametrize("radius", [0, -1])
+def test_bad_windows_are_refused(radius: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        window_kernel(torch.zeros(1, 2, 3, 3), radius=radius, dilation=dilation)
+        window_kernel(torch.zeros(1, 2, 3, 3), radius=radius)
 
 
 def test_position_kernel_is_the_dense_kernel_of_positions() -> None:
