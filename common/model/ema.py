@@ -26,9 +26,6 @@ class EMATeacher(nn.Module, Generic[Student]):
         decay: alpha in [0, 1); the half-life is log(0.5) / log(alpha) steps, 69 for 0.99.
         warmup: in step t = 0, 1, ... use `min(1 - 1 / (t + 1), decay)` (UniMatch V2's code), so that the teacher
             starts as the student's plain average.
-
-    Raises:
-        ValueError: decay out of range.
     """
 
     steps: Tensor
@@ -55,11 +52,7 @@ class EMATeacher(nn.Module, Generic[Student]):
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move towards `student`; call it in `after_step`, which runs once per optimizer step.
-
-        Raises:
-            ValueError: `student` has not the tensors of the one that was copied.
-        """
+        """Move towards `student`; call it in `after_step`, which runs once per optimizer step."""
         own, other = self.network.state_dict(), student.state_dict()
         if own.keys() != other.keys():
             raise ValueError(f"the student has other tensors than the teacher: {sorted(own.keys() ^ other.keys())[:4]}")

@@ -18,9 +18,6 @@ class InferenceConfig:
         window: None (the whole image at once), or [height, width] of a sliding window in pixels.
         stride: [height, width] between windows, at most the window; None is two thirds of it.
         flip: average the probabilities with those of the image mirrored left to right.
-
-    Raises:
-        ValueError: a window or stride that is not two positive numbers, or a stride beyond the window.
     """
 
     window: list[int] | None = None

@@ -61,9 +61,6 @@ class SegmentationMetrics(Metric):
             prediction: (B, H, W) int64, class ids.
             mask: (B, H, W) int64, class ids or IGNORE.
             valid: (B, H, W) bool, False = padding. None: all valid.
-
-        Raises:
-            ValueError: shapes differ, or a counted pixel has a class outside 0..K-1.
         """
         if prediction.shape != mask.shape:
             raise ValueError(f"prediction {tuple(prediction.shape)} and mask {tuple(mask.shape)} differ in shape")

@@ -71,8 +71,6 @@ class SegmentationModule(LightningModule):
         self.inference, self.postprocess = inference, postprocess
         self.last_step: tuple[Batch, StepOutput] | None = None  # for the report of a non-finite step
 
-    # What a method says --------------------------------------------------------------------------------------------
-
     def compute_loss(self, batch: Batch) -> StepOutput:
         """The paper: the loss of one batch."""
         raise NotImplementedError
@@ -102,8 +100,6 @@ class SegmentationModule(LightningModule):
         """The run's seed for what is drawn from a sample's key (`common.ops.mixing`); draw `number` of at most 64."""
         return 64 * int(os.environ.get("PL_GLOBAL_SEED", "0")) + number
 
-    # Training ------------------------------------------------------------------------------------------------------
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout and the like are reseeded in each step, so that a resumed run continues as the unbroken one.
         self.step_seed = mixed(self.draw_seed(), self.current_epoch, batch_idx, self.global_rank)
@@ -130,8 +126,6 @@ class SegmentationModule(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = lr_schedule(optimizer, steps, self.schedule, self.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    # Evaluation ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         if stage == "fit":

@@ -6,10 +6,10 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import segmentation_models_pytorch as smp
 import timm
@@ -19,14 +19,8 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.model.pretrained import (
-    FILE_SUFFIXES,
-    check_weights_name,
-    file_normalisation,
-    load_encoder,
-    named_normalisation,
-    read_weights,
-)
+from common.model import pretrained
+from common.model.pretrained import FILE_SUFFIXES
 
 
 @dataclass
@@ -50,9 +44,6 @@ class NetworkConfig:
         checkpoint_activations: compute the encoder's activations again in the backward pass instead of keeping them;
             timm encoders only, and with BatchNorm only if it is frozen, whose statistics would move twice a step.
         compile: torch.compile of encoder, decoder and head; the first steps take a minute, checkpoints stay the same.
-
-    Raises:
-        ValueError: mean, std, dropout or layer_decay out of range.
     """
 
     arch: str = "Unet"
@@ -85,20 +76,11 @@ class SegmentationNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        model: Any,
-        stride: int,
-        mean: list[float],
-        std: list[float],
-        dropout: float,
-        freeze_bn: bool = False,
-        layer_decay: float = 1.0,
-    ) -> None:
+    def __init__(self, model: Any, stride: int, mean: list[float], std: list[float], config: NetworkConfig) -> None:
         super().__init__()
         self.model = model  # an smp.base.SegmentationModel, whose parts smp does not declare
-        self.stride, self.freeze_bn, self.layer_decay = stride, freeze_bn, layer_decay
-        self.dropout = nn.Dropout2d(dropout)
+        self.stride, self.freeze_bn, self.layer_decay = stride, config.freeze_bn, config.layer_decay
+        self.dropout = nn.Dropout2d(config.dropout)
         # Persistent: trained weights mean nothing under another normalisation, so it travels with them in every
         # checkpoint, also to where the pretrained weights that stated it are not at hand.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -137,8 +119,7 @@ class SegmentationNetwork(nn.Module):
 
     def decode(self, maps: list[Tensor], tokens: list[Tensor | None] | None = None) -> Tensor:
         """What `encode` gave -> the decoder's output (B, C, h, w); between the two, features can be perturbed."""
-        decoded: Tensor = self.model.decoder(maps) if tokens is None else self.model.decoder(maps, tokens)
-        return decoded
+        return cast(Tensor, self.model.decoder(maps) if tokens is None else self.model.decoder(maps, tokens))
 
     def classify(self, decoded: Tensor, height: int, width: int) -> Tensor:
         """The decoder's output of a height x width image -> its logits (B, K, height, width)."""
@@ -210,9 +191,9 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
 
     file = config.weights if config.weights is not None and config.weights.endswith(FILE_SUFFIXES) else None
     named = config.weights if file is None else None
-    state, metadata = read_weights(Path(file)) if file is not None else ({}, {})
+    state, metadata = pretrained.read_weights(Path(file)) if file is not None else ({}, {})
     if named is not None:
-        check_weights_name(encoder, named)
+        pretrained.check_weights_name(encoder, named)
         if full is not None:
             encoder = f"{encoder}.{named}"  # timm's weights are part of the model's name
     pair = f"arch {config.arch} with encoder {config.encoder}"
@@ -235,14 +216,17 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
 
     mean, std = config.mean, config.std
     if mean is None or std is None:
-        stated = named_normalisation(encoder, named) if named is not None else file_normalisation(metadata, file)
+        if named is not None:
+            stated = pretrained.named_normalisation(encoder, named)
+        else:
+            stated = pretrained.file_normalisation(metadata, file)
         mean, std = mean or stated[0], std or stated[1]
     if file is not None:
-        load_encoder(model.encoder, state, file, full)
+        pretrained.load_encoder(model.encoder, state, file, full)
     stride = int(model.encoder.output_stride)
     if arch is smp.DPT:  # its i-th map is resampled to stride 2^(i + 2), also beyond the patch size
         stride = max(stride, 2 ** (len(model.encoder.out_channels) + 1))
-    network = SegmentationNetwork(model, stride, mean, std, config.dropout, config.freeze_bn, config.layer_decay)
+    network = SegmentationNetwork(model, stride, mean, std, config)
     _try_out(network, num_classes, pair)
     if config.checkpoint_activations:
         _checkpoint_activations(network, config)
@@ -271,17 +255,16 @@ def _checkpoint_activations(network: SegmentationNetwork, config: NetworkConfig)
     inner.set_grad_checkpointing()
 
 
-def _unknown(kind: str, name: str, known: Iterable[str], whole_list: str) -> ValueError:
+def _unknown(kind: str, name: str, known: Sequence[str], whole_list: str = "") -> ValueError:
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=4, cutoff=0.5)]
     nearest = f"nearest: {', '.join(near)}" if near else "no similar name"
-    return ValueError(f"unknown {kind} {name!r}; {nearest}. All of them: {whole_list}")
+    return ValueError(f"unknown {kind} {name!r}; {nearest}. All of them: {whole_list or ', '.join(known)}")
 
 
 def _find_arch(name: str) -> Any:
     if name.lower() not in ARCHITECTURES:
-        known = [arch.__name__ for arch in ARCHITECTURES.values()]
-        raise _unknown("arch", name, known, ", ".join(known))
+        raise _unknown("arch", name, [arch.__name__ for arch in ARCHITECTURES.values()])
     return ARCHITECTURES[name.lower()]
 
 
@@ -291,7 +274,7 @@ def _check_decoder(arch: Any, decoder: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(arch.__init__).parameters if name not in ours]
     for name in decoder:
         if name not in known:
-            raise _unknown(f"decoder argument of {arch.__name__}", name, known, ", ".join(known))
+            raise _unknown(f"decoder argument of {arch.__name__}", name, known)
 
 
 def _find_encoder(name: str, timm_only: bool) -> str:
@@ -301,10 +284,8 @@ def _find_encoder(name: str, timm_only: bool) -> str:
         return name
     timm_name, _, tag = name.removeprefix("tu-").partition(".")
     if not timm.is_model(timm_name):
-        whole_list = "timm.list_models()" + (
-            "" if timm_only else " and segmentation_models_pytorch.encoders.get_encoder_names()"
-        )
-        raise _unknown("encoder", name, [*timm.list_models(), *smp_names], whole_list)
+        smp_list = "" if timm_only else " and segmentation_models_pytorch.encoders.get_encoder_names()"
+        raise _unknown("encoder", name, [*timm.list_models(), *smp_names], f"timm.list_models(){smp_list}")
     if tag:
         raise ValueError(f"encoder {name!r} names its weights: write encoder: {timm_name} and weights: {tag}")
     return f"tu-{timm_name}"

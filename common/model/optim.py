@@ -18,13 +18,7 @@ ScheduleName = Literal["constant", "poly", "cosine"]
 def lr_schedule(optimizer: Optimizer, total_steps: int, name: ScheduleName, warmup: float) -> LambdaLR:
     """Linear warm-up over the fraction `warmup` of `total_steps`, then constant, poly (power 0.9) or cosine to 0.
 
-    A parameter group with `constant_lr: True` (a discriminator's) keeps its learning rate.
-
-    Args:
-        optimizer: its groups hold the highest learning rates.
-        total_steps: optimizer steps of the run; the rate stays at its end value beyond.
-        name: see above.
-        warmup: fraction in [0, 1].
+    The groups of `optimizer` hold the highest rates; one with `constant_lr: True` (a discriminator's) keeps it.
     """
     rise = round(warmup * total_steps)
 
@@ -61,9 +55,6 @@ class ChainedOptimizer(Optimizer):
 
     Args:
         optimizers: at least one; no parameter may belong to two of them.
-
-    Raises:
-        ValueError: no optimizer, or a parameter in two of them.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:

@@ -64,9 +64,6 @@ def mixed_pseudo_labels(
 
     Returns:
         The image (B, 3, H, W), where it is valid (B, H, W), and the probabilities (2, B, K, H, W), constants.
-
-    Raises:
-        ValueError: the number of images is odd.
     """
     answers = []
     for network in networks:
@@ -82,15 +79,8 @@ def mixed_pseudo_labels(
 
 
 def cross_entropies(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Cross entropy of each pixel in nats.
-
-    Args:
-        logits: of each network, (B, K, H, W). Not stacked: that would copy them, forward and backward.
-        labels: (networks, B, H, W) int64 in 0..K-1, what each is to learn.
-
-    Returns:
-        (networks, B, H, W).
-    """
+    """Cross entropy of each pixel in nats (networks, B, H, W), from the logits (B, K, H, W) of each network (not
+    stacked: that would copy them, forward and backward) and what each is to learn, (networks, B, H, W) in 0..K-1."""
     return torch.stack([F.cross_entropy(*one, reduction="none") for one in zip(logits, labels, strict=True)])
 
 

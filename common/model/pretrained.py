@@ -84,9 +84,6 @@ def load_encoder(encoder: nn.Module, state: dict[str, Tensor], file: str, full: 
     Args:
         file: named in errors.
         full: timm's whole model, on the meta device; None for smp's own encoders.
-
-    Raises:
-        ValueError: tensors are missing, left over or of another shape.
     """
     state = {name.removeprefix("encoder."): value for name, value in state.items()}
     wanted = encoder.state_dict()
