@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from lightning import Trainer, seed_everything
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 
 from common.model.module import SegmentationModule
 from common.model.options import plain_options
@@ -19,7 +20,6 @@ from common.training.loggers import CSVLogger
 from common.training.nonfinite import NonFiniteGuard
 from common.training.predictions import PredictionPictures
 from common.training.run_dir import RunStart, is_used
-from common.training.strategy import make_strategy
 from common.training.summary import RunSummary, git_commit
 from common.training.throughput import FetchTimer, Throughput
 from common.training.tracking import Tracking, WandbMode, make_trackers
@@ -57,10 +57,8 @@ def run_parts(
         wandb_checkpoints: send the checkpoints to W&B too.
     """
 
-    def more_loggers(step: int) -> list[Logger]:
-        # They write into the run directory at once: made when it is claimed.
-        return make_trackers(folder, wandb, tensorboard, git_commit(), step)
-
+    # Called when the run directory is claimed: they write into it at once.
+    more_loggers = partial(make_trackers, folder, wandb, tensorboard, git_commit())
     checkpoints = folder / "checkpoints"
     callbacks = [
         RunStart(folder, method, config, overwrite, more_loggers),
@@ -123,7 +121,10 @@ def house_arguments(told: Mapping[str, Any]) -> dict[str, Any]:
     config["plugins"] = [AtomicCheckpointIO(), *(told.get("plugins") or [])]
     config["profiler"] = FetchTimer() if told.get("profiler") is None else told["profiler"]
     if device_count(told) > 1 and told.get("strategy", "auto") in ("auto", "ddp"):
-        config["strategy"] = make_strategy()
+        # Every parameter gets a gradient in every step, and `average_buffers` makes buffers equal before they are used.
+        config["strategy"] = DDPStrategy(
+            find_unused_parameters=False, static_graph=False, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
         config["sync_batchnorm"] = torch.cuda.is_available()  # it refuses CPU
     return config
 
@@ -134,5 +135,5 @@ def device_count(told: Mapping[str, Any]) -> int:
     if devices in ("auto", -1, "-1"):
         gpus = told.get("accelerator", "auto") in ("auto", "gpu", "cuda")
         devices = torch.cuda.device_count() if gpus else 1
-    count = len(devices) if isinstance(devices, list) else len(str(devices).split(",")) if "," in str(devices) else 0
-    return max(1, count or int(devices)) * int(told.get("num_nodes", 1))
+    several = isinstance(devices, list) or "," in str(devices)
+    return max(1, str(devices).count(",") + 1 if several else int(devices)) * int(told.get("num_nodes", 1))

@@ -6,7 +6,6 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "segmentation-models-pytorch",
 class RunSummary(Callback):
     """Writes `summary.json`: what was trained, on what, how long, and the final metrics. `test` adds to it.
 
-    Keys: `method`, `data`, `seed`, `steps`, `annotation` (labelled images and pixels), `last`, `best` (validation
-    metrics), `test` (one entry per checkpoint tested), `seconds`, `images_per_s`, `peak_memory_gb`, `parameters`,
-    `commit`, `versions`, `devices`.
+    `annotation` counts labelled images and pixels; `last` and `best` are validation metrics, `test` has an entry for
+    each checkpoint tested.
     """
 
     def __init__(self, folder: Path, seed: int, test_name: str | None = None) -> None:
@@ -46,7 +44,8 @@ class RunSummary(Callback):
         if not trainer.is_global_zero:
             return
         seconds = self.seconds_before + time.perf_counter() - self._since
-        speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        timer = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+        speed = round(timer.total_images / timer.total_seconds, 2) if timer.total_seconds else None
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         data = trainer.datamodule  # type: ignore[attr-defined]
         summary = {
@@ -58,9 +57,7 @@ class RunSummary(Callback):
             "last": read_metrics(trainer, "val"),
             "best": {"val/miou": float(best.best_model_score)} if best and best.best_model_score is not None else {},
             "seconds": round(seconds, 1),
-            "images_per_s": round(speed.total_images / speed.total_seconds, 2)
-            if speed and speed.total_seconds
-            else None,
+            "images_per_s": speed,
             "peak_memory_gb": round(peak_memory_gb(), 3),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "commit": git_commit(),
@@ -87,10 +84,10 @@ def git_commit() -> str | None:
     """The checkout's commit, with `+` behind it when files differ from it; None outside a git checkout."""
     here = Path(__file__).parent
 
-    def git(arguments: Sequence[str]) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git(["rev-parse", "--short=12", "HEAD"]) + ("+" if git(["status", "--porcelain", "-uno"]) else "")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

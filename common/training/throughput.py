@@ -34,8 +34,8 @@ class Throughput(Callback):
     bar too) and `perf/peak_memory_gb` at the logging interval. Validation time is not counted."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.total_images, self.total_seconds = 0, 0.0
         self._begin(trainer)
-        self.total_images, self.total_seconds, self._paused = 0, 0.0, 0.0
 
     def _begin(self, trainer: Trainer) -> None:
         self._since, self._images, self._paused = time.perf_counter(), 0, 0.0

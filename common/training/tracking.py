@@ -7,26 +7,23 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch import loggers
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 
-Array = np.ndarray[Any, Any]
 WandbMode = Literal["off", "online", "offline"]
 
 
-@dataclass
-class Sample:
+class Sample(NamedTuple):
     """A validation image with its truth and what is predicted, at one size: (H, W, 3) uint8 and twice (H, W)."""
 
     name: str
@@ -78,13 +75,10 @@ def make_trackers(folder: Path, wandb: WandbMode, tensorboard: bool, commit: str
     Args:
         folder: run directory, with its `config.yaml`. A W&B run's id is kept in `wandb/run_id`, so that whatever is
             resumed, or tested later, there goes to the same W&B run.
-        wandb: `online`, `offline` (into `folder/wandb`, for `wandb sync`) or `off`.
+        wandb: `offline` runs are in `folder/wandb`, for `wandb sync`.
         tensorboard: into `folder/tensorboard`.
         commit: a tag in W&B.
         step: where the run is resumed.
-
-    Raises:
-        ValueError: W&B refuses, for want of a login for instance.
     """
     if getattr(rank_zero_only, "rank", 0):
         return []
@@ -154,17 +148,11 @@ def log_pictures(
             import wandb
 
             labels = {**dict(enumerate(class_names)), IGNORE: "no label"}
-            pictures = [
-                wandb.Image(
-                    sample.image,
-                    caption=sample.name,
-                    masks={
-                        "prediction": {"mask_data": sample.labels, "class_labels": labels},
-                        "truth": {"mask_data": sample.truth, "class_labels": labels},
-                    },
-                )
-                for sample in samples
-            ]
+            pictures = []
+            for sample in samples:
+                masks = {"prediction": sample.labels, "truth": sample.truth}
+                shown = {name: {"mask_data": mask, "class_labels": labels} for name, mask in masks.items()}
+                pictures.append(wandb.Image(sample.image, caption=sample.name, masks=shown))
             tracker.experiment.log({"predictions": pictures}, step=step)
 
 
@@ -173,18 +161,16 @@ def log_summary(trackers: Iterable[Logger], summary: Mapping[str, Any], files: I
     columns, rows = iou_table(summary)
     for tracker in trackers:
         if isinstance(tracker, loggers.TensorBoardLogger):
-            lines = [columns, ["---"] * len(columns), *([str(cell) for cell in row] for row in rows)]
-            table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-            tracker.experiment.add_text("iou per class", table, summary["steps"])
+            lines = [columns, ["---"] * len(columns), *rows]
+            text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+            tracker.experiment.add_text("iou per class", text, summary["steps"])
             tracker.experiment.add_text("summary", f"```json\n{json.dumps(summary, indent=1)}\n```", summary["steps"])
         elif isinstance(tracker, WandbLogger):
             import wandb
 
             run = tracker.experiment
-            run.log(
-                {"iou per class": wandb.Table(columns=[*columns], data=rows)},
-                step=max(summary["steps"], run.starting_step),
-            )
+            table = wandb.Table(columns=[*columns], data=rows)
+            run.log({"iou per class": table}, step=max(summary["steps"], run.starting_step))
             run.summary.update(dict(summary))
             for file in files:
                 copy = shutil.copy(file, run.dir)  # W&B would link to it
@@ -234,19 +220,17 @@ class Tracking(Callback):
     ) -> None:
         self.folder, self.checkpoints, self.trackers = folder, checkpoints, trackers
 
-    def _summary(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / "summary.json").read_text()))
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            log_summary(trainer.loggers, self._summary())
+            log_summary(trainer.loggers, json.loads((self.folder / "summary.json").read_text()))
             if self.checkpoints:
                 log_checkpoints(trainer.loggers, self.folder)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and self.trackers and (self.folder / "summary.json").exists():
+        summary = self.folder / "summary.json"
+        if trainer.is_global_zero and self.trackers and summary.exists():
             trackers = self.trackers()
-            log_summary(trackers, self._summary(), sorted(self.folder.glob("test_*_images.npz")))
+            log_summary(trackers, json.loads(summary.read_text()), sorted(self.folder.glob("test_*_images.npz")))
             finish(trackers)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
