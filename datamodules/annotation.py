@@ -44,9 +44,6 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
     """Draw the annotation of a data module's labelled images into `folder`, whole or not at all.
 
     All that training and validation read is read here too, so that a bad file is named before the run begins.
-
-    Raises:
-        ValueError, FileNotFoundError: what reading a file raises, image and mask of unequal size, or no label at all.
     """
     labeled, unlabeled = data.lists()
     dense = dense_names(labeled, data.supervision, data.annotation_seed)
@@ -60,16 +57,8 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
 
 
 def annotate(data: SegmentationDataModule, name: str, dense: bool) -> tuple[Array, Array]:
-    """The mask of a labelled image at the training size, and what of it training may see, both uint8 (h, w).
-
-    Args:
-        data: its data module.
-        name: of the image.
-        dense: all of the mask may be seen, whatever the supervision says.
-
-    Raises:
-        ValueError: image and mask differ in size.
-    """
+    """The mask of a labelled image at the training size, and what of it training may see (`dense`: all of it, whatever
+    the supervision says), both uint8 (h, w)."""
     mask = data.mask(name)
     assert mask is not None  # `lists` takes labelled images from those that have one
     check_sizes(name, data.image(name).shape, mask)
@@ -87,18 +76,8 @@ def annotate(data: SegmentationDataModule, name: str, dense: bool) -> tuple[Arra
 def write_annotation(
     folder: Path, masks: Iterable[tuple[str, Array, Array]], class_names: Sequence[str], kind: str
 ) -> None:
-    """Write the masks, their counts and, for boxes and tags, the tags.
-
-    Args:
-        folder: an empty folder.
-        masks: each labelled image's name, its dense mask and what of it is labelled, both uint8 (h, w) with class ids
-            and 255.
-        class_names: of the data set.
-        kind: of supervision.
-
-    Raises:
-        ValueError: no pixel has a label, where the kind gives labels to pixels.
-    """
+    """Write the masks, their counts and, for boxes and tags, the tags. `masks` gives each labelled image's name, its
+    dense mask and what of it is labelled, both uint8 (h, w) with class ids and 255."""
     counts, totals = np.zeros(len(class_names), np.int64), np.zeros(len(class_names), np.int64)
     tags: dict[str, list[bool]] = {}
     pixels = empty = 0

@@ -15,11 +15,6 @@ def with_draws(batch: dict[str, Any], seed: int, strong_views: int) -> dict[str,
     """A training batch with the random numbers of each sample's augmentation; an evaluation batch as it is.
 
     They are drawn on the host, where the keys are: asking the device for them would make it wait.
-
-    Args:
-        batch: of a loader.
-        seed: of the augmentation.
-        strong_views: of each unlabelled image.
     """
     ready = dict(batch)
     for number, stream in enumerate(STREAMS):
@@ -32,17 +27,8 @@ def with_draws(batch: dict[str, Any], seed: int, strong_views: int) -> dict[str,
 
 
 def augmented(stream: dict[str, Any], crop: tuple[int, int], scale: tuple[float, float], flip: bool) -> dict[str, Any]:
-    """One stream of `with_draws`, on the device: randomly cropped, with its strong views if it has numbers for them.
-
-    Args:
-        stream: B images at the training size, H x W pixels.
-        crop: height h and width w of the result.
-        scale: range of the random magnification.
-        flip: mirror half of the samples.
-
-    Returns:
-        The stream as a `SegBatch` of h x w pixels.
-    """
+    """One stream of `with_draws` as a `SegBatch`, on the device: cropped by `random_crop`, with its strong views if it
+    has numbers for them."""
     stream = dict(stream)
     extent, draws, strong = stream.pop("extent"), stream.pop("draws"), stream.pop("strong_draws", None)
     image = stream["image"].float().div_(255)

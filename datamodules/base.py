@@ -49,9 +49,6 @@ class SegmentationDataModule(LightningDataModule):
         cache: keep decoded, resized training and validation images, so that each is read once: `ram`, until the run
             ends, shared by the loader processes of a device; `disk`, in `cache_dir`, for all runs and devices. Either
             takes up to 3 x height x width bytes an image; the results are the same bit for bit.
-
-    Raises:
-        ValueError: an option out of range, or without effect together with the others.
     """
 
     class_names: Sequence[str] = ()
@@ -104,8 +101,6 @@ class SegmentationDataModule(LightningDataModule):
         self.accumulation = 1
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have no validation image
 
-    # What a data set provides --------------------------------------------------------------------------------------
-
     def names(self, split: Split) -> list[str]:
         """Image ids of a split, sorted."""
         return sorted(self.splits[split])
@@ -137,8 +132,6 @@ class SegmentationDataModule(LightningDataModule):
     def source(self) -> str:
         """What tells this set's files from another's (the folder): part of the annotation cache's key."""
         return str(self.root.resolve())
-
-    # Shared --------------------------------------------------------------------------------------------------------
 
     @property
     def num_classes(self) -> int:
@@ -176,8 +169,7 @@ class SegmentationDataModule(LightningDataModule):
         return self.cache_dir / folder_name(self)
 
     def prepare_data(self) -> None:
-        """Draw the annotation of the labelled images once; afterwards training opens no dense mask. Raises what
-        `datamodules.annotation.draw` does."""
+        """Draw the annotation of the labelled images once; afterwards training opens no dense mask."""
         folder = self.annotation_dir()
         if not (folder / "annotation.json").exists():
             draw(self, folder)
@@ -187,7 +179,7 @@ class SegmentationDataModule(LightningDataModule):
         return dict(json.loads((self.annotation_dir() / "annotation.json").read_text()))
 
     def setup(self, stage: str) -> None:
-        """Before training, say what is labelled. Raises what the loaders do."""
+        """Before training, say what is labelled."""
         if stage == "fit":
             announce(self)
             self.train_dataloader(), self.val_dataloader()  # raise what is wrong before the run begins
@@ -218,8 +210,6 @@ class SegmentationDataModule(LightningDataModule):
         # What a spawned loader process gets; the trainer holds what cannot be sent.
         return {**self.__dict__, "trainer": None}
 
-    # Batches -------------------------------------------------------------------------------------------------------
-
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """A training batch with the random numbers of its augmentation, drawn on the host."""
         return with_draws(batch, self.seed, self.strong_views)
@@ -238,9 +228,6 @@ class SegmentationDataModule(LightningDataModule):
     def evaluation_batch(
         self, image: Array, mask: Array | None = None, name: str = "image", device: torch.device | str = "cpu"
     ) -> dict[str, Any]:
-        """One whole image as the batch that `validation_step`, `test_step` and `predict_step` get, on `device`.
-
-        `image` is uint8 (H, W, 3) RGB of any size, and is resized to fit inside `size`; `mask` is uint8 (H, W), class
-        id or 255 (None: 255 everywhere). Raises ValueError if the two differ in size.
-        """
+        """One whole image as the batch that `validation_step`, `test_step` and `predict_step` get: an image uint8
+        (H, W, 3) RGB of any size, and its mask uint8 (H, W), class id or 255 (None: 255 everywhere)."""
         return self.ready(default_collate([whole_image(name, shrink(image, self.size), mask)]), device)

@@ -96,11 +96,7 @@ class DiskCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
-        """Where an image is kept.
-
-        Raises:
-            ValueError: it comes from no file.
-        """
+        """Where an image is kept."""
         file = self.file(name)
         if file is None:
             raise ValueError("data.cache=disk is for images that come from files: use data.cache=ram")

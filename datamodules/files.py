@@ -129,10 +129,7 @@ def read_classes(path: Path) -> tuple[list[ClassInfo], dict[Color, int]]:
     """A class file: one class a line, `name`, `name r g b` or `name #rrggbb`; the first line is class 0.
 
     A class without a colour gets one. A line named void, ignore or unlabelled with a colour stands for 255 and is no
-    class. Blank lines and lines that begin with `#` are left out.
-
-    Returns:
-        The classes, and the class id of each colour that the file gives.
+    class. Blank lines and lines that begin with `#` are left out. Also returned: the class id of each given colour.
 
     Raises:
         FileNotFoundError: there is no such file.

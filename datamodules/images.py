@@ -58,12 +58,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
 class WholeImages(Dataset[dict[str, Any]]):
     """Evaluation images, see `whole_image`."""
 
-    def __init__(
-        self,
-        names: list[str],
-        image: Callable[[str], Small],
-        mask: Callable[[str], Array | None],
-    ) -> None:
+    def __init__(self, names: list[str], image: Callable[[str], Small], mask: Callable[[str], Array | None]) -> None:
         self.names, self.read, self.read_mask = names, image, mask
 
     def __len__(self) -> int:
@@ -75,11 +70,7 @@ class WholeImages(Dataset[dict[str, Any]]):
 
 
 def whole_image(name: str, small: Small, mask: Array | None) -> dict[str, Any]:
-    """An evaluation sample: the image at the training size, uint8 (3, h, w), and its mask (H, W), 255 if there is none.
-
-    Raises:
-        ValueError: image and mask differ in their original size.
-    """
+    """An evaluation sample: the image at the training size, uint8 (3, h, w), and its mask (H, W), 255 if none."""
     check_sizes(name, small.size, mask)
     mask = np.full(small.size, IGNORE, np.uint8) if mask is None else mask.copy()
     return {

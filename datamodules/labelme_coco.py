@@ -121,17 +121,9 @@ def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, Callable[[], 
 
 
 def from_run_lengths(shape: dict[str, Any], size: tuple[int, int], path: Path) -> Array:
-    """uint8 (H, W), 255 inside: COCO counts pixels column by column, outside first.
+    """uint8 (H, W), 255 inside: COCO counts pixels column by column, outside first, in a list or a compressed text.
 
     Not by pycocotools, which leaves memory as it was where the counts are too few, and reads beyond a cut text.
-
-    Args:
-        shape: its `counts` are a list, or a text of compressed ones.
-        size: (width, height) of the image.
-        path: the file, for messages.
-
-    Raises:
-        ValueError: the counts are none, or not as many pixels as the image.
     """
     counts = shape.get("counts")
     if isinstance(counts, str):

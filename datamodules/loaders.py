@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 
 def training_loader(data: SegmentationDataModule) -> CombinedLoader:
-    """Batches of all streams, as long as the longest list; a shorter one is repeated.
-
-    Raises:
-        ValueError: no stream, one without images, or a batch that devices and accumulation cannot share evenly.
-    """
+    """Batches of all streams, as long as the longest list; a shorter one is repeated."""
     labeled, unlabeled = data.lists()
     if data.unlabeled_batch_size and not unlabeled:
         raise ValueError(
@@ -62,11 +58,7 @@ def _part(batch: int, accumulation: int) -> int:
 
 
 def split_loader(data: SegmentationDataModule, split: Split) -> DataLoader[Any]:
-    """Whole images of a split, one by one, with their masks.
-
-    Raises:
-        ValueError: it has no image.
-    """
+    """Whole images of a split, one by one, with their masks."""
     if not data.names(split):
         raise ValueError(f"the {split} split of {type(data).__name__} has no image: give it some")
     return _whole_images(data, data.names(split), reader(data), data.mask)
@@ -75,7 +67,8 @@ def split_loader(data: SegmentationDataModule, split: Split) -> DataLoader[Any]:
 def folder_loader(data: SegmentationDataModule, folder: Path) -> DataLoader[Any]:
     """Whole images of any folder, one by one; their masks are 255 everywhere. Raises what `find_images` does."""
     files = find_images(folder)
-    return _whole_images(data, list(files), partial(_read_file, files, data.size), _no_mask)
+    masks: dict[str, Array] = {}
+    return _whole_images(data, list(files), partial(_read_file, files, data.size), masks.get)
 
 
 def _whole_images(
@@ -90,11 +83,7 @@ def _whole_images(
 
 
 def reader(data: SegmentationDataModule) -> Callable[[str], Small]:
-    """How loaders get an image. Called before their processes start, so that these share what is kept.
-
-    Raises:
-        ValueError: images that the cache cannot keep.
-    """
+    """How loaders get an image. Called before their processes start, so that these share what is kept."""
     if data.cache == "none":
         return data.small_image
     if data.kept is None and data.cache == "ram":
@@ -117,12 +106,6 @@ def loader(data: SegmentationDataModule, dataset: Dataset[Any], **how: Any) -> D
     )
 
 
-# Functions of the module, not lambdas: loader processes may be spawned.
-
-
+# A function of the module, not a lambda: loader processes may be spawned.
 def _read_file(files: Mapping[str, Path], box: tuple[int, int], name: str) -> Small:
     return shrink(read_image(files[name]), box)
-
-
-def _no_mask(name: str) -> None:
-    """For images without labels."""

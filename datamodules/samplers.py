@@ -45,9 +45,6 @@ class EpochSampler(Sampler[list[Draw]]):
         seed: of the order.
         trainer: tells epoch, rank and, after a resume, the batch to start at. None: one process, and the next
             epoch after each whole iteration.
-
-    Raises:
-        ValueError: an empty list, or a batch that the ranks cannot share evenly.
     """
 
     def __init__(self, length: int, batch: int, steps: int, seed: int, trainer: Trainer | None = None) -> None:

@@ -76,16 +76,8 @@ def in_hash_order(names: Iterable[str], salt: str = "") -> list[str]:
 
 
 def hold_out(names: Iterable[str], test: Iterable[str], keep: Iterable[str] = ()) -> dict[str, list[str]]:
-    """Splits where the authors give no validation set: every fifth of the sorted other images, from the fifth on.
-
-    Args:
-        names: of the training images; those in `test` do not count.
-        test: of the test images.
-        keep: names that are not held out (a published list of labelled images).
-
-    Returns:
-        `train` and `val` sorted, `test` in its order.
-    """
+    """Splits where the authors give no validation set: every fifth of the sorted other images, from the fifth on, but
+    none in `keep` (a published list of labelled images). Names in `test`, which keeps its order, do not count."""
     test = list(test)
     every = {*names} - {*test}
     val = sorted(every - {*keep})[4::5]

@@ -51,9 +51,6 @@ class Supervision:
         real: use the points or scribbles that people drew, which the data set must come with, instead of simulating.
         dense_images: so many images are labelled densely, the others as `kind` says.
         seed: of the draw; None is the run's seed.
-
-    Raises:
-        ValueError: an option that is missing, out of range, or without effect for this kind.
     """
 
     kind: Literal["dense", "image_subset", "pixels", "points", "scribbles", "boxes", "tags", "none"] = "dense"
@@ -111,9 +108,6 @@ def split_images(
     `names`, and with one seed a smaller share is contained in a larger one. A fraction is rounded to the nearest
     number of images (halves up), at least one. With `by_sequence` the sequences are so ordered, each with its frames in
     order of name; `sequence` says which one an image belongs to.
-
-    Raises:
-        ValueError: more images asked for than there are, or a list file with unknown ids.
     """
     if supervision.kind != "image_subset":
         return sorted(names), []
@@ -150,9 +144,6 @@ def draw_annotation(
 
     Returns:
         uint8 (H, W): the mask's value at the drawn pixels, 255 elsewhere (for boxes: the background outside them).
-
-    Raises:
-        ValueError: boxes without a background class.
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
@@ -173,11 +164,7 @@ def draw_annotation(
 
 
 def dense_names(labeled: Sequence[str], supervision: Supervision, seed: int) -> set[str]:
-    """The images that `dense_images` labels densely.
-
-    Raises:
-        ValueError: more than there are.
-    """
+    """The images that `dense_images` labels densely."""
     if supervision.dense_images > len(labeled):
         raise ValueError(f"supervision.dense_images={supervision.dense_images}, but there are {len(labeled)} images")
     return {*in_hash_order(labeled, f"{seed}/")[: supervision.dense_images]}

@@ -112,12 +112,7 @@ def strong_view(image: Tensor, draws: Array) -> Tensor:
     the four jitters come in this fixed order (torchvision draws it), values stay floats in between, and the blur is a
     true Gaussian cut at 6 pixels (Pillow's is three box blurs).
 
-    Args:
-        image: (B, 3, H, W) float, RGB in [0, 1], on any device.
-        draws: (B, STRONG_DRAWS) uniform numbers, see `draw_strong`.
-
-    Returns:
-        Image of the same shape, in [0, 1].
+    `image` is (B, 3, H, W) float, RGB in [0, 1], on any device; `draws` come from `draw_strong`.
     """
     # On the CPU image by image: the temporaries of one stay in the processor's cache.
     share = 1 if image.device.type == "cpu" else len(image)
@@ -152,12 +147,8 @@ def _where(chosen: Array, image: Tensor, change: Callable[..., Tensor], *numbers
 
 
 def turn_hue(image: Tensor, turns: Tensor) -> Tensor:
-    """RGB in [0, 1], its HSV hue turned; equals `kornia.enhance.adjust_hue` in less than half of its time.
-
-    Args:
-        image: (B, 3, H, W) float.
-        turns: (B,) by how much, 1 being the full circle.
-    """
+    """RGB (B, 3, H, W) in [0, 1], its HSV hue turned by `turns` (B,), 1 being the full circle; equals
+    `kornia.enhance.adjust_hue` in less than half of its time."""
     red, green, blue = image.unbind(1)
     value = image.amax(1)
     chroma = value - image.amin(1)
