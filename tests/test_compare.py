@@ -18,7 +18,7 @@ from PIL import Image
 from common.model.metrics import scores
 from conftest import draw_folder, fit_tiny, on_folder, weakseg, weakseg_process
 from experiments.compare import runs as reading
-from experiments.compare.columns import cells, find_column, measure, show_spread, spread
+from experiments.compare.columns import cells, find_column, measure, spread_of
 from experiments.compare.figures import show_errors
 from experiments.compare.protocol import text
 from experiments.compare.runs import Finished, Images, read_runs
@@ -207,7 +207,8 @@ def test_share_of_the_gap_and_two_deviations_by_hand():
 
 def test_a_cell_says_how_many_values_it_has_if_some_are_missing():
     def cell(planned, *values):
-        return show_spread("x", "", 1, Row({}, [], planned=planned), spread("x", values))
+        column, row = spread_of("x", "x", lambda table, row: values), Row({}, [], planned=planned)
+        return column.show(row, column.measure(Table({}, "", [row]), row))
 
     assert cell(3, 50.0, 60.0, 70.0) == "60.0 ± 10.0"
     assert cell(3, 50.0, 60.0) == "55.0 ± 7.1 (2)"

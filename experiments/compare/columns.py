@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
@@ -38,37 +37,44 @@ def values(row: Row, read: Read) -> list[float]:
     return [float(value) for run in row.runs if (value := read(run)) is not None]
 
 
-def average(numbers: Sequence[float]) -> float | None:
-    return mean(numbers) if numbers else None
+def spread_of(
+    title: str | None, key: str, found: Callable[[Table, Row], list[float]], sign: str = "", digits: int = 1
+) -> Column:  # fmt: skip
+    """Mean, standard deviation and number of values, shown as `mean ± deviation`; the number is shown where not every
+    seed of the row has a value."""
+
+    def measure(table: Table, row: Row) -> Numbers:
+        numbers = found(table, row)
+        deviation = stdev(numbers) if len(numbers) > 1 else None
+        return {key: mean(numbers) if numbers else None, f"{key}_sd": deviation, f"{key}_n": len(numbers)}
+
+    def show(row: Row, found: Numbers) -> str:
+        if found[key] is None:
+            return ""
+        deviation, count = found[f"{key}_sd"], found[f"{key}_n"]
+        text = f"{found[key]:{sign}.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+        return text if count == (row.planned or len(row.runs)) else f"{text} ({count})"
+
+    return Column(title, measure, show)
 
 
-def spread(key: str, numbers: Sequence[float]) -> Numbers:
-    """Mean, standard deviation over seeds and number of values."""
-    deviation = stdev(numbers) if len(numbers) > 1 else None
-    return {key: average(numbers), f"{key}_sd": deviation, f"{key}_n": len(numbers)}
-
-
-def show_spread(key: str, sign: str, digits: int, row: Row, found: Numbers) -> str:
-    """`mean ± deviation`, with the number of values where not every seed of the row has one."""
-    if found[key] is None:
-        return ""
-    deviation = found[f"{key}_sd"]
-    text = f"{found[key]:{sign}.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
-    count = found[f"{key}_n"]
-    return text if count == (row.planned or len(row.runs)) else f"{text} ({count})"
-
-
-def show_plain(key: str, pattern: str, row: Row, found: Numbers) -> str:
-    return "" if found[key] is None else pattern.format(found[key])
-
-
-def spread_of(title: str | None, key: str, read: Read, sign: str = "", digits: int = 1) -> Column:
-    """Mean and deviation over seeds of a number of each run."""
-    return Column(title, lambda table, row: spread(key, values(row, read)), partial(show_spread, key, sign, digits))
+def plain(title: str | None, key: str, read: Callable[[Table, Row], Any], pattern: str) -> Column:
+    """One value of a row; blank where it is None."""
+    return Column(
+        title,
+        lambda table, row: {key: read(table, row)},
+        lambda row, found: "" if found[key] is None else pattern.format(found[key]),
+    )
 
 
 def mean_of(title: str | None, key: str, read: Read, pattern: str = "{:.1f}") -> Column:
-    return Column(title, lambda table, row: {key: average(values(row, read))}, partial(show_plain, key, pattern))
+    """Mean over seeds of a number of each run."""
+
+    def average(table: Table, row: Row) -> float | None:
+        found = values(row, read)
+        return mean(found) if found else None
+
+    return plain(title, key, average, pattern)
 
 
 def summary(key: str) -> Read:
@@ -79,23 +85,17 @@ def summary(key: str) -> Read:
 
 
 def count() -> Column:
-    return Column("n", lambda table, row: {"n": len(row.runs)}, lambda row, found: str(found["n"]))
+    return plain("n", "n", lambda table, row: len(row.runs), "{}")
 
 
-def on_test(which: str, title: str, metric: str = "miou", digits: int = 1) -> Column:
+def on_test(which: str, title: str, metric: str = "miou") -> Column:
     """A metric on test of the checkpoint `which`, or of a refinement such as `best+mrf`."""
-    key = f"test_{metric}_{which}"
-    return Column(
-        title,
-        lambda table, row: spread(key, row.tests(which, metric)),
-        partial(show_spread, key, "", digits),
-    )
+    return spread_of(title, f"test_{metric}_{which}", lambda table, row: row.tests(which, metric))
 
 
 def gain(which: str, title: str) -> Column:
     """Test mIoU minus the baseline's at equal seeds: mean and deviation."""
-    key = f"gain_{which}"
-    return Column(title, lambda table, row: spread(key, paired(table, row, which)), partial(show_spread, key, "+", 1))
+    return spread_of(title, f"gain_{which}", lambda table, row: paired(table, row, which), "+")
 
 
 def paired(table: Table, row: Row, which: str) -> list[float]:
@@ -103,12 +103,10 @@ def paired(table: Table, row: Row, which: str) -> list[float]:
 
 
 def gains_by_seed(which: str) -> Column:
-    key = f"gain_{which}_by_seed"
+    def read(table: Table, row: Row) -> str | None:
+        return ", ".join(f"{one:+.1f}" for one in paired(table, row, which)) or None
 
-    def measure(table: Table, row: Row) -> Numbers:
-        return {key: ", ".join(f"{one:+.1f}" for one in paired(table, row, which)) or None}
-
-    return Column("gain, seed by seed", measure, partial(show_plain, key, "{}"))
+    return plain("gain, seed by seed", f"gain_{which}_by_seed", read, "{}")
 
 
 def interval_of(which: str, title: str) -> Column:
@@ -127,53 +125,41 @@ def interval_of(which: str, title: str) -> Column:
 
 def share_of_gap(which: str) -> Column:
     """Mean gain over the distance between the baseline and the row with all labels."""
-    key = f"gap_{which}"
 
-    def measure(table: Table, row: Row) -> Numbers:
-        found = paired(table, row, which)
-        if not found or table.full is None or row is table.full or not paired(table, table.full, which):
-            return {key: None}
-        gap = mean(paired(table, table.full, which))
-        return {key: mean(found) / gap if gap else None}
+    def read(table: Table, row: Row) -> float | None:
+        found, full = paired(table, row, which), paired(table, table.full, which) if table.full else []
+        if not found or not full or row is table.full or not mean(full):
+            return None
+        return mean(found) / mean(full)
 
-    return Column("share of the gap", measure, partial(show_plain, key, "{:.0%}"))
+    return plain("share of the gap", f"gap_{which}", read, "{:.0%}")
 
 
 def above_two_deviations(which: str) -> Column:
-    key = f"gain_{which}_above_2_sd"
-
-    def measure(table: Table, row: Row) -> Numbers:
+    def read(table: Table, row: Row) -> str | None:
         found = paired(table, row, which)
-        return {key: ("yes" if mean(found) > 2 * stdev(found) else "no") if len(found) > 1 else None}
+        return None if len(found) < 2 else "yes" if mean(found) > 2 * stdev(found) else "no"
 
-    return Column("above 2 sd", measure, partial(show_plain, key, "{}"))
+    return plain("above 2 sd", f"gain_{which}_above_2_sd", read, "{}")
 
 
 def validated(which: str, title: str | None) -> Column:
     """mIoU on val of the checkpoint `which`, of the network that the row scores."""
-    key = f"val_miou_{which}"
-    return Column(
-        title,
-        lambda table, row: spread(key, [v for run in row.runs if (v := row.validation(run, which)) is not None]),
-        partial(show_spread, key, "", 1),
+    return spread_of(
+        title, f"val_miou_{which}", lambda table, row: values(row, lambda run: row.validation(run, which))
     )  # fmt: skip
 
 
-def logged(name: str) -> Column:
-    """The last value that training logged as `train/...`."""
-    return spread_of(name, name.replace("/", "_"), lambda run: run.logged.get(name), digits=3)
-
-
-def last_validation(name: str) -> Column:
-    """A metric `val/...` after the last step."""
-    return spread_of(name, name.replace("/", "_"), lambda run: run.summary["last"].get(name), digits=2)
+def logged(name: str, read: Read, digits: int) -> Column:
+    """A metric by its name in the log."""
+    return spread_of(name, name.replace("/", "_"), lambda table, row: values(row, read), digits=digits)
 
 
 COSTS = {
     "steps": mean_of("steps", "steps", summary("steps"), "{:.0f}"),
     "minutes": Column(
         "min",
-        lambda table, row: {"seconds": average(values(row, summary("seconds")))},
+        mean_of(None, "seconds", summary("seconds")).measure,
         lambda row, found: "" if found["seconds"] is None else f"{found['seconds'] / 60:.1f}",
     ),
     "images/s": mean_of("images/s", "images_per_s", summary("images_per_s")),
@@ -226,18 +212,21 @@ def find_column(name: str, which: str) -> Column:
     if name.startswith("test/"):
         metric = name.removeprefix("test/")
         return on_test(which, metric if metric != "miou" else f"test mIoU, {which}", metric)
-    if name.startswith("val/"):
-        return last_validation(name)
+    if name.startswith("val/"):  # after the last step
+        return logged(name, lambda run: run.summary["last"].get(name), 2)
     if name.startswith("train/"):
-        return logged(name)
+        return logged(name, lambda run: run.logged.get(name), 3)
     columns = named(which)
     if name not in columns:
-        nearest = difflib.get_close_matches(name, columns, 1)
-        raise ValueError(
-            f"there is no column '{name}'{f', nearest: {nearest[0]}' if nearest else ''}: there are "
-            f"{', '.join(columns)}, and metrics as test/accuracy, val/miou or train/loss"
-        )
+        metrics = "and metrics as test/accuracy, val/miou or train/loss"
+        raise ValueError(f"there is no column '{name}'{near(name, columns)}: there are {', '.join(columns)}, {metrics}")
     return columns[name]
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The name most like a mistyped one, as the middle of a sentence."""
+    found = difflib.get_close_matches(name, [*known], 1)
+    return f", nearest: {found[0]}" if found else ""
 
 
 # Tables ------------------------------------------------------------------------------------------------------------
@@ -245,12 +234,10 @@ def find_column(name: str, which: str) -> Column:
 
 def measure(table: Table, columns: Sequence[Column]) -> list[Numbers]:
     """A dict per row, with the keys of the csv; None where nothing was measured."""
-    found = []
-    for row in table.rows:
-        one: Numbers = {"table": table.title, "row": row.label}
+    found: list[Numbers] = [{"table": table.title, "row": row.label} for row in table.rows]
+    for row, one in zip(table.rows, found, strict=True):
         for column in columns:
             one |= column.measure(table, row)
-        found.append(one)
     return found
 
 

@@ -228,15 +228,19 @@ def notes(table: Table) -> list[str]:
 def differing(table: Table) -> list[str]:
     """The settings that all methods have and rows do not share, a line each."""
     rows = [row for row in table.rows if row.runs]
-    lines = []
-    for key in sorted(set.intersection(*({*row.settings} for row in rows)) - {"method"}) if rows else ():
-        values: dict[str, list[str]] = defaultdict(list)
-        for row in rows:
-            values[row.settings[key]].append(row.label)
-        if len(values) > 1 and not all(f"={value}" in label for value, labels in values.items() for label in labels):
-            parts = [f"{value} ({'; '.join(labels)})" for value, labels in values.items()]
-            lines.append(f"rows differ in {key}: {', '.join(parts)}")
-    return lines
+    keys = sorted(set.intersection(*({*row.settings} for row in rows)) - {"method"}) if rows else []
+    return [line for key in keys for line in told_apart(key, {row.label: row.settings[key] for row in rows})]
+
+
+def told_apart(key: str, values: dict[str, str]) -> list[str]:
+    """A line on rows that differ, by row label; none where they do not, or where their labels say it."""
+    labels: dict[str, list[str]] = defaultdict(list)
+    for label, value in values.items():
+        labels[value].append(label)
+    if len(labels) < 2 or all(f"={value}" in label for label, value in values.items()):
+        return []
+    parts = [f"{value} ({'; '.join(names)})" for value, names in labels.items()]
+    return [f"rows differ in {key}: {', '.join(parts)}"]
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
