@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from experiments.studies.plan import Place
+    from experiments.studies.plan import Place, Run
     from experiments.studies.spec import Study
 
 DESCRIPTION = """\
@@ -48,10 +50,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and what follows `--`."""
     from experiments.cli.messages import near
 
-    own = [*arguments]
-    extra = own[own.index("--") + 1 :] if "--" in own else []
+    own = [*takewhile(lambda word: word != "--", arguments)]
+    extra = [*arguments][len(own) + 1 :]
     parser = make_parser()
-    options, strange = parser.parse_known_args(own[: own.index("--")] if "--" in own else own)
+    options, strange = parser.parse_known_args(own)
     if strange:
         known = [name for action in parser._actions for name in action.option_strings]
         raise ValueError(
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         ValueError, OSError: no such study, row or option; data or weights are not there.
     """
     options, extra = parse(arguments)
+    from experiments.cli.configs import find_config
     from experiments.studies import plan
     from experiments.studies.spec import read_study, shipped
 
@@ -78,7 +81,8 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(f"{name:20} {read_study(name).title}" for name in shipped()))
         return 0
     study = read_study(options.name)
-    check_configs(study)
+    for name in sorted(study.configs()):
+        find_config(name)
     place = plan.find_place(options.runs, options.data, options.weights, extra)
     if options.wandb_sweep:
         print(sweep(study, options, place), end="")
@@ -100,14 +104,6 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def check_configs(study: Study) -> None:
-    """Raises FileNotFoundError: the study names a config that is not there."""
-    from experiments.cli.configs import find_config
-
-    for name in sorted(study.configs()):
-        find_config(name)
-
-
 # Making runs -------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +115,7 @@ def make_runs(study: Study, place: Place, jobs: int) -> list[Path] | None:
     runs = all_runs(study, place)
     for run in runs:
         check_options(run)
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failed = Runner(runs, jobs).run()
         search_postprocess(study, place)
@@ -130,10 +126,6 @@ def make_runs(study: Study, place: Place, jobs: int) -> list[Path] | None:
     return failed
 
 
-def stop(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def search_postprocess(study: Study, place: Place) -> None:
     """Searches over post-processing, of the finished runs."""
     from experiments.studies.plan import row_run
@@ -141,14 +133,14 @@ def search_postprocess(study: Study, place: Place) -> None:
     for search in study.searches:
         row = study.rows[search.row]
         for seed in search.seeds if row.of is not None else ():
-            folder = row_run(study, place, search.regime, row, seed).folder
-            if (folder / "summary.json").exists():
+            run = row_run(study, place, search.regime, row, seed)
+            if run.finished:
                 from experiments.studies.postprocess import score_settings
 
-                score_settings(folder, study.score, [row.test | point for point in search.points()])
+                score_settings(run.folder, study.score, [row.test | point for point in search.points()])
 
 
-def single(run: Any) -> int:
+def single(run: Run) -> int:
     """One run in this process: an ordinary `weakseg fit`, and the tests of its row. What agents of W&B call."""
     from experiments.cli import main as weakseg
     from experiments.studies.runner import claimed
@@ -171,9 +163,8 @@ def write(study: Study, place: Place, options: argparse.Namespace) -> None:
     from experiments.studies.page import tables_of, write_page
 
     in_checkout = (ROOT / ".git").exists() and (ROOT / "experiments" / "results").is_dir()
-    page, tables = write_page(
-        study, place, options.output or (ROOT / "experiments" / "results" if in_checkout else Path("results"))
-    )  # fmt: skip
+    folder = options.output or (ROOT / "experiments" / "results" if in_checkout else Path("results"))
+    page, tables = write_page(study, place, folder)
     for file in options.update:
         fill(file, f"study {study.name}", tables_of(study, tables))
     print(f"{tables_of(study, tables, '{}')}\n\npage: {page.resolve()}")
@@ -183,26 +174,21 @@ def dry_run(study: Study, place: Place, jobs: int) -> None:
     """The commands that are still to be run, and the budget: runs, those done, and minutes as far as they are known."""
     from tqdm import tqdm
 
-    from experiments.compare.runs import Finished, from_folder
     from experiments.studies.plan import all_runs
 
     runs = all_runs(study, place)
     for run in runs:
         for words in run.missing():
             print(shlex.join(["weakseg", *words]))
-    done: dict[str, list[Finished]] = {}
-    for run in runs:
-        if (run.folder / "summary.json").exists():
-            done.setdefault(run.name, []).append(from_folder(run.folder))
-    minutes = {name: mean(float(one.summary["seconds"]) / 60 for one in found) for name, found in done.items()}
     left, unknown = 0.0, 0
     print()
     for name in dict.fromkeys(run.name for run in runs):
-        total, finished = sum(run.name == name for run in runs), len(done.get(name, []))
-        each = f", {minutes[name]:.1f} min each" if name in minutes else ""
-        print(f"{name}: {total} runs, {finished} done{each}")
-        left += (total - finished) * 60 * minutes.get(name, 0.0)
-        unknown += 0 if name in minutes else total
+        mine = [run for run in runs if run.name == name]
+        done = [json.loads((run.folder / "summary.json").read_text())["seconds"] for run in mine if run.finished]
+        each = f", {mean(done) / 60:.1f} min each" if done else ""
+        print(f"{name}: {len(mine)} runs, {len(done)} done{each}")
+        left += (len(mine) - len(done)) * mean(done) if done else 0
+        unknown += 0 if done else len(mine)
     known = f"{tqdm.format_interval(left / jobs)} left of rows that have a run"
     print(f"{len(runs)} runs; {known}" + (f", and {unknown} runs of unknown length" if unknown else ""))
 
@@ -215,18 +201,12 @@ def sweep(study: Study, options: argparse.Namespace, place: Place) -> str:
 
     given = [f"--{name}={value}" for name in ("data", "weights") if (value := getattr(options, name))]
     given += [f"--runs={options.runs}"] if options.runs != Path("runs") else []
+    extra = ["--", *place.extra] if place.extra else []
     content = {
         "program": "weakseg",
         "name": study.name,
         "method": "grid",
         "parameters": {"row": {"values": [*named_rows(study)]}, "seed": {"values": [*study.seeds]}},
-        "command": [
-            "${program}",
-            "study",
-            study.given,
-            *given,
-            "${args}",
-            *(["--", *place.extra] if place.extra else []),
-        ],
+        "command": ["${program}", "study", study.given, *given, "${args}", *extra],
     }
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,20 +11,16 @@ from experiments.compare.columns import Column, cells, count, find_column, markd
 from experiments.compare.protocol import protocol, settings
 from experiments.compare.report import fill, write_csv
 from experiments.compare.runs import Finished, from_folder
-from experiments.compare.tables import Row, Table, check_images, differing
+from experiments.compare.tables import Row, Table, check_images, differing, told_apart
 from experiments.studies import plan, spec
 from experiments.studies.plan import Place
 from experiments.studies.postprocess import key_of, known_scores
-from experiments.studies.spec import ALL_LABELS, POSTPROCESS, Options, Search, Study
+from experiments.studies.spec import ALL_LABELS, KIND, Options, Search, Study
 
 Shown = tuple[list[str], list[list[str]]]
 
 
 # Tables ------------------------------------------------------------------------------------------------------------
-
-
-def read_run(folder: Path) -> Finished | None:
-    return from_folder(folder) if (folder / "summary.json").exists() else None
 
 
 def table_of(study: Study, place: Place, regime: str) -> Table:
@@ -33,7 +29,7 @@ def table_of(study: Study, place: Place, regime: str) -> Table:
     Raises:
         ValueError: runs stand side by side that were not trained, or not evaluated, in one way.
     """
-    rows = {row.name: table_row(study, place, regime, row) for row in study.of_regime(regime)}
+    rows = {row.name: table_row(study, place, regime, row) for row in study.rows.values() if regime in row.regimes}
     table = Table({}, regime, [*rows.values()])
     table.baseline, table.full = rows.get(study.baseline), rows.get(ALL_LABELS)
     check_images(table)
@@ -42,30 +38,27 @@ def table_of(study: Study, place: Place, regime: str) -> Table:
 
 
 def table_row(study: Study, place: Place, regime: str, row: spec.Row) -> Row:
-    folders = [plan.row_run(study, place, regime, row, seed).folder for seed in study.seeds]
-    runs = [run for folder in folders if (run := read_run(folder))]
-    found = [settings(run) for run in runs]
-    for run, own in zip(runs, found, strict=True):
-        same(own, found[0], f"{run.source} and {runs[0].source}, two seeds of '{row.name}',")
-    refined = str(row.test.get(f"{POSTPROCESS}kind", ""))
-    return Row(found[0] if found else {}, runs, row.name, len(study.seeds), refined, row.network)
+    planned = [plan.row_run(study, place, regime, row, seed) for seed in study.seeds]
+    runs = [from_folder(run.folder) for run in planned if run.finished]
+    for run in runs:
+        who = f"{run.source} and {runs[0].source}, two seeds of '{row.name}',"
+        same(settings(run) | protocol(run), settings(runs[0]) | protocol(runs[0]), who)
+    refined = str(row.test.get(KIND, ""))
+    return Row(settings(runs[0]) if runs else {}, runs, row.name, len(study.seeds), refined, row.network)
 
 
 def check_protocol(table: Table) -> list[str]:
     """Rows of one table may differ in their labels alone, which is noted."""
     first: tuple[Finished, dict[str, Any]] | None = None
-    labels: dict[str, list[str]] = {}
+    labels: dict[str, str] = {}
     for row in table.rows:
         for run in row.runs:
             found = protocol(run)
-            told = ", ".join(f"{k.removeprefix('labels.')} {v}" for k, v in found.items() if k.startswith("labels."))
-            if row.label not in labels.setdefault(told, []):
-                labels[told].append(row.label)
-            rest = {key: value for key, value in found.items() if not key.startswith("labels.")}
-            first = first or (run, rest)
-            same(rest, first[1], f"{run.source} and {first[0].source}, of one table,")
-    parts = [f"{told} ({'; '.join(names)})" for told, names in labels.items()]
-    return [f"rows differ in labels: {', '.join(parts)}"] if len(parts) > 1 else []
+            told = {key: found.pop(key) for key in [*found] if key.startswith("labels.")}
+            labels[row.label] = ", ".join(f"{key.removeprefix('labels.')} {value}" for key, value in told.items())
+            first = first or (run, found)
+            same(found, first[1], f"{run.source} and {first[0].source}, of one table,")
+    return told_apart("labels", labels)
 
 
 def same(one: dict[str, Any], other: dict[str, Any], who: str) -> None:
@@ -95,22 +88,17 @@ def tables_of(study: Study, tables: Sequence[Table], heading: str = "**{}**") ->
 def search_scores(study: Study, place: Place, search: Search) -> list[float | None]:
     """Val mIoU of each point, mean over the search's seeds; None while one of the runs is missing."""
     row = study.rows[search.row]
-    found = []
-    for point in search.points():
-        scores = [search_score(study, place, search, row, point, seed) for seed in search.seeds]
-        known = [score for score in scores if score is not None]
-        found.append(mean(known) if len(known) == len(scores) else None)
-    return found
 
+    def score(point: Options, seed: int) -> float | None:
+        if row.of is not None:
+            folder = plan.row_run(study, place, search.regime, row, seed).folder
+            return known_scores(folder).get(key_of(study.score, row.test | point))
+        run = plan.search_run(study, place, search, point, seed)
+        shown = Row({}, [], network=row.network)
+        return shown.validation(from_folder(run.folder), study.score) if run.finished else None
 
-def search_score(
-    study: Study, place: Place, search: Search, row: spec.Row, point: Options, seed: int
-) -> float | None:  # fmt: skip
-    if row.of is not None:
-        folder = plan.row_run(study, place, search.regime, row, seed).folder
-        return known_scores(folder).get(key_of(study.score, row.test | point))
-    run = read_run(plan.search_run(study, place, search, point, seed).folder)
-    return None if run is None else Row({}, [], network=row.network).validation(run, study.score)
+    found = [[one for seed in search.seeds if (one := score(point, seed)) is not None] for point in search.points()]
+    return [mean(scores) if len(scores) == len(search.seeds) else None for scores in found]
 
 
 def search_table(study: Study, place: Place, search: Search) -> tuple[Shown, list[str]]:
@@ -154,8 +142,7 @@ def searches_of(study: Study, place: Place) -> list[str]:
     parts = []
     for search in study.searches:
         (titles, rows), lines = search_table(study, place, search)
-        seeds = f"seed{'s' if len(search.seeds) > 1 else ''} {', '.join(map(str, search.seeds))}"
-        parts += [f"**{search.row}**, {search.regime}, {seeds}", markdown(titles, rows), *lines]
+        parts += [f"**{search.row}**, {search.regime}, {of_seeds(search.seeds)}", markdown(titles, rows), *lines]
     return parts
 
 
@@ -184,23 +171,23 @@ def runs_of(study: Study, tables: Sequence[Table]) -> list[str]:
 
 def missing_of(study: Study, place: Place) -> list[str]:
     """The runs that are not finished, row by row, with the command of the first one."""
-    rows: dict[str, list[int]] = {}
-    points = 0
-    for run in plan.all_runs(study, place):
-        if not (run.folder / "summary.json").exists():
-            if run.tests:
-                rows.setdefault(run.name, []).append(run.seed)
-            else:
-                points += 1
-    number = points + sum(map(len, rows.values()))
-    if not number:
+    missing = [run for run in plan.all_runs(study, place) if not run.finished]
+    if not missing:
         return []
+    rows: dict[str, list[int]] = {}
+    for run in missing:
+        if run.tests:
+            rows.setdefault(run.name, []).append(run.seed)
+    points = sum(not run.tests for run in missing)
     of_searches = f", {points} of them of searches" if points else ""
-    lines = [f"{number} runs are missing{of_searches}; `weakseg study {study.given}` makes them."]
+    lines = [f"{len(missing)} runs are missing{of_searches}; `weakseg study {study.given}` makes them."]
     for name, seeds in rows.items():
-        told = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-        lines.append(f'- {name}, {told}: `weakseg study {study.given} --row "{name}" --seed {seeds[0]}`')
+        lines.append(f'- {name}, {of_seeds(seeds)}: `weakseg study {study.given} --row "{name}" --seed {seeds[0]}`')
     return ["\n".join(lines)]
+
+
+def of_seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def page_text(study: Study, place: Place, tables: Sequence[Table]) -> str:
@@ -223,15 +210,6 @@ def page_text(study: Study, place: Place, tables: Sequence[Table]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def csv_rows(study: Study, tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """A dict per regime and row."""
-    found = []
-    for table in tables:
-        for numbers in measure(table, [count(), *columns_of(study)]):
-            found.append({"regime": numbers.pop("table"), **numbers})
-    return found
-
-
 def write_page(study: Study, place: Place, folder: Path) -> tuple[Path, list[Table]]:
     """Write `NAME.md` and `NAME.csv` into `folder`. Words outside of the page's markers stay as they are.
 
@@ -244,5 +222,6 @@ def write_page(study: Study, place: Place, folder: Path) -> tuple[Path, list[Tab
     if not page.exists():
         page.write_text(f"<!-- page {study.name} -->\n<!-- /page {study.name} -->\n")
     fill(page, f"page {study.name}", content)
-    write_csv(page.with_suffix(".csv"), csv_rows(study, tables))
+    rows = [row for table in tables for row in measure(table, [count(), *columns_of(study)])]
+    write_csv(page.with_suffix(".csv"), [{"regime": row.pop("table"), **row} for row in rows])
     return page, tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ import yaml
 
 from experiments.compare.protocol import flatten, text
 from experiments.compare.runs import read_images
-from experiments.studies.spec import POSTPROCESS, Options, Row, Search, Study, folder_name, known
+from experiments.studies.spec import KIND, POSTPROCESS, Options, Row, Search, Study, folder_name, known
 
 DATA, WEIGHTS = "WEAKSEG_DATA", "WEAKSEG_WEIGHTS"
 QUIET = "--trainer.enable_progress_bar=false"
+# Options that say where and how fast a run is made: they change nothing in it.
+PLACES = ("data.num_workers", "data.cache", "model.network.weights", "trainer.devices", "trainer.accelerator",
+          "trainer.strategy", "trainer.num_nodes", "trainer.enable_", "wandb", "tensorboard")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class Run:
     fit: tuple[str, ...]
     tests: Mapping[str, Options]
 
-    def words(self) -> list[str]:
-        return ["fit", *self.fit, "--run_dir", str(self.folder), "--resume", "auto", QUIET]
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").exists()
 
     def missing(self) -> list[list[str]]:
         """Arguments of the commands that are still to be run, in order.
@@ -48,7 +52,8 @@ class Run:
             ValueError: the directory holds a run with other options.
         """
         check_options(self)
-        commands = [] if (self.folder / "summary.json").exists() else [self.words()]
+        fit = ["fit", *self.fit, "--run_dir", str(self.folder), "--resume", "auto", QUIET]
+        commands = [] if self.finished else [fit]
         for name, options in self.tests.items():
             if commands or not is_tested(self.folder, name, options):
                 which = name.partition("+")[0]
@@ -75,9 +80,8 @@ class Place:
 
 def find_place(runs: Path, data: Path | None, weights: Path | None, extra: Sequence[str] = ()) -> Place:
     """`data` and `weights` are given, or the environment's."""
-    given = os.environ.get(WEIGHTS)
-    weights = weights or (Path(given) if given else None)
-    return Place(runs, data or Path(os.environ.get(DATA, "data")), weights, joined(extra))
+    given = weights or os.environ.get(WEIGHTS)
+    return Place(runs, data or Path(os.environ.get(DATA, "data")), Path(given) if given else None, joined(extra))
 
 
 def joined(words: Sequence[str]) -> tuple[str, ...]:
@@ -177,15 +181,15 @@ def tests(study: Study, row: Row) -> dict[str, Options]:
     found: dict[str, Options] = {which: {} for which in ("last", "best") if which in shown}
     for other in study.rows.values():
         if other.of == row.name:
-            kind = other.test[f"{POSTPROCESS}kind"]
+            kind = other.test[KIND]
             found |= {f"{which}+{kind}": other.test for which in ("last", "best") if which in shown}
     return found
 
 
-def all_runs(study: Study, place: Place, searches: bool = True) -> list[Run]:
+def all_runs(study: Study, place: Place) -> list[Run]:
     """Every run once: searches first, because rows take their values; then row by row, all regimes and seeds."""
     found: dict[Path, Run] = {}
-    for search in study.searches if searches else ():
+    for search in study.searches:
         if study.rows[search.row].of is None:
             for point in search.points():
                 for seed in search.seeds:
@@ -246,13 +250,19 @@ def check_options(run: Run) -> None:
     file = run.folder / "config.yaml"
     if not file.exists():
         return
-    found = plain_config(yaml.safe_load(file.read_text()))
-    for name, value in stated(run.fit):
-        if name in found and not same(found[name], value) and not is_where(name):
+    found = {short(name): value for name, value in flatten(yaml.safe_load(file.read_text())).items()}
+    stated = {short(one[2:].partition("=")[0]): one.partition("=")[2] for one in run.fit if "=" in one}
+    for name, said in stated.items():
+        value = yaml.safe_load(said)
+        if name in found and not same(found[name], value) and not name.startswith(PLACES):
             raise ValueError(
                 f"{run.folder} holds a run with {name} {text(found[name])}, the study says {text(value)}: remove that "
                 "folder to make the run again, or choose another --runs"
             )
+
+
+def short(name: str) -> str:
+    return name.replace(".init_args.", ".")
 
 
 def same(one: Any, other: Any) -> bool:
@@ -262,25 +272,3 @@ def same(one: Any, other: Any) -> bool:
     except (TypeError, ValueError):
         paths = isinstance(one, str) and isinstance(other, str)
         return Path(one).name == Path(other).name if paths else text(one) == text(other)
-
-
-def plain_config(config: Any) -> dict[str, Any]:
-    """Values of a resolved config by the options' short names; a list or an empty mapping is a value."""
-    return {key.replace(".init_args.", "."): value for key, value in flatten(config).items()}
-
-
-def stated(words: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Options and values among words `--name=value`, the last one of a name."""
-    found = {}
-    for one in words:
-        name, sign, value = one.partition("=")
-        if sign and name.startswith("--"):
-            found[name[2:].replace(".init_args.", ".")] = yaml.safe_load(value)
-    yield from found.items()
-
-
-def is_where(name: str) -> bool:
-    """Options that say where and how fast a run is made: they change nothing in it."""
-    starts = ("data.num_workers", "data.cache", "model.network.weights", "trainer.devices", "trainer.accelerator",
-              "trainer.strategy", "trainer.num_nodes", "trainer.enable_", "wandb", "tensorboard")  # fmt: skip
-    return name.startswith(starts)

@@ -13,25 +13,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import IO, Protocol
+from threading import Event
+from typing import IO
 
 import yaml
 from tqdm import tqdm
 
+from experiments.studies.plan import Run
+
 PROGRAM = (sys.executable, "-m", "experiments.cli")
-
-
-class Task(Protocol):
-    """What the runner needs to know of a run."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    def missing(self) -> list[list[str]]:
-        """Arguments of the commands that are still to be run, in order."""
 
 
 def share_done(run_dir: Path) -> float:
@@ -57,7 +50,7 @@ def log_file(run_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path, is_stopped: Mapping[str, bool] | None = None) -> Iterator[IO[str] | None]:
+def claimed(run_dir: Path, stopped: Event | None = None) -> Iterator[IO[str] | None]:
     """The run's log, once this process alone may make the run; None: it was stopped meanwhile.
 
     The lock is held by whatever process trains here, also by one that outlived its study: two never write to one
@@ -65,19 +58,17 @@ def claimed(run_dir: Path, is_stopped: Mapping[str, bool] | None = None) -> Iter
     """
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with log_file(run_dir).open("a") as log:
-        told = False
-        while not (is_stopped and is_stopped["now"]):
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    tqdm.write(f"another process makes {run_dir}: waiting for it")
-                told = True
-                time.sleep(0.5)
-            else:
-                yield log
+        for turn in itertools.count():
+            if stopped and stopped.is_set():
+                yield None
                 return
-        yield None
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if not turn:
+                tqdm.write(f"another process makes {run_dir}: waiting for it")
+            time.sleep(0.5)
+        yield log
 
 
 class Runner:
@@ -88,11 +79,11 @@ class Runner:
         jobs: runs at a time; with several, each gets its share of the cores unless OMP_NUM_THREADS is set.
     """
 
-    def __init__(self, tasks: Sequence[Task], jobs: int) -> None:
+    def __init__(self, tasks: Sequence[Run], jobs: int) -> None:
         self.tasks, self.jobs = tasks, jobs
         self.failed: list[Path] = []
         self.running: set[subprocess.Popen[bytes]] = set()
-        self.count, self.stopped = itertools.count(1), {"now": False}
+        self.count, self.stopped = itertools.count(1), Event()
         self.environment = dict(os.environ)
         if jobs > 1:
             self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
@@ -107,7 +98,7 @@ class Runner:
         """Runs done, those under way in part; a failed one is done too."""
         return sum(1.0 if task.folder in self.failed else share_done(task.folder) for task in self.tasks)
 
-    def one(self, task: Task) -> None:
+    def one(self, task: Run) -> None:
         with claimed(task.folder, self.stopped) as log:
             if log is None:
                 return
@@ -115,7 +106,7 @@ class Runner:
             status = 0
             for words in commands:
                 status = status or self.call(words, log)
-        if self.stopped["now"]:
+        if self.stopped.is_set():
             return
         if status:
             self.failed.append(task.folder)
@@ -126,7 +117,7 @@ class Runner:
     def call(self, words: Sequence[str], log: IO[str]) -> int:
         process = subprocess.Popen([*PROGRAM, *words], stdout=log, stderr=subprocess.STDOUT, env=self.environment)
         self.running.add(process)
-        if self.stopped["now"]:  # it was stopped while this one started
+        if self.stopped.is_set():  # it was stopped while this one started
             process.kill()
         status = process.wait()
         self.running.remove(process)
@@ -152,11 +143,10 @@ class Runner:
                     bar.n = self.done()
                     bar.refresh()
             except BaseException:
-                self.stopped["now"] = True
+                self.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in list(self.running):
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()  # a killed run resumes as the unbroken one would have gone on
+                    process.kill()  # a killed run resumes as the unbroken one would have gone on
                 raise
             finally:
                 pool.shutdown()

@@ -27,7 +27,6 @@ post-processing, and needs no training.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Mapping
@@ -37,10 +36,11 @@ from typing import Any
 
 import yaml
 
-from experiments.compare.columns import find_column
+from experiments.compare.columns import find_column, near
 
 STUDIES = Path(__file__).parent
 POSTPROCESS = "model.postprocess."
+KIND = f"{POSTPROCESS}kind"
 ALL_LABELS = "all labels"
 KEYS = {"title", "about", "regimes", "data", "weights", "seeds", "baseline", "rows", "search", "table"}
 Options = dict[str, Any]  # by name, without the leading dashes
@@ -48,7 +48,6 @@ Options = dict[str, Any]  # by name, without the leading dashes
 
 @dataclass(frozen=True)
 class Regime:
-    name: str
     configs: tuple[str, ...]
     options: Options
 
@@ -98,9 +97,6 @@ class Study:
     score: str  # best or last
     columns: tuple[str, ...]
 
-    def of_regime(self, regime: str) -> list[Row]:
-        return [row for row in self.rows.values() if regime in row.regimes]
-
     def configs(self) -> set[str]:
         """Names of all configs that the study uses."""
         parts = [*(regime.configs for regime in self.regimes.values()), *(row.configs for row in self.rows.values())]
@@ -120,24 +116,16 @@ def read_study(name: str) -> Study:
         ValueError: it says something that no study does, named with the nearest word.
     """
     is_path = "/" in name or name.endswith((".yaml", ".yml"))
-    file = Path(name) if is_path else shipped().get(name)
-    if file is None:
-        raise FileNotFoundError(f"there is no study '{name}'{near(name, shipped())}: there are {', '.join(shipped())}")
+    file = Path(name) if is_path else STUDIES / f"{name}.yaml"
     if not file.is_file():
-        raise FileNotFoundError(f"there is no study {file}: there are {', '.join(shipped())}, or give a file")
+        told = name if is_path else f"'{name}'{near(name, shipped())}"
+        raise FileNotFoundError(f"there is no study {told}: there are {', '.join(shipped())}, or give a file")
     try:
-        content = yaml.safe_load(file.read_text())
+        return build(file.stem, name, yaml.safe_load(file.read_text()))
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    try:
-        return build(file.stem, str(file) if is_path else name, content)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, [*known], 1)
-    return f", nearest: {found[0]}" if found else ""
 
 
 def build(name: str, given: str, content: Any) -> Study:
@@ -145,149 +133,118 @@ def build(name: str, given: str, content: Any) -> Study:
     for key in ("title", "regimes", "rows", "baseline"):
         if not top.get(key):
             raise ValueError(f"`{key}` is missing")
-    regimes = {one: build_regime(one, said) for one, said in mapping("regimes", top["regimes"]).items()}
-    rows = {one: build_row(one, said, regimes) for one, said in mapping("rows", top["rows"]).items()}
-    for row in rows.values():
-        check_of(row, rows)
+    regimes = {one: build_regime(f"regime '{one}'", said) for one, said in checked("regimes", top["regimes"]).items()}
+    rows = {one: build_row(one, said, regimes) for one, said in checked("rows", top["rows"]).items()}
+    check_tests(rows)
     known("baseline", top["baseline"], rows)
-    for names in (regimes, rows):
-        check_folders([*names])
-    check_refinements(rows)
+    check_folders(regimes)
+    check_folders(rows)
     seeds = tuple(int(seed) for seed in top.get("seeds", [0]))
     if not seeds or len({*seeds}) < len(seeds):
         raise ValueError(f"seeds: some different numbers are needed, got {[*seeds]}")
-    table = checked("table", top.get("table") or {}, {"score", "columns"})
-    score = table.get("score", "last")
+    table = checked("table", top.get("table"), {"score", "columns"})
+    score, columns = table.get("score", "last"), table.get("columns", ["score", "gain", "seeds", "interval"])
     if score not in ("best", "last"):
         raise ValueError(f"table: score is best or last, got {score!r}")
-    columns = tuple(table.get("columns", ["score", "gain", "seeds", "interval"]))
     for column in columns:
         find_column(str(column), score)
     searches = [
         search
-        for one, said in mapping("search", top.get("search") or {}).items()
+        for one, said in checked("search", top.get("search")).items()
         for part in (said if isinstance(said, list) else [said])
-        for search in build_searches(one, part, rows, regimes, seeds)
+        for search in build_searches(one, part, rows, seeds)
     ]
-    data = top.get("data") or {}
-    return Study(
-        name, given, str(top["title"]), " ".join(str(top.get("about") or "").split()), regimes,
-        {"root": data} if isinstance(data, str) else dict(data), top.get("weights"), seeds, top["baseline"], rows,
-        tuple(searches), score, columns,
-    )  # fmt: skip
+    data, about = top.get("data") or {}, " ".join(str(top.get("about") or "").split())
+    paths = {"root": data} if isinstance(data, str) else dict(data)
+    return Study(name, given, str(top["title"]), about, regimes, paths, top.get("weights"), seeds, top["baseline"],
+                 rows, tuple(searches), score, tuple(columns))  # fmt: skip
 
 
-def build_regime(name: str, said: Any) -> Regime:
-    found = checked(f"regime '{name}'", said, {"configs", "set"})
-    return Regime(name, as_names(found.get("configs")), options(f"regime '{name}'", found.get("set")))
+def build_regime(where: str, said: Any) -> Regime:
+    found = checked(where, said, {"configs", "set"})
+    return Regime(names(found, "configs"), options(where, found.get("set")))
 
 
 def build_row(name: str, said: Any, regimes: Mapping[str, Regime]) -> Row:
     where = f"row '{name}'"
     found = checked(where, said, {"config", "configs", "set", "where", "regimes", "from", "of", "test", "network"})
+    test = options(where, found.get("test"))
     if ("of" in found) == ("config" in found):
         raise ValueError(f"{where}: give either `config`, its method, or `of`, the row whose runs it tests otherwise")
-    if "of" in found and found.keys() - {"of", "test", "regimes"}:
-        raise ValueError(f"{where}: a row with `of` has no runs of its own, so only `test` and `regimes` beside it")
-    if ("of" in found) != ("test" in found):
-        raise ValueError(f"{where}: `of` and `test` belong together")
-    test = options(where, found.get("test"))
-    if strange := [key for key in test if not key.startswith(POSTPROCESS)]:
-        raise ValueError(f"{where}: `test` is about {POSTPROCESS}..., not {', '.join(strange)}")
-    if "of" in found and test.get(f"{POSTPROCESS}kind") in (None, "none"):
-        raise ValueError(f"{where}: `test` needs {POSTPROCESS}kind")
-    single = mapping(f"{where}: where", found.get("where") or {})
-    for regime in (*single, *found.get("regimes", []), *([found["from"]] if "from" in found else [])):
+    if found.keys() & {"of", "test"} and not {"of", "test"} <= found.keys() <= {"of", "test", "regimes"}:
+        raise ValueError(f"{where}: a row with `of` needs `test`, may have `regimes`, and has no runs of its own")
+    if "of" in found and (test.get(KIND) in (None, "none") or not all(key.startswith(POSTPROCESS) for key in test)):
+        raise ValueError(f"{where}: `test` needs {KIND}, and is about {POSTPROCESS}... alone")
+    single = {regime: options(where, values) for regime, values in checked(where, found.get("where")).items()}
+    for regime in (*single, *found.get("regimes", []), found.get("from", next(iter(regimes)))):
         known(where, regime, regimes, "regime")
-    return Row(
-        name,
-        (*as_names(found.get("config")), *as_names(found.get("configs"))),
-        options(where, found.get("set")),
-        {regime: options(where, values) for regime, values in single.items()},
-        tuple(found.get("regimes", regimes)),
-        found.get("from"),
-        found.get("of"),
-        test,
-        str(found.get("network", "")),
-    )
+    configs, values = names(found, "config") + names(found, "configs"), options(where, found.get("set"))
+    return Row(name, configs, values, single, tuple(found.get("regimes", regimes)), found.get("from"), found.get("of"),
+               test, str(found.get("network", "")))  # fmt: skip
 
 
-def check_of(row: Row, rows: Mapping[str, Row]) -> None:
-    if row.of is not None:
-        known(f"row '{row.name}'", row.of, rows)
-        if rows[row.of].of is not None:
-            raise ValueError(f"row '{row.name}': '{row.of}' has no runs of its own: give '{rows[row.of].of}'")
-
-
-def check_refinements(rows: Mapping[str, Row]) -> None:
-    """A run keeps one test of each kind of post-processing."""
+def check_tests(rows: Mapping[str, Row]) -> None:
+    """Rows with `of` are about a row with runs of its own, which keep one test of each kind of post-processing."""
     seen: dict[tuple[str, str], str] = {}
     for row in rows.values():
         if row.of is not None:
-            key = (row.of, row.test[f"{POSTPROCESS}kind"])
-            if key in seen:
-                raise ValueError(
-                    f"rows '{seen[key]}' and '{row.name}' both test '{row.of}' with {key[1]}: a run keeps one such test"
-                )
-            seen[key] = row.name
+            known(f"row '{row.name}'", row.of, {name: one for name, one in rows.items() if one.of is None})
+            kind = row.test[KIND]
+            if (other := seen.setdefault((row.of, kind), row.name)) != row.name:
+                both = f"rows '{other}' and '{row.name}' both test '{row.of}' with {kind}"
+                raise ValueError(f"{both}: a run keeps one such test")
 
 
-def build_searches(
-    name: str, said: Any, rows: Mapping[str, Row], regimes: Mapping[str, Regime], seeds: tuple[int, ...]
-) -> list[Search]:
+def build_searches(name: str, said: Any, rows: Mapping[str, Row], seeds: tuple[int, ...]) -> list[Search]:
     where = f"search '{name}'"
     known("search", name, rows)
     found = checked(where, said, {"regimes", "over", "seeds"})
-    row = rows[name]
-    over = mapping(f"{where}: over", found.get("over"))
+    row, over = rows[name], options(where, found.get("over"))
+    stated = row.options.keys() | row.test.keys() | {key for values in row.where.values() for key in values}
     for key, values in over.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{where}: {key} needs a list of values, got {values!r}")
         if key.startswith(POSTPROCESS) != (row.of is not None):
             means = "post-processing alone" if row.of else "what is trained, not post-processing"
             raise ValueError(f"{where}: row '{name}' is searched over {means}, got {key}")
-    options(where, over)
-    stated = row.options.keys() | row.test.keys() | {key for values in row.where.values() for key in values}
-    if unstated := [key for key in over if key not in stated]:
-        raise ValueError(f"{where}: row '{name}' does not say what was chosen for {', '.join(unstated)}")
+        if key not in stated:
+            raise ValueError(f"{where}: row '{name}' does not say what was chosen for {key}")
+    regimes = (row.made_in,) if row.made_in else row.regimes
     for regime in found.get("regimes", []):
-        known(where, regime, {one: regimes[one] for one in row.regimes}, "regime")
-    if row.made_in and found.get("regimes", [row.made_in]) != [row.made_in]:
-        raise ValueError(f"{where}: the runs of '{name}' are made in '{row.made_in}' alone")
-    chosen = [row.made_in] if row.made_in else found.get("regimes", row.regimes)
-    return [Search(name, regime, over, tuple(found.get("seeds", seeds[:1]))) for regime in chosen]
+        known(where, regime, regimes, "regime")
+    return [
+        Search(name, regime, over, tuple(found.get("seeds", seeds[:1]))) for regime in found.get("regimes", regimes)
+    ]
 
 
-def checked(where: str, said: Any, allowed: set[str]) -> dict[str, Any]:
-    found = mapping(where, said)
-    for key in found:
+def checked(where: str, said: Any, allowed: Iterable[str] = ()) -> dict[str, Any]:
+    """A mapping, of nothing but the allowed keys if there are some."""
+    if not isinstance(said or {}, dict):
+        raise ValueError(f"{where} must hold `key: value` pairs, got {said!r}")
+    for key in (said or {}) if allowed else ():
         if key not in allowed:
             raise ValueError(f"{where} has no `{key}`{near(key, allowed)}: there are {', '.join(sorted(allowed))}")
-    return found
+    return {str(key): value for key, value in (said or {}).items()}
 
 
-def mapping(where: str, said: Any) -> dict[str, Any]:
-    if not isinstance(said, dict):
-        raise ValueError(f"{where} must hold `key: value` pairs, got {said!r}")
-    return {str(key): value for key, value in said.items()}
-
-
-def known(where: str, name: Any, names: Mapping[str, Any], kind: str = "row") -> None:
+def known(where: str, name: Any, names: Iterable[str], kind: str = "row") -> None:
     if name not in names:
         raise ValueError(f"{where}: there is no {kind} '{name}'{near(str(name), names)}: there are {'; '.join(names)}")
 
 
 def options(where: str, said: Any) -> Options:
     """Options by their whole names; where they are is part of a run, the seed is the study's."""
-    found = mapping(where, said or {})
+    found = checked(where, said)
     for key in found:
         if key.split(".")[0] in ("seed_everything", "run_dir", "name", "resume", "overwrite", "init_from", "config"):
             raise ValueError(f"{where}: `{key}` is no value of a row: the study gives it")
     return found
 
 
-def as_names(said: Any) -> tuple[str, ...]:
-    return () if said is None else (said,) if isinstance(said, str) else tuple(said)
+def names(found: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """One name, or a list of them."""
+    said = found.get(key, ())
+    return (said,) if isinstance(said, str) else tuple(said)
 
 
 def folder_name(name: str) -> str:
@@ -296,9 +253,7 @@ def folder_name(name: str) -> str:
 
 
 def check_folders(names: Iterable[str]) -> None:
-    taken: dict[str, str] = {}
+    taken = {"search": "search"}
     for name in names:
-        folder = folder_name(name).lower()
-        if folder in taken or folder == "search":
-            raise ValueError(f"'{name}' and '{taken.get(folder, 'search')}' would share a folder: rename one of them")
-        taken[folder] = name
+        if (other := taken.setdefault(folder_name(name).lower(), name)) != name or name == "search":
+            raise ValueError(f"'{name}' and '{other}' would share a folder: rename one of them")
