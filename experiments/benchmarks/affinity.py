@@ -7,19 +7,14 @@ and colour in W (40 pixels, 15 grey levels). All pairs: the matrix as the formul
 twice (`chunked`), exact attention (`attention`, what `dense_kernel` is). A window of radius 5: with the values of every
 window side by side (`unfold`), and offset by offset (`window`, what `window_kernel` is).
 
-The forms of a kernel alternate, and the figure is the median of the ratios of their times, because a machine's speed
-drifts; memory is the peak of two steps above the inputs, each form in a process of its own. The error is the largest of
+Memory is the peak of a step above the inputs, each form in a process of its own. The error is the largest of
 W p, relative to its largest value in float64.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -29,7 +24,8 @@ from torch.nn import functional as F
 
 from common.model.networks import NetworkConfig
 from common.ops.affinity import chunked_sum, dense_kernel, positions, stack_modalities, window_kernel
-from common.training.memory import reset_peak, resident_gb
+from experiments.benchmarks.measure import alternate, machine, options, peak_gb, ratio, seconds
+from experiments.compare.columns import markdown
 from methods.regularized.module import Regularized
 
 
@@ -87,87 +83,70 @@ def inputs(side: int, maps: int) -> tuple[Tensor, Tensor]:
     return features, torch.randn(1, maps, side, side).requires_grad_()
 
 
-def step(form: str, features: Tensor, values: Tensor) -> tuple[float, Tensor]:
-    """Seconds of a forward and backward of softmax and energy, and W p."""
-    values.grad = None
-    since = time.perf_counter()
-    p = values.softmax(1)
-    out = FORMS[form](features, p)
-    (out * (1 - p)).sum().backward()  # type: ignore[no-untyped-call]
-    return time.perf_counter() - since, out.detach()
+def prepare(form: str, side: int, maps: int) -> Callable[[], float]:
+    """A forward and backward of softmax and energy; it returns its seconds."""
+    features, values = inputs(side, maps)
+
+    def run() -> None:
+        values.grad = None
+        p = values.softmax(1)
+        (FORMS[form](features, p) * (1 - p)).sum().backward()  # type: ignore[no-untyped-call]
+
+    return lambda: seconds(run)
 
 
-def own_peak(form: str, side: int, maps: int) -> float:
-    """Peak GB of two steps above what imports and inputs take."""
-    data = inputs(side, maps)
-    before = resident_gb("VmRSS")
-    reset_peak()  # importing had its own
-    for _ in range(2):
-        step(form, *data)
-    return resident_gb("VmHWM") - before
-
-
-def peak_memory(form: str, side: int, maps: int) -> float:
-    """The same in GB, in a process of its own."""
-    code = f"from experiments.benchmarks.affinity import own_peak; print(own_peak('{form}', {side}, {maps}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+@torch.no_grad()
+def errors(forms: Sequence[str], ours: str, side: int, maps: int) -> dict[str, str]:
+    """Of W p, where the exact one fits into memory."""
+    if side > 128:
+        return dict.fromkeys(forms, "")
+    features, values = inputs(side, maps)
+    exact = FORMS[ours](features.double(), values.double().softmax(1))
+    sums = {form: FORMS[form](features, values.softmax(1)) for form in forms}
+    return {form: f"{float((found - exact).abs().max() / exact.max()):.1e}" for form, found in sums.items()}
 
 
 PAIRS = {"all pairs": ("attention", ("naive", "chunked", "attention")), "window": ("window", ("unfold", "window"))}
 LARGEST = {"naive": 128, "chunked": 128, "attention": 321, "unfold": 321, "window": 321}  # pixels a side
 
 
-def whole_step(term: str, rounds: int, side: int = 256, batch: int = 2) -> tuple[float, float]:
-    """Seconds of a whole step of Regularized (U-Net, MobileNetV2, 21 classes), and of the energy in it."""
+def steps(term: str, side: int = 256, batch: int = 2) -> dict[str, Callable[[], float]]:
+    """A whole step of Regularized (U-Net, MobileNetV2, 21 classes), and the energy in it."""
     torch.manual_seed(0)
-    model = Regularized(21, term=term, start=0, network=NetworkConfig("Unet", "mobilenet_v2"))  # type: ignore[arg-type]
-    type(model).progress = property(lambda self: 1.0)  # type: ignore[method-assign, assignment]
+    model: Any = Regularized(21, term=term, start=0, network=NetworkConfig("Unet", "mobilenet_v2"))  # type: ignore[arg-type]
+    type(model).progress = property(lambda self: 1.0)
     every = torch.ones(batch, side, side, dtype=torch.bool)
     mask = torch.randint(0, 21, (batch, side, side)).where(torch.rand(batch, side, side) < 0.03, 255)
     image = torch.cat([inputs(side, 1)[0][:, 2:5] * 15 / 255 + 0.5 for _ in range(batch)])
-    logits = torch.randn(batch, 21, side, side)
-    whole, energy = [], []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        model.compute_loss({"labeled": {"image": image, "mask": mask, "valid": every}}).loss.backward()  # type: ignore
-        middle = time.perf_counter()
-        terms = model.regularizer(logits.requires_grad_(), image, mask, every)
-        sum(terms.values(), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
-        energy.append(time.perf_counter() - middle)
-        whole.append(middle - start)
-        model.zero_grad()
-    return median(whole[1:]), median(energy[1:])
+    labeled = {"image": image, "mask": mask, "valid": every}
+    logits = torch.randn(batch, 21, side, side).requires_grad_()
+    return {
+        "whole": lambda: seconds(lambda: model.compute_loss({"labeled": labeled}).loss.backward()),
+        "energy": lambda: seconds(lambda: sum(model.regularizer(logits, image, mask, every).values()).backward()),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[64, 96, 128, 256, 321])
-    parser.add_argument("--maps", type=int, nargs="+", default=[2, 21])
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    print(
-        f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}, float32; medians of {args.rounds} rounds.\n"
-    )
-    print("| kernel | K | pixels | form | ms | to ours | lowest and highest | peak MB | error |\n" + "|---" * 9 + "|")
-    for (kernel, (ours, forms)), maps, side in itertools.product(PAIRS.items(), args.maps, args.sides):
-        data = inputs(side, maps)
-        exact = FORMS[ours](data[0].double(), data[1].detach().double().softmax(1)) if side <= 128 else None
-        shown = [form for form in forms if side <= LARGEST[form]]
-        sums = {form: step(form, *data)[1] for form in shown}
-        rounds = [{form: step(form, *data)[0] for form in shown} for _ in range(args.rounds)]
-        for form in shown:
-            ratios = sorted(one[form] / one[ours] for one in rounds)
-            cells = [kernel, str(maps), f"{side} x {side}", form, f"{1000 * median(one[form] for one in rounds):.0f}"]
-            cells += [f"{median(ratios):.2f}", f"{ratios[0]:.2f}, {ratios[-1]:.2f}"]
-            error = "" if exact is None else f"{float((sums[form] - exact).abs().max() / exact.max()):.1e}"
-            cells += [f"{1000 * peak_memory(form, side, maps):.0f}", error]
-            print("| " + " | ".join(cells) + " |", flush=True)
+    args = options(__doc__, sides=[64, 96, 128, 256, 321], maps=[2, 21], rounds=3)
+    print(f"{machine()}, float32; medians of {args.rounds} rounds.\n")
+    rows = []
+    for (kernel, (ours, every)), maps, side in itertools.product(PAIRS.items(), args.maps, args.sides):
+        forms = {form: prepare(form, side, maps) for form in every if side <= LARGEST[form]}
+        alternate(forms, 1)  # threads and memory are being set up
+        times, wrong = alternate(forms, args.rounds), errors([*forms], ours, side, maps)
+        for form in forms:
+            cells = [kernel, str(maps), f"{side} x {side}", form, f"{1000 * median(times[form]):.0f}"]
+            cells += [*ratio(times[form], times[ours]), f"{1000 * peak_gb(prepare, form, side, maps):.0f}"]
+            rows.append([*cells, wrong[form]])
+    print(markdown(["kernel", "K", "pixels", "form", "ms", "to ours", "lowest and highest", "peak MB", "error"], rows))
     print("\nA step of two images of 256 pixels with 21 classes, each term at its own stride:\n")
-    print("| term | whole step, s | energy, s | share |\n|---|---|---|---|")
+    rows = []
     for term in ("gated_crf", "crf", "normalized_cut"):
-        whole, energy = whole_step(term, args.rounds)
-        print(f"| {term} | {whole:.3f} | {energy:.3f} | {energy / whole:.1%} |", flush=True)
+        forms = steps(term)
+        alternate(forms, 1)
+        whole, energy = (median(found) for found in alternate(forms, args.rounds).values())
+        rows.append([term, f"{whole:.3f}", f"{energy:.3f}", f"{energy / whole:.1%}"])
+    print(markdown(["term", "whole step, s", "energy, s", "share"], rows))
 
 
 if __name__ == "__main__":

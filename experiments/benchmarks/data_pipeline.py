@@ -10,7 +10,7 @@ device, here the CPU of the training process. The pipelines take turns; a figure
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import os
 import platform
 import random
@@ -18,6 +18,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, cast
@@ -39,6 +40,8 @@ from datamodules.samplers import EpochSampler
 from datamodules.scenes import CLASSES, draw_scene
 from datamodules.sets.folder import Folder
 from datamodules.transforms import draw_strong, strong_view
+from experiments.benchmarks.measure import alternate, machine, options, ratio
+from experiments.compare.columns import markdown
 
 SETS = {"camvid": (480, 360), "voc": (500, 375)}  # width and height
 SCALE = (0.5, 2.0)
@@ -142,6 +145,7 @@ def measure(loader: Loader, steps: int) -> Figures:
         finish(batch)
         start = start or time.perf_counter()
     seconds, images = time.perf_counter() - start, steps * BATCH
+    cast(Any, batches)._iterator = None  # ends workers that would stay: their CPU time is known once they are gone
     return Figures(
         (images - BATCH) / seconds,
         1000 * (cpu_seconds(resource.RUSAGE_CHILDREN) - workers) / images,
@@ -149,69 +153,61 @@ def measure(loader: Loader, steps: int) -> Figures:
     )
 
 
-def run_set(title: str, args: argparse.Namespace, folder: Path) -> None:
+def pipelines(
+    root: Path, names: list[str], size: tuple[int, int], workers: int, strong: bool, args: Any
+) -> dict[str, Loader]:
+    """By name: the usual one, and ours with each cache."""
+    found = {"usual": usual_pipeline(root, names, args.crop, workers, strong, args.steps)}
+    for cache in CACHES:
+        data = Folder(
+            str(root), size=[size[1], size[0]], crop=[args.crop] * 2, batch_size=BATCH, num_workers=workers,
+            scale=list(SCALE), cache=cast(Any, cache), cache_dir=str(root.parent / "cache"),
+        )  # fmt: skip
+        data.prepare_data()
+        found[f"weakseg, cache: {cache}"] = our_pipeline(data, strong, args.steps)
+    return found
+
+
+def run_set(title: str, args: Any, root: Path) -> None:
     size = SETS[title]
-    root = folder / "set"
     names = write_set(root, size, args.images)
     files = [sum(f.stat().st_size for f in (root / kind).iterdir()) / (args.images + 2) for kind in ("images", "masks")]
-    print(f"\n## {title}-like images, {size[0]} x {size[1]}\n")
-    print(
-        f"{args.images} images; a file has {files[0] / 1000:.0f} kB (JPEG), its mask {files[1] / 1000:.1f} kB (PNG);",
-        end=" ",
-    )
-    print(f"decoded, {size[0] * size[1] * 3 / 1000:.0f} and {size[0] * size[1] / 1000:.0f} kB.\n")
-    print(
-        "| strong view | workers | pipeline | images/s | ratio | CPU ms/image: workers | training process | kB sent |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for strong in (False, True):
-        for workers in args.workers:
-            loaders = {"usual": usual_pipeline(root, names, args.crop, workers, strong, args.steps)}
-            for cache in CACHES:
-                data = Folder(
-                    str(root), size=[size[1], size[0]], crop=[args.crop] * 2, batch_size=BATCH, num_workers=workers,
-                    scale=list(SCALE), cache=cast(Any, cache), cache_dir=str(folder / "cache"),
-                )  # fmt: skip
-                data.prepare_data()
-                loaders[f"weakseg, cache: {cache}"] = our_pipeline(data, strong, args.steps)
-            sent = {name: sent_kb(loader) for name, loader in loaders.items()}
-            for loader in loaders.values():  # fills the caches
-                measure(loader, args.steps)
-            rounds = [
-                {name: measure(loader, args.steps) for name, loader in loaders.items()} for _ in range(args.rounds)
-            ]
-            for name in loaders:
-                figures = Figures(*(median(column) for column in zip(*(one[name] for one in rounds), strict=True)))
-                ratio = median(one[name].images_per_s / one["usual"].images_per_s for one in rounds)
-                print(
-                    f"| {'yes' if strong else 'no'} | {workers} | {name} | {figures.images_per_s:.0f} | {ratio:.2f} | "
-                    f"{figures.worker_ms:.2f} | {figures.main_ms:.2f} | {sent[name]:.0f} |",
-                    flush=True,
-                )
+    pixels = size[0] * size[1]
+    print(f"""
+## {title}-like images, {size[0]} x {size[1]}
+
+{args.images} images; a file has {files[0] / 1000:.0f} kB (JPEG), its mask {files[1] / 1000:.1f} kB (PNG);
+decoded, {3 * pixels / 1000:.0f} and {pixels / 1000:.0f} kB.
+""")
+    rows = []
+    for strong, workers in itertools.product((False, True), args.workers):
+        loaders = pipelines(root, names, size, workers, strong, args)
+        sent = {name: sent_kb(loader) for name, loader in loaders.items()}
+        forms = {name: partial(measure, loader, args.steps) for name, loader in loaders.items()}
+        alternate(forms, 1)  # fills the caches
+        times = alternate(forms, args.rounds)
+        for name, found in times.items():
+            speed, worker, main = (median(column) for column in zip(*found, strict=True))
+            faster = ratio([one.images_per_s for one in found], [one.images_per_s for one in times["usual"]])[0]
+            cells = ["yes" if strong else "no", str(workers), name, f"{speed:.0f}", faster]
+            rows.append([*cells, f"{worker:.2f}", f"{main:.2f}", f"{sent[name]:.0f}"])
+    head = "strong view, workers, pipeline, images/s, ratio, CPU ms/image: workers, training process, kB sent"
+    print(markdown(head.split(", "), rows), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=160)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--crop", type=int, default=321)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    args = parser.parse_args()
-    print("# Speed of the data pipeline\n")
-    print(
-        f"Crops of {args.crop} px, batch {BATCH}, magnification {SCALE[0]} to {SCALE[1]}; medians of {args.rounds} "
-        f"alternating rounds of {args.steps} steps. {platform.machine()} CPU, {os.cpu_count()} cores,\n"
-        f"{torch.get_num_threads()} thread(s) in the training process, one in a worker; torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}, Pillow {PIL.__version__}, Python {platform.python_version()}.\n"
-        "Made by `python -m experiments.benchmarks.data_pipeline`. Nothing is trained: the training process only "
-        "augments (ours) or waits (usual).\nCPU time does not depend on what else the machine does, images/s does. "
-        "A cache is warm: its first epoch is as slow as without."
-    )
+    args = options(__doc__, images=160, steps=40, crop=321, rounds=3, sets=[*SETS], workers=[1, 2])
+    print(f"""# Speed of the data pipeline
+
+Crops of {args.crop} px, batch {BATCH}, magnification {SCALE[0]} to {SCALE[1]}; medians of {args.rounds} alternating
+rounds of {args.steps} steps. {platform.machine()} CPU, {os.cpu_count()} cores; {machine()},
+torchvision {torchvision.__version__}, Pillow {PIL.__version__}; one thread in a worker. Made by
+`python -m experiments.benchmarks.data_pipeline`. Nothing is trained: the training process only augments (ours) or waits
+(usual). CPU time does not depend on what else the machine does, images/s does. A cache is warm: its first epoch is as
+slow as without.""")
     for title in args.sets:
         with tempfile.TemporaryDirectory() as folder:
-            run_set(title, args, Path(folder))
+            run_set(title, args, Path(folder) / "set")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Free logits (no network) are fitted to synthetic images by the loss alone; write
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -20,6 +19,8 @@ from torch.nn import functional as F
 from common.ops.array import Array
 from common.ops.losses import total_variation_sum
 from common.training.pictures import colorize, save_grid, to_uint8
+from experiments.benchmarks.measure import options
+from experiments.compare.columns import markdown
 from experiments.compare.report import fill
 from methods.level_set.losses import (
     closed_form_field,
@@ -77,39 +78,29 @@ def split(image: Tensor, bias: str, steps: int, length_weight: float, gamma: flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path)
-    parser.add_argument("picture", type=Path)
-    parser.add_argument("--images", type=int, default=6)
-    parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--length-weight", type=float, default=3e-3)
-    parser.add_argument("--gamma", type=float, default=10.0)
-    args = parser.parse_args()
-    right: dict[str, list[float]] = {bias: [] for bias in BIAS}
-    wrong: dict[str, list[float]] = {bias: [] for bias in BIAS}
+    args = options(__doc__, "page", "picture", images=6, side=64, steps=300, length_weight=3e-3, gamma=10.0)
+    found: dict[str, list[tuple[float, float]]] = {bias: [] for bias in BIAS}
     rows = []
     for seed in range(args.images):
         image, truth, light = draw(args.side, seed)
         row = [to_uint8(image[0]), colorize(truth.numpy().astype(np.uint8), COLORS), grey(light)]
         for bias in BIAS:
-            phases, found = split(image, bias, args.steps, args.length_weight, args.gamma)
-            if (phases == truth).float().mean() < 0.5:
-                phases = 1 - phases
-            right[bias].append(100 * float((phases == truth).float().mean()))
-            wrong[bias].append(100 * float((found / light - 1).abs().mean()))
-            row += [colorize(phases.numpy().astype(np.uint8), COLORS)] + ([] if bias == "none" else [grey(found)])
+            phases, field = split(image, bias, args.steps, args.length_weight, args.gamma)
+            right = float((phases == truth).float().mean())
+            if right < 0.5:
+                phases, right = 1 - phases, 1 - right
+            found[bias].append((100 * right, 100 * float((field / light - 1).abs().mean())))
+            row += [colorize(phases.numpy().astype(np.uint8), COLORS)] + ([] if bias == "none" else [grey(field)])
         rows.append(row)
     titles = ["image", "truth", "light", "no field", "closed form", "its light", "free field", "its light"]
-    save_grid(args.picture, rows[:4], titles)
-    lines = ["| field | accuracy, % | mean error of the light, % |", "|---|---|---|"]
-    lines += [f"| {bias} | {spread(right[bias])} | {spread(wrong[bias])} |" for bias in BIAS]
+    save_grid(Path(args.picture), rows[:4], titles)
+    lines = [
+        [bias, *(f"{mean(one):.1f} ± {stdev(one):.1f}" for one in zip(*scores, strict=True))]
+        for bias, scores in found.items()
+    ]
     setting = f"lambda {args.length_weight:g}, gamma {args.gamma:g}, {args.steps} Adam steps on free logits"
-    fill(args.page, "light", "\n".join(lines) + f"\n\n{args.images} images of {args.side} px, {setting}.")
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.1f} ± {stdev(values):.1f}"
+    shown = markdown(["field", "accuracy, %", "mean error of the light, %"], lines)
+    fill(Path(args.page), "light", f"{shown}\n\n{args.images} images of {args.side} px, {setting}.")
 
 
 def grey(field: Tensor) -> Array:

@@ -1,36 +1,34 @@
-"""What the project costs over a bare PyTorch loop, and what a method's loss costs over the supervised one.
+"""What the project costs over a bare PyTorch loop. What a method costs over the supervised one: `steps`.
 
     python -m experiments.benchmarks.overhead > experiments/results/overhead.md
 
 Both loops train the same network on the same batches with the same loss, optimizer and augmentation; they alternate,
-and the figure is the median of the ratios of their step times, because a machine's speed drifts. Losses are compared
-likewise; memory is the peak of a process of its own.
+and the figure is the median of the ratios of their step times.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import platform
-import subprocess
+import itertools
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback
 
-import methods
 from common.model.module import SegmentationModule
 from common.ops.losses import partial_cross_entropy
 from common.training.memory import keep_freed
 from datamodules.sets.synthetic import Synthetic
+from experiments.benchmarks.measure import alternate, machine, options, ratio
 from experiments.cli.configs import expand_configs
 from experiments.cli.fit import Fit
+from experiments.compare.columns import markdown
 
 CONFIG = """
 compose: [{configs}/base.yaml]
@@ -89,82 +87,38 @@ def bare_loop(steps: int, side: int, batch: int) -> float:
     """Seconds a step of the loop that one would write by hand, on the same data."""
     with tempfile.TemporaryDirectory() as folder:
         cli = build("Supervised", steps, side, batch, Path(folder))
-        model, data = cli.model, cli.datamodule
-    assert isinstance(model, SegmentationModule)
-    assert isinstance(data, Synthetic)
+    model, data = cast(SegmentationModule, cli.model), cast(Synthetic, cli.datamodule)
     data.prepare_data()
     data.trainer = None
     network = model.network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     ends: list[float] = []
-    while len(ends) < steps:
-        for batches, _, _ in iter(data.train_dataloader()):
-            ready = data.ready(batches)["labeled"]
-            optimizer.zero_grad()
-            loss = partial_cross_entropy(network(ready["image"]), ready["mask"], ready["valid"])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            ends.append(time.perf_counter())
-            if len(ends) == steps:
-                break
-    return step_time(ends)
-
-
-def loss_step(method: str, steps: int, side: int, batch: int) -> float:
-    """Seconds of forward, loss and backward of a method on one fixed batch."""
-    torch.manual_seed(0)
-    model = getattr(methods, method)(num_classes=6)
-    type(model).progress = property(lambda self: 1.0)  # no trainer: every term at full weight
-    image = torch.rand(batch, 3, side, side)
-    mask = torch.where(torch.rand(batch, side, side) < 0.001, torch.randint(0, 6, (batch, side, side)), 255)
-    labeled = {"image": image, "mask": mask, "valid": torch.ones_like(mask, dtype=torch.bool)}
-    ends = []
-    for _ in range(steps):
-        model.compute_loss({"labeled": labeled}).loss.backward()
-        model.zero_grad()
+    epochs = (batches for _ in itertools.count() for batches, _, _ in data.train_dataloader())
+    for batches in itertools.islice(epochs, steps):
+        ready = data.ready(batches)["labeled"]
+        optimizer.zero_grad()
+        partial_cross_entropy(network(ready["image"]), ready["mask"], ready["valid"]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
         ends.append(time.perf_counter())
     return step_time(ends)
 
 
-def peak_memory(method: str, side: int, batch: int) -> float:
-    """Peak GB of a process that does three steps of a method."""
-    code = (
-        "from common.training.memory import resident_gb; from experiments.benchmarks.overhead import loss_step; "
-        f"loss_step('{method}', 6, {side}, {batch}); "
-        "print(resident_gb('VmHWM'))"
-    )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
+    args = options(__doc__, side=256, batch=8, steps=12, rounds=9)
     keep_freed()  # as `weakseg fit` does
     sizes = (args.steps, args.side, args.batch)
+    loops = {"bare PyTorch loop": lambda: bare_loop(*sizes), "weakseg fit": lambda: project_loop(*sizes)}
     with contextlib.redirect_stdout(sys.stderr):  # what a run prints is not part of the table
-        loops = [(bare_loop(*sizes), project_loop(*sizes)) for _ in range(args.rounds)]
-    losses = [(loss_step("Supervised", *sizes), loss_step("TV", *sizes)) for _ in range(args.rounds)]
-    memory = [peak_memory(method, args.side, args.batch) for method in ("Supervised", "TV")]
-    ratios = sorted(b / a for a, b in loops)
-    print("# Cost of the project and of the losses\n")
-    print(
-        f"Unet mobilenet_v2, {args.side} px, batch {args.batch}, {torch.get_num_threads()} CPU threads, torch", end=" "
-    )
-    print(f"{torch.__version__}, Python {platform.python_version()}. Medians of {args.rounds} alternating rounds of")
-    print(f"{args.steps} steps; made by `python -m experiments.benchmarks.overhead`.\n")
-    print("| | s/step | ratio | lowest and highest ratio |\n|---|---|---|---|")
-    print(f"| bare PyTorch loop | {median(a for a, _ in loops):.3f} | 1 | |")
-    span = f"{ratios[0]:.3f}, {ratios[-1]:.3f}"
-    print(f"| weakseg fit | {median(b for _, b in loops):.3f} | {median(ratios):.3f} | {span} |")
-    ratios = sorted(b / a for a, b in losses)
-    print("\n| forward, loss, backward | s/step | ratio | lowest and highest ratio | peak GB |\n|---|---|---|---|---|")
-    print(f"| supervised | {median(a for a, _ in losses):.3f} | 1 | | {memory[0]:.2f} |")
-    span = f"{ratios[0]:.3f}, {ratios[-1]:.3f}"
-    print(f"| TV | {median(b for _, b in losses):.3f} | {median(ratios):.3f} | {span} | {memory[1]:.2f} |")
+        times = alternate(loops, args.rounds)
+    bare, ours = times.values()
+    print(f"""# Cost of the project
+
+Unet mobilenet_v2, {args.side} px, batch {args.batch}, {machine()}. Medians of {args.rounds} alternating
+rounds of {args.steps} steps; made by `python -m experiments.benchmarks.overhead`.
+""")
+    rows = [["bare PyTorch loop", f"{median(bare):.3f}", "1", ""]]
+    rows += [["weakseg fit", f"{median(ours):.3f}", *ratio(ours, bare, 3)]]
+    print(markdown(["", "s/step", "ratio", "lowest and highest ratio"], rows))
 
 
 if __name__ == "__main__":

@@ -13,22 +13,21 @@ network; speeds of GPU and network are assumptions, printed with the result.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.model.networks import NetworkConfig, build_network
+from experiments.benchmarks.measure import alternate, options, ratio, seconds
+from experiments.compare.columns import markdown
 
 SMALL = NetworkConfig("Unet", "resnet18")
 LARGE = {
@@ -42,7 +41,8 @@ BUCKET = 25 * 2**20  # DDP's
 
 
 def worker(rank: int, world: int, folder: str, talk: bool, side: int, batch: int, steps: int) -> None:
-    """Median seconds of a step, printed as JSON by rank 0."""
+    """Median seconds of a step, written into the folder by rank 0."""
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.manual_seed(0)
     network: Any = build_network(SMALL, 21)
@@ -50,34 +50,25 @@ def worker(rank: int, world: int, folder: str, talk: bool, side: int, batch: int
         network = DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     image, mask = torch.rand(batch, 3, side, side), torch.randint(0, 21, (batch, side, side))
-    seconds = []
-    for _ in range(steps + 2):
-        dist.barrier()
-        since = time.perf_counter()
+
+    def step() -> None:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(image), mask).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        seconds.append(time.perf_counter() - since)
+
+    times = []
+    for _ in range(steps + 2):
+        dist.barrier()
+        times.append(seconds(step))
     if rank == 0:
-        print(json.dumps(median(seconds[2:])))
+        Path(folder, "seconds").write_text(str(median(times[2:])))
     dist.destroy_process_group()
 
 
-def measure(world: int, talk: bool, args: argparse.Namespace) -> float:
+def measure(world: int, talk: bool, side: int, batch: int, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "experiments.benchmarks.scaling", "--side", str(args.side)]
-        words += ["--batch", str(args.batch), "--steps", str(args.steps), "--worker"]
-        ranks = [
-            subprocess.Popen(
-                [*words, str(rank), str(world), folder, str(int(talk))],
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            for rank in range(world)
-        ]
-        texts = [rank.communicate()[0] for rank in ranks]
-    return float(json.loads(texts[0]))
+        spawn(worker, (world, folder, talk, side, batch, steps), world)  # type: ignore[no-untyped-call]
+        return float(Path(folder, "seconds").read_text())
 
 
 def gradient_bytes(config: NetworkConfig) -> int:
@@ -103,36 +94,23 @@ def predicted(size: int, compute: float, gpus: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8, help="images per process")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        rank, world, folder, talk = args.worker
-        worker(int(rank), int(world), folder, talk == "1", args.side, args.batch, args.steps)
-        return
+    args = options(__doc__, side=128, batch=8, steps=10, rounds=5)
     print(f"U-Net with ResNet-18, {args.batch} images of {args.side} pixels per process, one thread each, torch")
     print(f"{torch.__version__}; gradients {gradient_bytes(SMALL) / 2**20:.1f} MiB a step.\n")
-    rounds = [[measure(1, False, args), measure(2, False, args), measure(2, True, args)] for _ in range(args.rounds)]
-    print("| | s/step | to one process | lowest and highest |\n|---|---|---|---|")
-    for column, name in enumerate(("one process", "two that do not talk", "two under DDP")):
-        ratios = sorted(one[column] / one[0] for one in rounds)
-        cells = [name, f"{median(one[column] for one in rounds):.3f}", f"{median(ratios):.2f}"]
-        print(f"| {' | '.join(cells)} | {ratios[0]:.2f}, {ratios[-1]:.2f} |")
+    sizes = (args.side, args.batch, args.steps)
+    forms = {"one process": (1, False), "two that do not talk": (2, False), "two under DDP": (2, True)}
+    times = alternate({name: partial(measure, *form, *sizes) for name, form in forms.items()}, args.rounds)
+    rows = [[name, f"{median(found):.3f}", *ratio(found, times["one process"])] for name, found in times.items()]
+    print(markdown(["", "s/step", "to one process", "lowest and highest"], rows))
     print(f"\nPredicted for {IMAGES} images of {SIDE} pixels a GPU, assuming {FLOPS / 1e12:.0f} TFLOP/s a GPU,")
     print(f"{NVLINK / 1e9:.0f} GB/s within a node of 8 and {ETHERNET / 1e9:.0f} GB/s a GPU between nodes:\n")
-    print(
-        "| network | gradients, MiB | operations, TFLOP | s/step | efficiency at 8 GPUs | at 64 |\n" + "|---" * 6 + "|"
-    )
+    rows = []
     for name, config in LARGE.items():
         size, work = gradient_bytes(config), operations(config)
-        seconds = work / FLOPS
-        cells = [name, f"{size / 2**20:.0f}", f"{work / 1e12:.1f}", f"{seconds:.3f}"]
-        cells += [f"{predicted(size, seconds, gpus):.3f}" for gpus in (8, 64)]
-        print("| " + " | ".join(cells) + " |")
+        cells = [name, f"{size / 2**20:.0f}", f"{work / 1e12:.1f}", f"{work / FLOPS:.3f}"]
+        rows.append([*cells, *(f"{predicted(size, work / FLOPS, gpus):.3f}" for gpus in (8, 64))])
+    head = ["network", "gradients, MiB", "operations, TFLOP", "s/step", "efficiency at 8 GPUs", "at 64"]
+    print(markdown(head, rows))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ tenth step as in any run. Discriminators, heads and the mixing of images count a
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 import tempfile
@@ -18,20 +17,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import methods
 from common.model.networks import SegmentationNetwork
 from common.training.memory import keep_freed
+from experiments.benchmarks.measure import options
 from experiments.benchmarks.overhead import build
 from experiments.benchmarks.steps import OPTIONS
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from experiments.compare.columns import markdown
 
 WARM_UP = 3  # steps not counted: threads, memory and data workers are being set up
 KINDS = ("network", "loss", "optimizer", "data", "rest")
@@ -124,9 +122,10 @@ def measure(name: str, steps: int, side: int, batch: int) -> dict[str, float]:
     return {kind: seconds / (steps - WARM_UP) for kind, seconds in spent.items()}
 
 
-def draw(found: dict[str, dict[str, float]], path: Path) -> None:
+def draw(found: dict[str, dict[str, float]], path: str) -> None:
     """A bar of each method, in per cent."""
-    figure, axes = plt.subplots(figsize=(8, 0.38 * len(found) + 1), layout="constrained")
+    figure = Figure(figsize=(8, 0.38 * len(found) + 1), layout="constrained")
+    axes = figure.add_subplot()
     left = [0.0] * len(found)
     for kind, color in zip(KINDS, COLORS, strict=True):
         width = [100 * one[kind] / sum(one.values()) for one in found.values()]
@@ -140,20 +139,15 @@ def draw(found: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", type=Path, help="PNG file to write")
-    parser.add_argument("--side", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8, help="labelled images, and as many unlabelled ones")
-    parser.add_argument("--steps", type=int, default=23, help=f"of each method; the first {WARM_UP} do not count")
-    args = parser.parse_args()
+    args = options(__doc__, "picture", side=128, batch=8, steps=23)
     keep_freed()  # as `weakseg fit` does
     found = {name: measure(name, args.steps, args.side, args.batch) for name in OPTIONS}
-    print("| method | images/s | s/step | " + " | ".join(f"{kind}, %" for kind in KINDS) + " |")
-    print("|---" * (3 + len(KINDS)) + "|")
+    rows = []
     for name, one in found.items():
         images, total = args.batch * len(getattr(methods, OPTIONS[name][0]).streams), sum(one.values())
-        cells = [name, f"{images / total:.1f}", f"{total:.3f}", *(f"{100 * one[kind] / total:.1f}" for kind in KINDS)]
-        print("| " + " | ".join(cells) + " |")
+        parts = [f"{100 * one[kind] / total:.1f}" for kind in KINDS]
+        rows.append([name, f"{images / total:.1f}", f"{total:.3f}", *parts])
+    print(markdown(["method", "images/s", "s/step", *(f"{kind}, %" for kind in KINDS)], rows))
     draw(found, args.picture)
 
 

@@ -13,10 +13,6 @@ images and as many mixed ones, after a pass without gradient that labels these; 
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -27,7 +23,9 @@ import methods
 from common.model.module import SegmentationModule
 from common.model.networks import NetworkConfig, build_network
 from common.ops.losses import partial_cross_entropy
-from common.training.memory import keep_freed, reset_peak, resident_gb
+from common.training.memory import keep_freed
+from experiments.benchmarks.measure import alternate, machine, options, peak_gb, ratio, seconds
+from experiments.compare.columns import markdown
 
 CLASSES = 21
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,22 +64,24 @@ def build(name: str, side: int, batch: int) -> tuple[SegmentationModule, Any]:
     return model, streams
 
 
-def step(model: SegmentationModule, batch: Any) -> float:
-    """Seconds of forward and backward."""
-    model.zero_grad()
-    since = time.perf_counter()
-    model.compute_loss(batch).loss.backward()  # type: ignore[no-untyped-call]
-    return time.perf_counter() - since
+def prepare(name: str, side: int, batch: int) -> Callable[[], float]:
+    """A step of a method, forward and backward; it returns its seconds."""
+    model, streams = build(name, side, batch)
+
+    def run() -> None:
+        model.zero_grad()
+        model.compute_loss(streams).loss.backward()  # type: ignore[no-untyped-call]
+
+    return lambda: seconds(run)
 
 
 def passes_alone(count: int, side: int, batch: int) -> Callable[[], float]:
-    """A step of what semi-supervised learning with so many networks cannot do without; it returns its seconds."""
+    """The same of what semi-supervised learning with so many networks cannot do without."""
     torch.manual_seed(0)
     networks = [build_network(NetworkConfig("Unet", "mobilenet_v2"), CLASSES).train() for _ in range(count)]
     image, mask = torch.rand(2 * batch, 3, side, side), torch.randint(0, CLASSES, (2 * batch, side, side))
 
-    def run() -> float:
-        since = time.perf_counter()
+    def run() -> None:
         for network in networks:
             network.zero_grad()
             network.eval()
@@ -89,57 +89,28 @@ def passes_alone(count: int, side: int, batch: int) -> Callable[[], float]:
                 network(image[batch:])
             network.train()
             partial_cross_entropy(network(image), mask).backward()  # type: ignore[no-untyped-call]
-        return time.perf_counter() - since
 
-    return run
-
-
-def own_peak(name: str, side: int, batch: int) -> float:
-    """Peak GB of three steps in this process."""
-    model, streams = build(name, side, batch)
-    before = resident_gb("VmRSS")
-    reset_peak()
-    for _ in range(3):
-        step(model, streams)
-    return resident_gb("VmHWM") - before
-
-
-def peak_memory(name: str, side: int, batch: int) -> float:
-    """The same in a process of its own."""
-    code = f"from experiments.benchmarks.steps import own_peak; print(own_peak({name!r}, {side}, {batch}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    return lambda: seconds(run)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8, help="labelled images, and as many unlabelled ones")
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    args = options(__doc__, side=128, batch=8, rounds=5)
     keep_freed()  # as `weakseg fit` does
     print(f"U-Net with MobileNetV2, {args.batch} labelled images of {args.side} pixels, {CLASSES} classes,")
-    print(f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}, {args.rounds} rounds.\n")
-    built = {name: build(name, args.side, args.batch) for name in OPTIONS}
-    for one in built.values():
-        step(*one)
-    alone = {count: passes_alone(count, args.side, args.batch) for count in set(LEARNERS.values())}
-    for run in alone.values():
-        run()
-    rounds: list[dict[str | int, float]] = []
-    for _ in range(args.rounds):
-        rounds.append({name: step(*one) for name, one in built.items()})
-        rounds[-1] |= {count: run() for count, run in alone.items()}
-    base = peak_memory("Supervised", args.side, args.batch)
-    print("| method | s/step | to supervised | lowest and highest | to its passes | peak GB | to supervised |")
-    print("|---" * 7 + "|")
+    print(f"{machine()}, {args.rounds} rounds.\n")
+    sizes = (args.side, args.batch)
+    forms: dict[str | int, Callable[[], float]] = {name: prepare(name, *sizes) for name in OPTIONS}
+    forms |= {count: passes_alone(count, *sizes) for count in set(LEARNERS.values())}
+    alternate(forms, 1)  # memory and threads are being set up
+    times = alternate(forms, args.rounds)
+    memory = {name: peak_gb(prepare, name, *sizes) for name in OPTIONS}
+    rows = []
     for name in OPTIONS:
-        ratios = sorted(one[name] / one["Supervised"] for one in rounds)
-        memory = peak_memory(name, args.side, args.batch)
-        cells = [name, f"{median(one[name] for one in rounds):.3f}", f"{median(ratios):.2f}"]
-        least = f"{median(one[name] / one[LEARNERS[name]] for one in rounds):.2f}" if name in LEARNERS else ""
-        cells += [f"{ratios[0]:.2f}, {ratios[-1]:.2f}", least, f"{memory:.2f}", f"{memory / base:.2f}"]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        least = ratio(times[name], times[LEARNERS[name]])[0] if name in LEARNERS else ""
+        cells = [name, f"{median(times[name]):.3f}", *ratio(times[name], times["Supervised"]), least]
+        rows.append([*cells, f"{memory[name]:.2f}", f"{memory[name] / memory['Supervised']:.2f}"])
+    head = ["method", "s/step", "to supervised", "lowest and highest", "to its passes", "peak GB", "to supervised"]
+    print(markdown(head, rows))
 
 
 if __name__ == "__main__":

@@ -9,19 +9,18 @@ SCL, which takes the pixels inside the box.
 
 from __future__ import annotations
 
-import argparse
-import platform
-import subprocess
-import sys
-import time
+import itertools
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.model.networks import NetworkConfig
+from experiments.benchmarks.measure import alternate, machine, options, peak_gb, ratio, seconds
+from experiments.compare.columns import markdown
 from methods.scl.losses import sample_pixels, structured_consistency
 from methods.scl.module import SCL
 
@@ -53,94 +52,55 @@ def exact(student: Tensor, teacher: Tensor) -> Tensor:
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"naive": naive, "sampled": sampled, "exact": exact}
 
 
-def seconds(form: str, side: int, channels: int, repeats: int) -> float:
-    """Of forward and backward, the lowest of some repeats."""
+def prepare(form: str, side: int, channels: int) -> Callable[[], float]:
+    """Forward and backward of a form; it returns its seconds."""
     torch.manual_seed(0)
     student = torch.randn(1, channels, side * side, requires_grad=True)
     teacher = student.detach() + 0.1 * torch.randn_like(student)
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        FORMS[form](student, teacher).backward()  # type: ignore[no-untyped-call]
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return lambda: seconds(lambda: FORMS[form](student, teacher).backward())  # type: ignore[no-untyped-call]
 
 
-def peak_mib(form: str, side: int, channels: int) -> float:
-    """Growth of the peak memory of a process that computes the loss and its gradient once."""
-    code = (
-        "from common.training.memory import *; from experiments.benchmarks.structured_consistency import seconds\n"
-        "seconds('exact', 8, 4, 1); before = resident_gb('VmRSS'); reset_peak()\n"
-        f"seconds('{form}', {side}, {channels}, 1); print(1024 * (resident_gb('VmHWM') - before))"
-    )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-
-
-def step(stride: int, side: int, batch: int, rounds: int) -> tuple[float, float]:
-    """Seconds of a whole step of SCL, forward and backward, and of the structured term in it (21 classes)."""
+def steps(stride: int, side: int, batch: int) -> dict[str, Callable[[], float]]:
+    """A whole step of SCL, forward and backward, and the structured term in it (21 classes)."""
     torch.manual_seed(0)
-    model = SCL(21, stride=stride, network=NetworkConfig("Unet", "mobilenet_v2"))
-    type(model).progress = property(lambda self: 1.0)  # type: ignore[method-assign, assignment]
-    stream = {
-        "image": torch.rand(batch, 3, side, side),
-        "mask": torch.randint(0, 21, (batch, side, side)),
-        "valid": torch.ones(batch, side, side, dtype=torch.bool),
-        "key": torch.stack([torch.zeros(batch, dtype=torch.int64), torch.arange(batch)], 1),
+    model: Any = SCL(21, stride=stride, network=NetworkConfig("Unet", "mobilenet_v2"))
+    type(model).progress = property(lambda self: 1.0)
+    valid = torch.ones(batch, side, side, dtype=torch.bool)
+    key = torch.stack([torch.zeros(batch, dtype=torch.int64), torch.arange(batch)], 1)
+    mask = torch.randint(0, 21, (batch, side, side))
+    stream = {"image": torch.rand(batch, 3, side, side), "mask": mask, "valid": valid, "key": key}
+    p = torch.randn(batch, 21, side, side).softmax(1).requires_grad_()
+    return {
+        "step": lambda: seconds(lambda: model.compute_loss({"labeled": stream, "unlabeled": stream}).loss.backward()),
+        "term": lambda: seconds(lambda: model.structured(p, p.detach(), valid, valid, key).backward()),
     }
-    logits = torch.randn(batch, 21, side, side)
-    whole, term = [], []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        model.compute_loss({"labeled": stream, "unlabeled": stream}).loss.backward()  # type: ignore
-        middle = time.perf_counter()
-        p = logits.softmax(1).requires_grad_()
-        between = time.perf_counter()
-        model.structured(p, logits.softmax(1), stream["valid"], stream["valid"], stream["key"]).backward()  # type: ignore
-        whole.append(middle - start)
-        term.append(time.perf_counter() - between)
-        model.zero_grad()
-    return median(whole), median(term)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128, 256])
-    parser.add_argument("--channels", type=int, nargs="+", default=[19, 64])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=4)
-    args = parser.parse_args()
-    print("# Cost of the structured consistency term\n")
-    print(f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}, Python {platform.python_version()}; one")
-    print(
-        f"image, forward and backward, medians of {args.rounds} alternating rounds; `sampled` draws {SAMPLES} pixels;"
-    )
-    print(f"`naive` only up to {NAIVE_LIMIT} px (one of its matrices has 17 GB at 256). Made by")
-    print("`python -m experiments.benchmarks.structured_consistency`.\n")
-    print(
-        "| pixels | C | naive, ms | sampled, ms | exact, ms | naive / exact | naive, MiB | sampled, MiB | exact, MiB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    for side in args.sides:
-        for channels in args.channels:
-            forms = [form for form in FORMS if form != "naive" or side <= NAIVE_LIMIT]
-            times: dict[str, list[float]] = {form: [] for form in forms}
-            for _ in range(args.rounds):
-                for form in forms:
-                    times[form].append(seconds(form, side, channels, 1 if form == "naive" else 3))
-            memory = {form: f"{peak_mib(form, side, channels):.0f}" for form in forms}
-            milliseconds = {form: f"{1000 * median(found):.2f}" for form, found in times.items()}
-            ratio = (
-                f"{median(a / b for a, b in zip(times['naive'], times['exact'], strict=True)):.0f}"
-                if "naive" in times
-                else ""
-            )
-            cells = [milliseconds.get(form, "") for form in FORMS] + [ratio] + [memory.get(form, "") for form in FORMS]
-            print(f"| {side} x {side} | {channels} | {' | '.join(cells)} |", flush=True)
+    args = options(__doc__, sides=[32, 64, 128, 256], channels=[19, 64], rounds=5, batch=4)
+    print(f"""# Cost of the structured consistency term
+
+{machine()}; one image, forward and backward, medians of {args.rounds}
+alternating rounds; `sampled` draws {SAMPLES} pixels; `naive` only up to {NAIVE_LIMIT} px (one of its matrices has 17 GB
+at 256). Made by `python -m experiments.benchmarks.structured_consistency`.
+""")
+    rows = []
+    for side, channels in itertools.product(args.sides, args.channels):
+        forms = [form for form in FORMS if form != "naive" or side <= NAIVE_LIMIT]
+        times = alternate({form: prepare(form, side, channels) for form in forms}, args.rounds)
+        shown = {form: f"{1000 * median(found):.2f}" for form, found in times.items()}
+        memory = {form: f"{1024 * peak_gb(prepare, form, side, channels):.0f}" for form in forms}
+        faster = ratio(times["naive"], times["exact"], 0)[0] if "naive" in times else ""
+        cells = [f"{side} x {side}", str(channels), *(shown.get(form, "") for form in FORMS), faster]
+        rows.append([*cells, *(memory.get(form, "") for form in FORMS)])
+    units = [[f"{form}, {unit}" for form in FORMS] for unit in ("ms", "MiB")]
+    print(markdown(["pixels", "C", *units[0], "naive / exact", *units[1]], rows))
     print(f"\nIn a step of SCL (Unet mobilenet_v2, 256 px, {args.batch} + {args.batch} images, 21 classes):\n")
-    print("| stride | step, s | structured term, s | share |\n|---|---|---|---|")
+    rows = []
     for stride in (1, 4):
-        whole, term = step(stride, 256, args.batch, args.rounds)
-        print(f"| {stride} | {whole:.2f} | {term:.4f} | {term / whole:.1%} |", flush=True)
+        whole, term = (median(found) for found in alternate(steps(stride, 256, args.batch), args.rounds).values())
+        rows.append([str(stride), f"{whole:.2f}", f"{term:.4f}", f"{term / whole:.1%}"])
+    print(markdown(["stride", "step, s", "structured term, s", "share"], rows))
 
 
 if __name__ == "__main__":
