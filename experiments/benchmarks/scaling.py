@@ -46,7 +46,7 @@ def worker(rank: int, world: int, folder: str, talk: bool, side: int, batch: int
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.manual_seed(0)
     network: Any = build_network(SMALL, 21)
-    if talk:  # as common.training.strategy.make_strategy
+    if talk:  # as common.training.run.house_arguments
         network = DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     image, mask = torch.rand(batch, 3, side, side), torch.randint(0, 21, (batch, side, side))

@@ -57,4 +57,9 @@ def from_run(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple
         raise FileNotFoundError(f"there is no checkpoint {options.ckpt}: is it a run directory that `fit` has written?")
     config = stored_config(read_checkpoint(options.ckpt), options.package)
     config["trainer"] |= {"devices": 1, "enable_model_summary": False}
+    # Results go to W&B and TensorBoard where the run directory shows that the run did, not because a file says so.
+    if not options.run or not (options.run / "wandb" / "run_id").exists():
+        config["wandb"] = "off"
+    if not options.run or not (options.run / "tensorboard").exists():
+        config["tensorboard"] = False
     return ["--config", yaml.safe_dump(config), *expand_configs(rest), "--ckpt_path", str(options.ckpt)], options

@@ -49,7 +49,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def stored_config(checkpoint: Checkpoint, packages: Sequence[str] = ()) -> dict[str, Any]:
-    """What is taken of a checkpoint's config, in today's names: method and data with checked options, seed, precision.
+    """What is taken of a checkpoint's config, in today's names: method and data with checked options, seed, precision,
+    and where the run was logged.
 
     Optimizer, callbacks, loggers and all else of the trainer are left out, since nothing after training needs them, and
     so are the cache's folder and the weights that the encoder started from: the trained ones follow.
@@ -71,7 +72,10 @@ def stored_config(checkpoint: Checkpoint, packages: Sequence[str] = ()) -> dict[
         raise ValueError(f"the checkpoint's config cannot be read ({told})") from error
     if type(seed) is not int or not 0 <= seed < 2**32 or str(precision) not in PRECISIONS:
         raise ValueError(f"the checkpoint's config has seed {seed!r} and precision {precision!r}: neither is known")
+    wandb = config.get("wandb")
     return {
+        "wandb": wandb if wandb in ("online", "offline") else "off",
+        "tensorboard": config.get("tensorboard") is True,
         "seed_everything": seed,
         "trainer": {"precision": str(precision)},
         "model": checked(model, methods, SegmentationModule, packages),
