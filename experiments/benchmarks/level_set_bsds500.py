@@ -19,7 +19,6 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from skimage.segmentation import chan_vese
 from torch import nn
 from tqdm import tqdm
 
+from common.ops.array import Array
 from common.ops.losses import total_variation
 from common.ops.partition import best_person_iou, covering, probabilistic_rand_index, variation_of_information
 from datamodules.cache import shrink
@@ -39,7 +39,6 @@ from experiments.compare.columns import markdown
 from experiments.compare.report import fill
 from methods.level_set.losses import region_variance
 
-Array = np.ndarray[Any, Any]
 Method = Callable[[Array, int, int], Array]
 SCORES: dict[str, Callable[[Array, list[Array]], float]] = {
     "covering": covering,

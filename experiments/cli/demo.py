@@ -59,7 +59,7 @@ def demo(folder: Path, more: Sequence[str] = ()) -> int:
     study = read_study("quickstart")
     (regime,), place = study.regimes, find_place(folder, None, None, more)
     summaries, runs = {}, {}
-    for number, row in enumerate(study.of_regime(regime), 1):
+    for number, row in enumerate(study.rows.values(), 1):
         words = ["fit", *row_run(study, place, regime, row, study.seeds[0]).fit]
         print(f"\n[{number}/{len(study.rows)}] weakseg {' '.join(words)}\n", flush=True)
         run_dir = folder / row.name.lower()

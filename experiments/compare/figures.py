@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.model.metrics import SegmentationMetrics
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.pictures import colorize
-from datamodules.transforms import fit_size, resize_image
-from experiments.compare.runs import Array, Finished
+from experiments.compare.runs import Finished
 from experiments.compare.tables import Row, Table, class_ious
 from experiments.runs.load import load_run
 
@@ -180,14 +180,11 @@ def pictures(table: Table, count: int) -> tuple[list[Picture], list[tuple[str, t
             for name in [names[place] for place in places]:
                 image, truth = data.image(name), data.mask(name)
                 assert truth is not None  # test images have masks
-                small = torch.from_numpy(resize_image(image, fit_size(image.shape[:2], data.size)).copy())
-                batch = {"image": small.permute(2, 0, 1)[None].float() / 255, "size": torch.tensor([image.shape[:2]])}
-                labels, _ = loaded.model.predict_labels(loaded.network, batch, refine=True)
+                found = loaded.predict(image)
                 metric = SegmentationMetrics(data.num_classes)
-                metric.update(labels, torch.from_numpy(truth.astype(np.int64))[None])
+                metric.update(*(torch.from_numpy(one.astype(np.int64))[None] for one in (found, truth)))
                 miou = float(metric.compute()["miou"])
                 picture = shown.setdefault(name, Picture(name, image, colorize(truth, data.colors), {}))
-                found = labels[0].numpy().astype(np.uint8)
                 picture.predictions[label] = (colorize(found, data.colors), show_errors(image, truth, found), miou)
             classes = list(zip(data.class_names, data.colors, strict=True))
         except (OSError, ValueError) as error:

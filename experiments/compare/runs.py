@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from common.ops.array import Array
 from experiments.runs.wandb_api import wandb_api
 
-Array = np.ndarray[Any, Any]
 SERVER = "wandb:"  # how a source on the W&B server begins
 IMAGES = re.compile(r"test_(.+)_images\.npz")
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from common.model.metrics import scores
+from common.ops.array import Array
 from common.training.tracking import partition
 from experiments.compare.protocol import Flat, protocol, settings
-from experiments.compare.runs import Array, Finished
+from experiments.compare.runs import Finished
 
 DRAWS = 2000  # of the bootstrap
 

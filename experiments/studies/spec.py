@@ -200,6 +200,8 @@ def build_searches(name: str, said: Any, rows: Mapping[str, Row], seeds: tuple[i
     known("search", name, rows)
     found = checked(where, said, {"regimes", "over", "seeds"})
     row, over = rows[name], options(where, found.get("over"))
+    if not over:
+        raise ValueError(f"{where}: `over` is missing, the options and the values to try")
     stated = row.options.keys() | row.test.keys() | {key for values in row.where.values() for key in values}
     for key, values in over.items():
         if not isinstance(values, list) or not values:
