@@ -56,19 +56,30 @@ def dense_crf(
     features = stack_modalities([(positions(colors), sigma_xy), (colors, sigma_rgb)])
     cells = F.avg_pool2d(features, stride, ceil_mode=True, count_include_pad=False)
 
-    def appearance(values: Tensor) -> Tensor:
+    def from_cells(values: Tensor, at: Tensor = features) -> Tensor:
         summed = F.avg_pool2d(values, stride, ceil_mode=True, divisor_override=1)
-        f, c, v = (maps.flatten(2).mT for maps in (features, cells, summed))
-        return gaussian_sum(f, c, v).mT.unflatten(2, values.shape[2:])
+        f, c, v = (maps.flatten(2).mT for maps in (at, cells, summed))
+        return gaussian_sum(f, c, v).mT.unflatten(2, at.shape[2:])
+
+    def at_pixels(maps: Tensor) -> Tensor:
+        return maps.repeat_interleave(stride, 2).repeat_interleave(stride, 3)[..., : p.shape[2], : p.shape[3]]
+
+    def factor(sums: Tensor) -> Tensor:
+        return sums.clamp(min=1).rsqrt() if normalise else torch.ones_like(sums)
 
     one, q = torch.ones_like(p[:, :1]), p
     # What a pixel sends itself through its cell; 1 at stride 1, where cells are pixels.
-    mine = cells.repeat_interleave(stride, 2).repeat_interleave(stride, 3)[..., : p.shape[2], : p.shape[3]]
-    itself = (-0.5 * (features - mine).square().sum(1, keepdim=True)).exp()
-    kernels = [(weight, appearance, itself), (smooth_weight, position_kernel(smooth_sigma), one)]
-    used = [(w, k, own, k(one).clamp(min=1).rsqrt() if normalise else one) for w, k, own in kernels if w > 0]
+    itself = (-0.5 * (features - at_pixels(cells)).square().sum(1, keepdim=True)).exp()
+    # A sender's factor is its cell's: a pixel unlike its cell has a small sum, and its own factor would weigh far too
+    # much in what the cell sends. A receiver's is its own.
+    smooth = position_kernel(smooth_sigma)
+    used = []
+    if weight > 0:
+        used.append((weight, from_cells, itself, factor(from_cells(one)), at_pixels(factor(from_cells(one, cells)))))
+    if smooth_weight > 0:
+        used.append((smooth_weight, smooth, one, factor(smooth(one)), factor(smooth(one))))
     for _ in range(iterations):
-        messages = [w * scale * (kernel(scale * q) - own * scale * q) for w, kernel, own, scale in used]
+        messages = [w * row * (kernel(col * q) - own * col * q) for w, kernel, own, row, col in used]
         q = torch.stack([unary, *messages]).sum(0).softmax(1)
     return q[0]
 

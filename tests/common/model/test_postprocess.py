@@ -445,6 +445,21 @@ def test_a_pixel_unlike_every_cell_is_finite() -> None:
     torch.testing.assert_close(q[:, 0, 0], values[:, 0, 0])
 
 
+def test_odd_pixels_do_not_speak_for_their_cells() -> None:
+    """One pixel of another colour in each cell: what it says of itself must not become what the cell says."""
+    image, values = torch.full((3, 32, 32), 0.5), torch.empty(2, 32, 32)
+    values[0], values[1] = 0.6, 0.4
+    image[:, 3::8, 3::8], values[0, 3::8, 3::8], values[1, 3::8, 3::8] = 0.0, 0.05, 0.95
+    options = {"weight": 10.0, "sigma_xy": 20.0, "smooth_weight": 0.0}
+    exact = dense_crf(values, image, **options, stride=1)
+    cells = dense_crf(values, image, **options, stride=8)
+    plain = torch.ones(32, 32, dtype=torch.bool)
+    plain[3::8, 3::8] = False
+    assert (exact.argmax(0)[plain] == 0).all()
+    assert (cells.argmax(0)[plain] == 0).all()
+    torch.testing.assert_close(cells[:, plain], exact[:, plain], atol=0.02, rtol=0)
+
+
 def test_dense_crf_is_chosen_by_name_and_changes_nothing_it_is_given() -> None:
     values, image, _ = noisy_disc()
     before = values.clone(), image.clone()
