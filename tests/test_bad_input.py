@@ -130,12 +130,7 @@ OPTIONS = {
         ["BSDS500 has no class labels", "data.supervision.kind=none"],
         1,
     ),
-    "SCL with a share above all": (["--model", "SCL", f"{TV}.ramp_up", "2"], ["ramp_up", "lie in [0, 1]"], 1),
-    "pairs across a box with nothing around it": (
-        ["--model", "SCL", f"{TV}.mixing", "cutout", f"{TV}.pairs", "cross"],
-        ["cutout leaves nothing outside the box", "pairs"],
-        1,
-    ),
+    "SCL with a share above all": (["--model", "SCL", f"{TV}.ramp", "2"], ["ramp"], 1),
     "more labelled images than there are": (
         ["--data.init_args.supervision", "{kind: image_subset, number: 13, fraction: null}"],
         ["supervision.number", "13 of 12"],

@@ -576,7 +576,6 @@ def test_two_processes_train_as_one_does(tmp_path):
     # Evaluated in one process, unless told otherwise.
     options, _ = from_run(trained_parser("test"), ["--run", str(tmp_path / "two")])
     assert stated(options, "trainer", "devices") == 1
-    assert stated(options, "trainer", "strategy") == "auto"
     weakseg("test", "--run", tmp_path / "two")
     assert summary(tmp_path / "two")["steps"] == 2
     assert summary(tmp_path / "two")["last"]["val/miou"] == pytest.approx(summary(tmp_path / "one")["last"]["val/miou"])

@@ -70,6 +70,7 @@ def stored_config(checkpoint: Checkpoint, packages: Sequence[str] = ()) -> dict[
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"the checkpoint's config cannot be read ({told})") from error
+    shown = (config.get("trainer") or {}).get("enable_progress_bar") is not False
     if type(seed) is not int or not 0 <= seed < 2**32 or str(precision) not in PRECISIONS:
         raise ValueError(f"the checkpoint's config has seed {seed!r} and precision {precision!r}: neither is known")
     wandb = config.get("wandb")
@@ -77,7 +78,7 @@ def stored_config(checkpoint: Checkpoint, packages: Sequence[str] = ()) -> dict[
         "wandb": wandb if wandb in ("online", "offline") else "off",
         "tensorboard": config.get("tensorboard") is True,
         "seed_everything": seed,
-        "trainer": {"precision": str(precision)},
+        "trainer": {"precision": str(precision), "enable_progress_bar": shown},
         "model": checked(model, methods, SegmentationModule, packages),
         "data": checked(data, datamodules, SegmentationDataModule, packages),
     }
