@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def dense_crf(
     # A sender's factor is its cell's: a pixel unlike its cell has a small sum, and its own factor would weigh far too
     # much in what the cell sends. A receiver's is its own.
     smooth = position_kernel(smooth_sigma)
-    used = []
+    used: list[tuple[float, Callable[[Tensor], Tensor], Tensor, Tensor, Tensor]] = []
     if weight > 0:
         used.append((weight, from_cells, itself, factor(from_cells(one)), at_pixels(factor(from_cells(one, cells)))))
     if smooth_weight > 0:
