@@ -303,7 +303,7 @@ def test_a_paper_is_deleted_as_contributing_says(tree):
     name = next(name for name, found in methods.CLASSES.items() if found.module.split(".")[0] == folder)
     left = [line.split()[0] for line in shell("weakseg methods").splitlines()]
     assert left == sorted(methods.CLASSES.keys() - {name})
-    shell(f"weakseg fit --config tests/tiny.yaml --model Supervised --trainer.max_steps 2 --run_dir runs/left")
+    shell("weakseg fit --config tests/tiny.yaml --model Supervised --trainer.max_steps 2 --run_dir runs/left")
     # Nothing that is left leads to what is gone. Pages and results may speak of it, shared tests take it as an example.
     configs = [path.name for path in removed if path.suffix == ".yaml"]
     gone = [f"methods.{folder}", f"methods/{folder}", f"class_path: {name}", *configs]
