@@ -74,7 +74,7 @@ def is_ours(path: str, package: str) -> bool:
 
 
 def class_name(path: str) -> str:
-    """`methods.tv.module.TV`, `methods.TV` and `TV` name one class."""
+    """The last word of a class path: modules have moved, classes kept their names."""
     return str(path).rsplit(".", 1)[-1]
 
 
