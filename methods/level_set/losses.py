@@ -2,7 +2,7 @@
 
 The softmax y of a network plays the characteristic functions of the regions: region n explains the image x by one tone
 c_n, and its boundary should be short. The boundary's length is `common.ops.losses.total_variation` (aniso); here are
-the data term, computed from moments [ours], and a smooth illumination field b for images whose tones drift [ours].
+the data term, and a smooth illumination field b for images whose tones drift [ours].
 
 Shapes: B images of H x W pixels, N regions, C channels (3 of an RGB image in [0, 1], or any others).
 """
@@ -36,36 +36,39 @@ def reduce(total: Tensor, valid: Tensor, reduction: Literal["mean", "sum"]) -> T
     return global_mean(total, count if reduction == "mean" else torch.zeros_like(count))
 
 
-def _moments(y: Tensor, image: Tensor, valid: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Per region, of the centred image `x' = x - b m`: `A = sum v b^2 y`, `S = sum v b x' y`, `Q = sum v |x'|^2 y`.
+def _centred(y: Tensor, image: Tensor, valid: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`x' = x - b m` (B, C, H, W) and b (B, 1, H, W), both zero at padding, as is all that is made of them; and the
+    image's own tones `m = sum v b x / sum v b^2` (B, C, 1, 1), a constant.
 
-    Here `m = sum v b x / sum v b^2` are the image's own tones. Returns (B, C + 2, N), the rows A, S (C of them) and Q;
-    and m (B, C, 1, 1), a constant. Shifting x by b m shifts a tone by m and changes no residual, and without it the
-    energy would be a small difference of large sums.
+    Shifting x by b m shifts a tone by m and changes no residual; the digits of x' are those of the contrast.
     """
     check_plane("valid", valid, y)
     check_plane("valid", valid, image)
-    y = at_least_fp32(y)
     v = valid[:, None].to(y.dtype)
     x = image.detach().to(y.dtype)
-    b = v if bias is None else bias.to(y.dtype) * v  # zero at padding, as is all that is made of it
+    b = v if bias is None else bias.to(y.dtype) * v
     plane, weight = (2, 3), b.detach()
     mean = (weight * x).sum(plane, keepdim=True) / weight.square().sum(plane, keepdim=True).clamp(min=EPS)
-    x = x * v - b * mean
-    columns = torch.cat([b.square(), b * x, x.square().sum(1, keepdim=True)], 1)
-    # One product in place of a (B, N, C, H, W) tensor, there and back. Autocast would do it in half precision.
-    with torch.autocast(y.device.type, enabled=False):
-        return columns.flatten(2) @ y.flatten(2).mT, mean
+    return x * v - b * mean, b, mean
 
 
+@torch.no_grad()
+def _shifted_tones(y: Tensor, x: Tensor, b: Tensor, eps: float) -> Tensor:
+    """Tones (B, C, N) of the centred image."""
+    with torch.autocast(y.device.type, enabled=False):  # it would take the products in half precision
+        sums = torch.cat([b.square(), b * x], 1).flatten(2) @ y.flatten(2).mT
+    return sums[:, 1:] / (sums[:, :1] + eps)
+
+
+@torch.no_grad()
 def region_tones(y: Tensor, image: Tensor, valid: Tensor, bias: Tensor | None = None, eps: float = EPS) -> Tensor:
     """Mean of each region: `c = sum v b x y / sum v b^2 y`, the minimiser of the data term; constant, (B, N, C).
 
     Arguments as for `region_variance_sum`. A region without a pixel has the tones of the whole image.
     """
-    with torch.no_grad():
-        moments, mean = _moments(y, image, valid, bias)
-        return (mean.flatten(2) + moments[:, 1:-1] / (moments[:, :1] + eps)).mT
+    y = at_least_fp32(y)
+    x, b, mean = _centred(y, image, valid, bias)
+    return (mean.flatten(2) + _shifted_tones(y, x, b, eps)).mT
 
 
 def region_variance_sum(
@@ -80,12 +83,14 @@ def region_variance_sum(
     """The sum that `region_variance` divides by the number of valid pixels; same arguments and errors."""
     if channel_reduce not in ("sum", "mean"):
         raise ValueError(f"channel_reduce must be sum or mean, got {channel_reduce!r}")
-    moments, _ = _moments(y, image, valid, bias)
-    area, first = moments.detach()[:, :1], moments.detach()[:, 1:-1]
-    tones = first / (area + eps)
-    # sum v |x - b c|^2 y = |c|^2 A - 2 c S + Q: linear in y, with the gradient |x - b c|^2 that it should have.
-    factors = torch.cat([tones.square().sum(1, keepdim=True), -2 * tones, torch.ones_like(area)], 1)
-    total = (factors * moments).sum()
+    y = at_least_fp32(y)
+    x, b, _ = _centred(y, image, valid, bias)
+    # Residuals, not `|c|^2 A - 2 c S + Q` from three sums: those cancel where regions are even, and fall below 0. One
+    # channel after the other, without a (B, N, C, H, W) tensor.
+    squared = torch.zeros_like(y)
+    for channel, tones in zip(x.split(1, 1), _shifted_tones(y, x, b, eps).unbind(1), strict=True):
+        squared = squared + (channel - b * tones[..., None, None]).square()
+    total = (squared * y).sum()
     return total / image.shape[1] if channel_reduce == "mean" else total
 
 
@@ -101,8 +106,8 @@ def region_variance(
 ) -> Tensor:
     """Data term: `sum_{b,n,i,r} v (x_i - b c_{n,i})^2 y_n`, by default over the number of valid pixels.
 
-    The sum is the official code's; its mean over pixels, the moment form and the field b are [ours]. The tones c are
-    the minimisers (`region_tones`) and are constants: the gradient is the same as through them.
+    The sum is the official code's; its mean over pixels and the field b are [ours]. The tones c are the minimisers
+    (`region_tones`) and are constants: the gradient is the same as through them.
 
     Args:
         y: (B, N, H, W) floating, probabilities.

@@ -131,16 +131,16 @@ def test_t5_t10_value_and_gradients_are_those_of_the_direct_form_with_tones_atta
     z, x, valid, field = example(seed=seed)
     inputs = (z, field) if lit else (z,)
 
-    def moments(z: Tensor, b: Tensor | None = None) -> Tensor:
+    def loss(z: Tensor, b: Tensor | None = None) -> Tensor:
         return region_variance_sum(z.softmax(1), x, valid, bias=b, eps=0)
 
-    found = gradients(moments, *inputs)
+    found = gradients(loss, *inputs)
     for attached in (False, True):
 
         def direct(z: Tensor, b: Tensor | None = None, attached: bool = attached) -> Tensor:
             return direct_sum(z.softmax(1), x, valid, b, attached=attached)
 
-        assert float(moments(*inputs)) == pytest.approx(float(direct(*inputs)), rel=1e-12)
+        assert float(loss(*inputs)) == pytest.approx(float(direct(*inputs)), rel=1e-12)
         for one, other in zip(found, gradients(direct, *inputs), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
             assert one.abs().max() > 0.01
@@ -225,6 +225,25 @@ def test_t10_single_precision_at_a_low_contrast() -> None:
                 y.double(), lit.double(), all_valid(y), None if b is None else b.double(), attached=False
             )
             assert float(region_variance_sum(y, lit, all_valid(y), bias=b)) == pytest.approx(float(exact), rel=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "lit"), [(0.0, False), (0.0, True), (1000.0, False)])
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_single_precision_where_regions_are_nearly_even(mean: float, lit: bool, noise: float) -> None:
+    """Their variance is a millionth of the image's, and a difference of sums of squares would be noise around 0."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (2, 64, 64), generator=g)
+    x = mean + torch.rand(3, 3, generator=g)[labels].movedim(-1, 1)
+    x = x + noise * torch.randn(2, 3, 64, 64, generator=g)
+    y = F.one_hot(labels, 3).movedim(-1, 1).float()
+    b = torch.linspace(0.99, 1.01, 64).expand(2, 1, 64, 64) if lit else torch.ones(2, 1, 64, 64)
+    x = b * x
+    exact = direct_sum(y.double(), x.double(), all_valid(y), b.double(), attached=False)
+    found = float(region_variance_sum(y, x, all_valid(y), bias=b if lit else None))
+    assert found >= 0
+    assert found == pytest.approx(float(exact), rel=1e-3, abs=1e-11 * x.numel())
+    (slope,) = gradients(lambda y: region_variance_sum(y, x, all_valid(y), bias=b), y)
+    assert (slope >= 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
