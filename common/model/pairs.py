@@ -81,7 +81,8 @@ def mixed_pseudo_labels(
 def cross_entropies(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Cross entropy of each pixel in nats (networks, B, H, W), from the logits (B, K, H, W) of each network (not
     stacked: that would copy them, forward and backward) and what each is to learn, (networks, B, H, W) in 0..K-1."""
-    return torch.stack([F.cross_entropy(*one, reduction="none") for one in zip(logits, labels, strict=True)])
+    pairs = zip(logits, labels, strict=True)
+    return torch.stack([F.cross_entropy(at_least_fp32(one), wanted, reduction="none") for one, wanted in pairs])
 
 
 def pixel_mean(error: Tensor, valid: Tensor) -> Tensor:

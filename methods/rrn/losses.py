@@ -25,6 +25,8 @@ Score = Literal["mean", "own", "cross", "max"]
 Diversity = Literal["js", "agree", "kl", "none"]
 Norm = Literal["count", "sum_w"]
 
+FLOOR = 1e-6  # smallest probability in a logarithm: a class that one network excludes costs 13.8 nats, not infinity
+
 # Regions --------------------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +103,7 @@ def region_reliability(q: Tensor, valid: Tensor, cell: int, kind: Diversity) -> 
     """w(r) in [0, 1], from how much the two networks' distributions differ in a region [ours].
 
     `js`: 1 - mean JS(Q_1, Q_2) / ln 2; `agree`: the share of pixels with equal pseudo-labels; `kl`: exp(-mean KL) in
-    nats, KL averaged over its two directions; `none`: 1.
+    nats, KL averaged over its two directions, with probabilities of at least 1e-6 in its logarithms; `none`: 1.
 
     Args:
         q: (2, B, K, H, W) probabilities.
@@ -111,16 +113,16 @@ def region_reliability(q: Tensor, valid: Tensor, cell: int, kind: Diversity) -> 
         (B, G, G'), a constant; what it says of a region without valid pixels is meaningless.
     """
     q1, q2 = at_least_fp32(q)
-    entropy = torch.special.entr
     if kind == "js":
+        entropy = torch.special.entr
         divergence = entropy((q1 + q2) / 2).sum(1) - (entropy(q1) + entropy(q2)).sum(1) / 2
         return 1 - (region_means(divergence, valid, cell)[0] / torch.log(q1.new_tensor(2.0))).clamp(0, 1)
     if kind == "agree":
         return region_means((q1.argmax(1) == q2.argmax(1)).to(q1.dtype), valid, cell)[0]
     if kind == "kl":
-        crossed = -(torch.xlogy(q1, q2) + torch.xlogy(q2, q1)).sum(1) / 2
-        divergence = crossed - (entropy(q1) + entropy(q2)).sum(1) / 2
-        return (-region_means(divergence, valid, cell)[0].clamp(min=0)).exp()
+        log1, log2 = q1.clamp(min=FLOOR).log(), q2.clamp(min=FLOOR).log()
+        divergence = ((q1 - q2) * (log1 - log2)).sum(1) / 2
+        return (-region_means(divergence, valid, cell)[0]).exp()
     return torch.ones_like(region_sums(valid.to(q1.dtype), cell))
 
 
@@ -155,8 +157,8 @@ def discriminator_loss(fake: Tensor, real: Tensor, fake_found: Tensor, real_foun
         fake, real: (B, G, G') logits.
         fake_found, real_found: (B, G, G') bool, regions with a valid and with a labelled pixel; others do not count.
     """
-    fooled = global_mean((F.softplus(fake) * fake_found).sum(), fake_found.sum())
-    missed = global_mean((F.softplus(-real) * real_found).sum(), real_found.sum())
+    fooled = global_mean((F.softplus(at_least_fp32(fake)) * fake_found).sum(), fake_found.sum())
+    missed = global_mean((F.softplus(-at_least_fp32(real)) * real_found).sum(), real_found.sum())
     return (fooled + missed) / 2
 
 
@@ -179,5 +181,5 @@ def feature_matching_loss(fake: Tensor, real: Tensor, fake_found: Tensor, real_f
 def _batch_mean(features: Tensor, found: Tensor) -> Tensor:
     """Mean over the images of the global batch that have a region, (C, G, G'). The value is that of all ranks, because
     a modulus follows; the gradient is that of `global_mean`."""
-    own = global_mean((features * found[:, None]).sum(0), found.sum(0))
+    own = global_mean((at_least_fp32(features) * found[:, None]).sum(0), found.sum(0))
     return all_sum(own) / world_size() + (own - own.detach())

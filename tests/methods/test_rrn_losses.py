@@ -286,10 +286,18 @@ def test_an_impossible_class_gives_no_nan():
     q = torch.tensor([[1.0, 0], [0, 1.0]]).view(2, 1, 2, 1, 1).expand(2, 1, 2, *SIZE)
     valid = torch.ones(1, *SIZE, dtype=torch.bool)
     valid[:, :4, :4] = False
-    for kind, expected in {"js": 0.0, "agree": 0.0, "kl": 0.0}.items():
+    for kind, expected in {"js": 0.0, "agree": 0.0, "kl": 1e-6}.items():
         weight = region_reliability(q, valid, CELL, kind)
         assert torch.isfinite(weight).all()
-        assert weight[0, 1, 1] == expected
+        assert weight[0, 1, 1].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_one_pixel_that_a_network_excludes_does_not_silence_its_region(dtype):
+    z = torch.tensor([1e4, -1e4, -1e4], dtype=dtype).view(3, 1, 1).repeat(2, 1, 1, 4, 4)
+    z[1, 0, :, 2, 1] = torch.tensor([-1e4, 1e4, -1e4], dtype=dtype)
+    weight = region_reliability(z.softmax(2), torch.ones(1, 4, 4, dtype=torch.bool), 4, "kl")
+    assert weight.item() == pytest.approx(1e-6 ** (1 / 16))
 
 
 @pytest.mark.parametrize("norm", ["count", "sum_w"])
