@@ -44,17 +44,23 @@ def partial_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor | None = N
 
 
 def pixel_consistency(
-    logits: Tensor, target: Tensor, valid: Tensor, confidence: Confidence = "batch", threshold: float = 0.97
+    logits: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    confidence: Confidence = "batch",
+    threshold: float = 0.97,
+    seen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Squared error of a student's probabilities, summed over classes, averaged over pixels.
 
         consistency, share = pixel_consistency(self.network(mixed), target, valid)
 
     The loss of CutMix-Seg (French et al., BMVC 2020, arXiv 1906.01916, code Britefury/cutmix-semisup-seg):
-    `L = c * sum_px v sum_k (softmax(logits) - target)^2 / sum_px v`, where a pixel is confident if the target's highest
-    probability reaches `threshold`: `batch` takes c = the share of confident pixels (the code's default), `pixel`
-    counts the error of confident pixels only, with c = 1, `none` all with c = 1. Ours: shares and means are over the
-    *valid* pixels; the code multiplies the error by its padding mask and takes the mean over all.
+    `L = c * sum_px v s sum_k (softmax(logits) - target)^2 / sum_px v`, with v = 1 on valid pixels and s = 1 where the
+    student saw the image. A pixel is confident if the target's highest probability reaches `threshold`: `batch` takes
+    c = the share of confident pixels (the code's default), `pixel` counts the error of confident pixels only, with
+    c = 1, `none` all with c = 1. Ours: shares and means are over the *valid* pixels; the code multiplies the error by
+    its padding mask and takes the mean over all.
 
     Args:
         logits: (B, K, H, W), the student's.
@@ -62,14 +68,22 @@ def pixel_consistency(
         valid: (B, H, W) bool, False = padding.
         confidence: see above.
         threshold: probability, see above.
+        seen: (B, H, W) bool, for cutout: the error counts where the student was shown the image. Share and mean are
+            over all valid pixels, seen or not, as in the code: a small box weighs little. None: it saw everything.
 
     Returns:
         The loss in [0, 2] (zero without a valid pixel), and the share of confident pixels; both of the global batch.
+
+    Raises:
+        ValueError: `valid` or `seen` does not have the shape of the logits' plane.
     """
     check_plane("valid", valid, logits)
     target = at_least_fp32(target.detach())
     sure = (target.amax(1) >= threshold) & valid
     counted = sure if confidence == "pixel" else valid
+    if seen is not None:
+        check_plane("seen", seen, logits)
+        counted = counted & seen
     error = (at_least_fp32(logits).softmax(1) - target).square().sum(1)
     share = all_sum(sure.sum()) / all_sum(valid.sum()).clamp(min=1)
     mean = global_mean((error * counted).sum(), valid.sum())

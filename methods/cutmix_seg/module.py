@@ -25,7 +25,8 @@ class CutMixSeg(SegmentationModule):
     Args:
         consistency_weight: of the squared error between probabilities, summed over classes, averaged over pixels.
         mixing: `cutmix`, one box of half of the image; `classmix`, half of the teacher's classes (2007.07936);
-            `cowmask`, blotches (2003.12022); `cutout`, no partner: the student sees the inside of one box only.
+            `cowmask`, blotches (2003.12022); `cutout`, no partner: the student sees the inside of one box only, and the
+            error outside of it counts 0 in the mean over all pixels, as in the official code.
         confidence: `batch`, the error times the share of confident pixels; `pixel`, errors of confident pixels only;
             `none`.
         threshold: probability from which a pixel of the teacher is confident.
@@ -71,11 +72,13 @@ class CutMixSeg(SegmentationModule):
     def compute_loss(self, batch: Batch) -> StepOutput:
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
         target = at_least_fp32(self.teacher(unlabeled["image"])).softmax(1)
-        image, target, valid = self.mixed(unlabeled, target, self.mixing_mask(unlabeled, target))
+        mask = self.mixing_mask(unlabeled, target)
+        image, target, valid = self.mixed(unlabeled, target, mask)
         count = len(labeled["image"])
         logits = self.network(torch.cat([labeled["image"], image]))
         pce = partial_cross_entropy(logits[:count], labeled["mask"], labeled["valid"])
-        consistency, confident = pixel_consistency(logits[count:], target, valid, self.confidence, self.threshold)
+        seen = mask if self.mixing == "cutout" else None
+        consistency, confident = pixel_consistency(logits[count:], target, valid, self.confidence, self.threshold, seen)
         weight = sigmoid_ramp(self.progress, self.ramp) * self.consistency_weight
         return StepOutput(pce + weight * consistency, {"pce": pce, "consistency": consistency, "confident": confident})
 
@@ -94,7 +97,7 @@ class CutMixSeg(SegmentationModule):
         """The student's images (B, 3, H, W), the teacher's probabilities for them, and where they are valid."""
         view = stream["strong"][:, 0] if "strong" in stream else stream["image"]
         if self.mixing == "cutout":  # erased pixels have the mean colour, 0 for the network
-            return torch.where(mask[:, None], view, self.network.mean), target, stream["valid"] & mask
+            return torch.where(mask[:, None], view, self.network.mean), target, stream["valid"]
         own = {"view": view, "target": target, "valid": stream["valid"]}
         mixed = mix(own, mask, partners(own))
         return mixed["view"], mixed["target"], mixed["valid"]

@@ -94,6 +94,25 @@ def test_the_loss_of_a_cutmix_batch(confidence):
     assert out.loss.item() == pytest.approx((pce + 0.7 * consistency).item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("confidence", ["batch", "pixel", "none"])
+def test_the_loss_of_cutout_is_a_mean_over_all_pixels(confidence):
+    """The code's cut mode: the student sees the box, the error is masked by it, the mean is over all pixels."""
+    model, given = build(mixing="cutout", confidence=confidence, threshold=0.6), batch()
+    unlabeled = given["unlabeled"]
+    unlabeled["valid"][:] = True
+    box = box_masks(unlabeled["key"], (32, 32), area=(1e-3, 1.0), seed=model.draw_seed())[:, None].float()
+    assert 0.1 < box.mean() < 0.9
+    mean = model.network.mean
+    student = model.network((unlabeled["image"] - mean) * box + mean).softmax(1)
+    teacher = model.teacher.network(unlabeled["image"]).softmax(1)
+    sure = (teacher.amax(1, keepdim=True) >= 0.6).float()
+    factor = {"batch": sure.mean(), "pixel": sure, "none": 1.0}[confidence]
+    expected = ((student - teacher).square().sum(1, keepdim=True) * box * factor).mean()
+    logs = model.compute_loss(given).logs
+    assert logs["consistency"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert logs["confident"].item() == pytest.approx(sure.mean().item())
+
+
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0067379), (0.1, 0.2865048), (0.2, 1.0), (0.7, 1.0)])
 def test_the_ramp_holds_the_consistency_back(monkeypatch, progress, weight):
     monkeypatch.setattr(CutMixSeg, "progress", progress)
@@ -149,7 +168,7 @@ def test_what_is_mixed_stays_together(mixing):
     view, mixed, valid = model.mixed(unlabeled, target, mask)
     if mixing == "cutout":
         assert torch.equal(mixed, target)
-        assert torch.equal(valid, unlabeled["valid"] & mask)
+        assert torch.equal(valid, unlabeled["valid"])
         assert torch.equal(view[:, 0][mask], origin[mask])
         return
     at = torch.where(mask, origin, partner(origin))

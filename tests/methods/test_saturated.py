@@ -43,7 +43,9 @@ def weighted(f, d, kind):
 LOSSES = {
     "common.ops.losses.partial_cross_entropy": [lambda f, d: f(d["z"], d["mask"], d["valid"])],
     "common.ops.losses.pixel_consistency": [
-        lambda f, d, c=c: f(d["z"], d["teacher"], d["valid"], c)[0] for c in ("batch", "pixel", "none")
+        lambda f, d, c=c, s=s: f(d["z"], d["teacher"], d["valid"], c, 0.97, s and d["labels"] > 0)[0]
+        for c in ("batch", "pixel", "none")
+        for s in (None, True)
     ],
     "common.ops.losses.total_variation": [
         lambda f, d, v=v, e=e: f(d["p"], d["valid"], variant=v, eps=e)

@@ -29,7 +29,7 @@ def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def reference_consistency(
-    logits: Tensor, target: Tensor, valid: Tensor, confidence: str, threshold: float
+    logits: Tensor, target: Tensor, valid: Tensor, confidence: str, threshold: float, seen: Tensor | None = None
 ) -> tuple[float, float]:
     total, sure, count = 0.0, 0, 0
     for n, i, j in itertools.product(*map(range, valid.shape)):
@@ -39,7 +39,7 @@ def reference_consistency(
         q = [math.exp(one) / sum(map(math.exp, z)) for one in z]
         confident = max(p) >= threshold
         count, sure = count + 1, sure + confident
-        if confident or confidence != "pixel":
+        if (confident or confidence != "pixel") and (seen is None or seen[n, i, j]):
             total += sum((a - b) ** 2 for a, b in zip(q, p, strict=True))
     share = sure / max(1, count)
     return (share if confidence == "batch" else 1) * total / max(1, count), share
@@ -56,6 +56,30 @@ def test_consistency_matches_the_formula(confidence: Any, threshold: float) -> N
     if threshold == 0.8:
         assert 0.2 < share < 0.8
         assert expected > 0.05
+
+
+@pytest.mark.parametrize("confidence", ["batch", "pixel", "none"])
+def test_cutout_averages_over_all_pixels_those_that_the_student_did_not_see_too(confidence: Any) -> None:
+    """Without padding, the code's `(error * box * confident).mean()`."""
+    logits, target, valid = planes()
+    seen = torch.zeros_like(valid)
+    seen[0, 1:4, 2:5] = True
+    seen[1, :2] = True
+    expected, share = reference_consistency(logits, target, valid, confidence, 0.8, seen)
+    value, found = pixel_consistency(logits, target, valid, confidence, 0.8, seen)
+    assert [float(value), float(found)] == pytest.approx([expected, share], rel=1e-6)
+    slope = gradient(lambda z: pixel_consistency(z, target, valid, confidence, 0.8, seen)[0], logits).movedim(1, -1)
+    assert (slope[~(seen & valid)] == 0).all()
+    assert (slope[seen & valid] != 0).any()
+
+    everywhere = torch.ones_like(valid)
+    error = (logits.softmax(1) - target).square().sum(1, keepdim=True)
+    sure = (target.amax(1, keepdim=True) >= 0.8).double()
+    factor = {"batch": sure.mean(), "pixel": sure, "none": 1.0}[confidence]
+    code = (error * (seen[:, None] * factor)).mean()
+    assert float(pixel_consistency(logits, target, everywhere, confidence, 0.8, seen)[0]) == pytest.approx(float(code))
+    with pytest.raises(ValueError, match="seen must be"):
+        pixel_consistency(logits, target, valid, confidence, 0.8, seen[:, None])
 
 
 def test_consistency_by_hand() -> None:
