@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
 from common.ops.array import Array
+from common.training.signals import blocked
 from datamodules.cache import DiskCache, RamCache, Small, shrink
 from datamodules.files import find_images, read_image
 from datamodules.images import TrainingImages, WholeImages, one_thread
@@ -20,6 +21,15 @@ from datamodules.splits import Split
 
 if TYPE_CHECKING:
     from datamodules.base import SegmentationDataModule
+
+
+class Loader(DataLoader[Any]):
+    """A loader whose processes never see the signals that ask a run to stop, which a terminal and schedulers send to
+    all of them: the training process ends them when it is through."""
+
+    def __iter__(self) -> Any:
+        with blocked():
+            return super().__iter__()
 
 
 def training_loader(data: SegmentationDataModule) -> CombinedLoader:
@@ -96,7 +106,7 @@ def reader(data: SegmentationDataModule) -> Callable[[str], Small]:
 
 def loader(data: SegmentationDataModule, dataset: Dataset[Any], **how: Any) -> DataLoader[Any]:
     """A loader with the processes that the data module asks for; `how` says what forms a batch."""
-    return DataLoader(
+    return Loader(
         dataset,
         num_workers=data.num_workers,
         persistent_workers=data.num_workers > 0,

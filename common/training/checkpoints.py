@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from common.ops.distributed import all_sum, world_size
 from common.training.files import written_whole
 from common.training.loggers import CSVLogger
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers, of SLURM before its time limit, Ctrl-C
-
-
-class Stopped(Exception):
-    """A signal stopped the run, after its state was saved."""
+from common.training.signals import AGAIN, Stopped, stop_request
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,36 +56,37 @@ class LastCheckpoint(Callback):
     def __init__(self, folder: Path, every: int) -> None:
         self.path, self.every = folder / "last.ckpt", every
         self.saved = -1
-        self.signal: signal.Signals | None = None
+        self.listening = ExitStack()
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step != self.saved:
             self.saved = trainer.global_step
             trainer.save_checkpoint(self.path)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning's handler of SIGTERM calls a collective in the middle of whatever the other ranks are doing.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logger.drop_from(trainer.global_step)
-        connector = trainer._signal_connector  # it has set its handlers just now, and puts the old ones back at the end
-        self.signal = signal.SIGTERM if connector.received_sigterm else None
-        connector.received_sigterm = False
-        if threading.current_thread() is threading.main_thread():
-            for one in SIGNALS:
-                signal.signal(one, self._on_signal)
+        self.listening.enter_context(stop_request.listening())  # the command listens already
+        stop_request.training = True
 
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT == self.signal:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
-        print(f"\n{self.signal.name}: saving after this step" + " (again: stop at once)" * (number == signal.SIGINT))
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.listening.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.listening.close()
 
     def _stop_asked(self, trainer: Trainer) -> bool:
         """Whether any rank was asked: all must leave at the same step."""
+        asked = stop_request.signal is not None
         if world_size() == 1:
-            return self.signal is not None
-        return bool(all_sum(torch.tensor(float(self.signal is not None), device=trainer.strategy.root_device)))
+            return asked
+        return bool(all_sum(torch.tensor(float(asked), device=trainer.strategy.root_device)))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         loop = trainer.fit_loop.epoch_loop
@@ -113,7 +108,7 @@ class LastCheckpoint(Callback):
                 count.ready += 1
             progress.is_last_batch = is_last
         if stop:
-            raise Stopped(f"stopped at step {trainer.global_step}, continue with the same command and --resume auto")
+            raise Stopped(f"stopped at step {trainer.global_step}, {AGAIN}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
+
+from common.training.signals import Stopped, die_with_parent, lossy_output, stop_request
 
 USAGE = """\
 usage: weakseg <command> [options]
@@ -32,9 +35,27 @@ An error is one line; set WEAKSEG_TRACEBACK=1 to see where it came from. `weakse
 VERBS = ("fit", "validate", "test", "predict", "export", "compare", "study", "demo", "methods", "datamodules", "doctor")
 
 
+LAUNCHER = "WEAKSEG_LAUNCHER"  # the process that starts one for each further device
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 1 a wrong input, 2 a wrong command line)."""
+    """Run one command; returns the exit status: 0 done, 1 a wrong input, 2 a wrong command line, 75 (EX_TEMPFAIL) a
+    training that a signal stopped, to be started again with `--resume auto`, 130 another command after Ctrl-C."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with lossy_output(), stop_request.listening() if verb == "fit" else nullcontext():
+        try:
+            return run(verb, rest)
+        except Stopped as stop:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"weakseg: {stop}", file=sys.stderr)
+            return os.EX_TEMPFAIL
+        except KeyboardInterrupt:
+            print("weakseg: interrupted", file=sys.stderr)
+            return 130
+
+
+def run(verb: str, rest: list[str]) -> int:
+    """The command, its expected errors in one line."""
     if verb in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -46,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"weakseg: there is no command '{verb}'\n\n{USAGE}", end="", file=sys.stderr)
         return 2
+    if os.environ.get(LAUNCHER) == str(os.getppid()):
+        die_with_parent()
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         return import_module(f"experiments.cli.{verb}").main(rest) or 0
     except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:

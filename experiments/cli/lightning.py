@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from typing import Any, Literal
 
 import yaml
@@ -17,7 +16,6 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 import datamodules
 import methods
 from common.model.module import SegmentationModule
-from common.training.checkpoints import Stopped
 from common.training.discovery import import_all
 from common.training.memory import keep_freed
 from common.training.run import house_arguments, quiet
@@ -127,16 +125,13 @@ def run(cli: type[WeaksegCLI], arguments: list[str], *more: Any) -> None:
 
     Raises:
         ValueError, OSError: a wrong input, with the way out.
-        SystemExit: a wrong command line (jsonargparse has printed why); with status 75 (EX_TEMPFAIL) after a signal:
-            the run is saved, and to be started again with --resume auto.
+        SystemExit: a wrong command line (jsonargparse has printed why).
+        Stopped: by a signal, after the run was saved.
     """
     quiet()
     keep_freed()
     try:
         cli(arguments, *more)
-    except Stopped as stop:
-        rank_zero_only(print)(f"weakseg: {stop}", file=sys.stderr)
-        sys.exit(os.EX_TEMPFAIL)
     except MisconfigurationException as error:  # trainer options that contradict each other or this machine
         raise ValueError(str(error)) from error
     except RuntimeError as error:

@@ -1,0 +1,152 @@
+"""Signals that ask a run to stop: from the command's first line to its last, in this process alone.
+
+Before training begins a signal ends the command at once, since there is nothing to save. While it trains, the step at
+hand is finished and saved first (`common.training.checkpoints.LastCheckpoint`). Loader processes never see a signal
+that is sent to the whole process group (Ctrl-C, a scheduler): they are started with signals blocked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+# Of schedulers, of SLURM before its time limit, Ctrl-C, a closed terminal.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+PATIENCE = 5.0  # seconds that a call into C may take before training begins, once a signal has asked to stop
+AGAIN = "continue with the same command and --resume auto"
+
+
+class Stopped(BaseException):
+    """A signal stopped the run. No `Exception`, as `KeyboardInterrupt`: nobody handles it on the way out."""
+
+
+class StopRequest:
+    """Whether a signal has asked this process to stop. There is one of it, as there is one table of handlers."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.training = False  # then a step is finished and saved first
+        self.owner = 0  # the process that listens; a forked child has its handlers too
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle signals within the block, in the main thread (elsewhere they cannot be); blocks may be nested."""
+        if threading.current_thread() is not threading.main_thread() or self.owner == os.getpid():
+            yield
+            return
+        self.signal, self.training, self.owner = None, False, os.getpid()
+        # A signal that is ignored when the command starts stays so (nohup), except Ctrl-C, which every shell ignores
+        # for background jobs of a script.
+        taken = [one for one in SIGNALS if one == signal.SIGINT or signal.getsignal(one) != signal.SIG_IGN]
+        before = {one: signal.signal(one, self._on_signal) for one in taken}
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+        try:
+            yield
+        finally:
+            self.owner = 0
+            signal.set_wakeup_fd(wakeup)
+            for one, handler in before.items():
+                signal.signal(one, handler)
+            os.close(writer)  # ends the thread
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.owner:
+            return
+        again = number == signal.SIGINT == self.signal
+        self.signal = signal.Signals(number)
+        if again:
+            raise KeyboardInterrupt
+        if not self.training:
+            raise Stopped(f"stopped by {self.signal.name} before the first step, {AGAIN}")
+        tell(f"\n{self.signal.name}: saving after this step" + " (again: stop at once)" * (number == signal.SIGINT))
+
+    def _watch(self, reader: int) -> None:
+        """End a process whose handlers cannot run, because it waits in C for other ranks that have stopped."""
+        while number := os.read(reader, 1):
+            if number[0] not in SIGNALS:  # other signals wake it up too
+                continue
+            time.sleep(PATIENCE)
+            if self.owner and self.signal is None and not self.training:
+                tell(f"weakseg: stopped by {signal.Signals(number[0]).name} before the first step, {AGAIN}")
+                os._exit(os.EX_TEMPFAIL)
+        os.close(reader)
+
+
+stop_request = StopRequest()
+
+
+def tell(text: str) -> None:
+    """Write a line past Python's streams, which may be in use or broken when a signal comes."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Signals that ask to stop wait for the block's end; processes started in it never see them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends, however that comes. Linux only."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # sys/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+class LossyStream:
+    """An output stream that nobody has to read: what cannot be written (a broken pipe, a closed terminal, a full disk
+    under a log) is dropped, and the run goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        # What the stream still holds goes nowhere too, or it would be tried again when Python ends.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def lossy_output() -> Iterator[None]:
+    """`LossyStream`s as stdout and stderr within the block."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, LossyStream(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before

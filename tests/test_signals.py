@@ -1,0 +1,126 @@
+"""Signals to the whole process group, as a terminal and schedulers send them: the run is saved, the status is 75."""
+
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import ROOT, TINY, fit_tiny, weakseg
+from same_run import assert_same_run, load
+
+LONG = ["--trainer.max_steps", "4000", "--trainer.val_check_interval", "1000", "--checkpoint_every", "100000"]
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+
+
+def start(run_dir, *arguments, pipe=""):
+    """A command in a process group of its own, with that of its pipe."""
+    words = [sys.executable, "-m", "experiments.cli", "fit", "--config", TINY, "--run_dir", run_dir, *arguments]
+    if pipe:  # bash itself is not to die of the signal
+        words = ["bash", "-c", f"trap '' INT TERM; (trap - INT TERM; {shlex.join(map(str, words))}) 2>&1 {pipe}; "
+                               "exit ${PIPESTATUS[0]}"]  # fmt: skip
+    return subprocess.Popen(
+        [str(word) for word in words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for(process, happened):
+    end = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def end_of(process, status=os.EX_TEMPFAIL):
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == status, text
+    assert "Traceback" not in text
+    return text
+
+
+def is_training(run_dir):
+    """Whether the first steps are through."""
+    path = run_dir / "metrics.csv"
+    return lambda: path.exists() and len(path.read_text().splitlines()) > 3
+
+
+WORKERS = ["--data.init_args.num_workers", "2"]
+GROUPS = {
+    "a scheduler's warning": (signal.SIGUSR1, WORKERS, ""),
+    "a terminal that is closed": (signal.SIGHUP, WORKERS, ""),
+    "the end of a job, two devices": (signal.SIGTERM, [*WORKERS, *TWO], ""),
+    # `head` is gone after a line, as `tee` is after Ctrl-C: nobody reads what the run says.
+    "Ctrl-C, a progress bar and a broken pipe": (
+        signal.SIGINT,
+        [*WORKERS, "--trainer.enable_progress_bar", "true"],
+        "| head -1",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", GROUPS)
+def test_a_signal_to_the_whole_group_saves_the_step_at_hand(row, tmp_path):
+    number, arguments, pipe = GROUPS[row]
+    process = start(tmp_path / "run", *LONG, *arguments, pipe=pipe)
+    wait_for(process, is_training(tmp_path / "run"))
+    time.sleep(random.uniform(0, 0.1))
+    os.killpg(process.pid, number)
+    text = end_of(process)
+    step = load(tmp_path / "run")["global_step"]
+    assert step >= 3
+    if not pipe:
+        assert f"stopped at step {step}, continue with the same command and --resume auto" in text
+
+
+def test_stopped_with_its_workers_and_resumed_equals_the_unbroken_run(tmp_path):
+    arguments = [*WORKERS, "--trainer.max_steps", "60", "--trainer.val_check_interval", "25"]
+    fit_tiny(tmp_path / "whole", *arguments)
+    process = start(tmp_path / "cut", *arguments)
+    wait_for(process, is_training(tmp_path / "cut"))
+    os.killpg(process.pid, signal.SIGINT)
+    end_of(process)
+    fit_tiny(tmp_path / "cut", *arguments, "--resume", "auto")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(("moment", "devices"), [("imports", 1), ("annotation", 1), ("random", 2)])
+def test_a_signal_before_training_ends_it_and_leaves_nothing_half_made(moment, devices, tmp_path, monkeypatch):
+    """Drawing 4,000 images takes seconds; what it has written goes."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("WEAKSEG_CACHE", str(cache))
+    two = TWO if devices == 2 else []
+    process = start(tmp_path / "run", "--data.init_args.train", "4000", *two)
+    if moment == "annotation":
+        wait_for(process, cache.exists)
+    else:
+        time.sleep(0.3 if moment == "imports" else random.uniform(0.5, 4))
+    os.killpg(process.pid, signal.SIGTERM)
+    since = time.monotonic()
+    text = end_of(process)
+    assert "stopped by SIGTERM before the first step, continue with the same command and --resume auto" in text
+    assert time.monotonic() - since < 20
+    assert not (tmp_path / "run").exists()
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_a_listing_whose_reader_is_gone_ends_quietly():
+    for words in (["methods"], ["datamodules"], ["--help"], ["study"]):
+        command = f"{sys.executable} -m experiments.cli {' '.join(words)} | head -1; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), words
+
+
+def test_ctrl_c_of_another_command_is_one_line(tmp_path, monkeypatch):
+    import experiments.cli.methods
+
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments.cli.methods, "main", interrupted)
+    assert weakseg("methods", expect=130) == "weakseg: interrupted\n"
