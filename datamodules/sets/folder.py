@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.ops.array import Array
-from common.ops.batch import IGNORE
 from datamodules.annotation import warn_of_changes
 from datamodules.base import SegmentationDataModule
+from datamodules.drawn import check_classes, find
 from datamodules.files import find_images, read_classes, read_mask
-from datamodules.labelme_coco import read_coco, read_labelme
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
 
 
@@ -21,9 +18,8 @@ class Folder(SegmentationDataModule):
 
     A mask has its image's name (any image suffix for either) and is an indexed or grey PNG of class ids, or an RGB
     picture in the colours of `classes.txt`; 255, or the colour of a class named `void`, is a pixel without a label. So
-    scribbles are masks with 255 elsewhere; thin ones survive the resize to `size`. Instead of a picture a mask may be
-    drawn with labelme (`masks/NAME.json`), or all of them be in one COCO file (`coco.json` in the folder). Images
-    without a mask are unlabelled training images.
+    scribbles are masks with 255 elsewhere; thin ones survive the resize to `size`. Instead of pictures there may be the
+    files of annotation tools, see `datamodules.drawn`. Images without a mask are unlabelled training images.
 
     Splits: the ids in `train.txt`, `val.txt` and `test.txt`, one a line, where there are such files (all three). Else
     every fifth image with a mask is for validation and every fifth for test, chosen by a hash of the name, the same in
@@ -31,7 +27,7 @@ class Folder(SegmentationDataModule):
 
     Args:
         root: the folder.
-        fill: class of the pixels outside the shapes of labelme and COCO files; None: they have no label.
+        fill: class of the pixels outside the shapes that annotation tools have drawn; None: they have no label.
         kwargs: see `datamodules.base.SegmentationDataModule`.
 
     Raises:
@@ -52,7 +48,7 @@ class Folder(SegmentationDataModule):
         if fill is not None and fill not in self.class_names:
             raise ValueError(f"data.fill is '{fill}', but the classes are {', '.join(self.class_names)}")
         self.fill = None if fill is None else self.class_names.index(fill)
-        self.coco = read_coco(self.root / "coco.json", self.class_names) if (self.root / "coco.json").exists() else {}
+        self.drawn = find(self.root, self.images, self.class_names, self.fill)
         self.masks = self._find_masks()
         if lost := missing(self.masks, self.images):
             raise ValueError(f"{self.root} has masks without an image: {lost}; add the images, or remove the masks")
@@ -62,17 +58,16 @@ class Folder(SegmentationDataModule):
                 raise ValueError(f"{split} images need a mask, these have none: {lost}; draw them, or list others")
 
     def _find_masks(self) -> dict[str, Path]:
-        """The file of each mask: pictures and labelme's, or one for all."""
-        coco, folder = self.root / "coco.json", self.root / "masks"
-        if coco.exists() and folder.exists():
-            raise ValueError(f"{self.root} has both coco.json and masks/: which one holds? remove the other")
-        if coco.exists():
-            return dict.fromkeys(self.coco, coco)
-        drawn = {path.stem: path for path in sorted(folder.glob("*.json"))}
-        pictures = find_images(folder) if not drawn or any(p.suffix != ".json" for p in folder.iterdir()) else {}
-        if twice := drawn.keys() & pictures.keys():
-            raise ValueError(f"{folder} has a picture and a JSON file for {first_few(twice)}: keep one of them")
-        return pictures | drawn
+        """The file of each mask: pictures, and drawings of annotation tools."""
+        folder = self.root / "masks"
+        others = folder.is_dir() and any(path.suffix != ".json" for path in folder.iterdir() if path.name[0] != ".")
+        pictures = find_images(folder) if others or not self.drawn else {}
+        if twice := self.drawn.keys() & pictures.keys():
+            raise ValueError(f"there are a picture and a JSON file for {first_few(twice)}: keep one of them")
+        if self.drawn:
+            masks = (read_mask(path, self.num_classes, self.palette) for path in pictures.values())
+            check_classes(self.drawn.values(), self.class_names, self.fill, masks)
+        return pictures | {name: one.path for name, one in self.drawn.items()}
 
     def _listed(self) -> dict[str, list[str]]:
         splits: dict[str, list[str]] = {split: read_list(self.root / f"{split}.txt") for split in SPLITS}
@@ -101,8 +96,6 @@ class Folder(SegmentationDataModule):
     def mask(self, name: str) -> Array | None:
         if name not in self.masks:
             return None
-        path = self.masks[name]
-        if path.suffix != ".json":
-            return read_mask(path, self.num_classes, self.palette)
-        mask = self.coco[name]() if self.coco else read_labelme(path, self.class_names)
-        return mask if self.fill is None else np.where(mask == IGNORE, self.fill, mask).astype(np.uint8)
+        if name in self.drawn:
+            return self.drawn[name].mask()
+        return read_mask(self.masks[name], self.num_classes, self.palette)

@@ -1,0 +1,77 @@
+"""YOLO's polygons: a text file for each image, a line for each object, places as shares of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from common.ops.array import Array
+from datamodules.drawn.content import brief, class_id, coordinates, naming, read_text
+from datamodules.drawn.paint import Drawing, Shape, polygon
+
+
+def read(path: Path, values: Sequence[int], class_names: Sequence[str]) -> Drawing:
+    """Lines `number x1 y1 x2 y2 x3 y3 ...`; `values` gives the class id of each number.
+
+    Raises:
+        ValueError: an unknown number, a box, or what is no polygon.
+    """
+    shapes, boxes = [], 0
+    lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
+    for words in lines:
+        if len(words) in (5, 6):  # with 6, a confidence
+            boxes += 1
+            continue
+        if len(words) < 7 or not len(words) % 2:
+            raise ValueError(f"{brief(' '.join(words))} is not `class x1 y1 x2 y2 x3 y3 ...`: export polygons")
+        if not words[0].isdecimal() or len(words[0]) > 9 or int(words[0]) >= len(values):
+            raise ValueError(f"the class {brief(words[0])} is none of the numbers 0 to {len(values) - 1}: correct it")
+        value = values[int(words[0])]
+        points = coordinates(words[1:])
+        if (np.abs(points - 0.5) > 1).any():
+            raise ValueError(f"{brief(' '.join(words))} are no shares of the image's width and height: export it again")
+        label = class_names[value] if value < len(class_names) else "no label"
+        shapes.append(Shape(label, "polygon", value, partial(scaled, points=points)))
+    if boxes:
+        raise ValueError(f"{boxes} of {len(lines)} objects are boxes, which are no masks: outline them, or remove them")
+    return Drawing(None, shapes)
+
+
+def scaled(canvas: Image.Image, value: int, points: Array) -> None:
+    """Paint a polygon (N, 2) in shares of the image."""
+    polygon(canvas, value, points * canvas.size)
+
+
+def numbering(root: Path, class_names: Sequence[str]) -> list[int]:
+    """The class id of each number: by name if `data.yaml` or `labels/classes.txt` names them, else the number itself.
+
+    Raises:
+        ValueError: it cannot be read, or names what is no class.
+    """
+    for path in (root / "data.yaml", root / "labels" / "classes.txt"):
+        if not path.exists():
+            continue
+        with naming(path):
+            return [class_id(name, class_names) for name in names_of(path)]
+    return list(range(len(class_names)))
+
+
+def names_of(path: Path) -> list[str]:
+    text = read_text(path, most=2**20)
+    if path.suffix == ".txt":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it cannot be read as YAML ({brief(str(error))}): correct it") from error
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("it has no list `names` of the classes: write them in the order of their numbers")
+    return names
