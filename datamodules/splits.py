@@ -5,31 +5,93 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Container, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
+
+from datamodules.decode import SUFFIXES
+from datamodules.text import normal, read_lines
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-def read_list(path: Path) -> list[str]:
-    """Image ids of a list file: one a line, or `image mask` pairs as in published lists; the id is the first word's
-    stem. Paths may be those of another machine, Windows too.
+# First words of a line that names columns.
+HEADER = {
+    *("image", "images", "img", "file", "files", "filename", "file_name", "name", "names", "path", "image_path"),
+    *("id", "image_id", "image_name"),
+}
+
+
+def read_list(path: Path, known: Container[str] = ()) -> list[str]:
+    """Image ids of a list file: one a line, as an id, a file name or a path (another machine's too, Windows or not),
+    perhaps with the mask's file behind it, as in published lists. Lines that begin with `#` are left out, and a first
+    line that names columns, such as `image,mask`.
+
+    Args:
+        known: ids that there are, where a list is of one's own. A line that is one of them is taken as it is, with its
+            spaces and dots, and of a path as much is the id as is known.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty or names an id twice.
+        ValueError: it is empty, no UTF-8, names an id twice, or has a line with more than an image and its mask (where
+            `known` is given).
     """
     if not path.is_file():
         raise FileNotFoundError(f"list {path} does not exist: check the path, or write it, one image id a line")
-    lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    names = [Path(words[0].replace("\\", "/")).stem for words in lines]
+    names: list[str] = []
+    first = True
+    for number, line in enumerate(map(str.strip, read_lines(path)), 1):
+        if not line or (line.startswith("#") and normal(line) not in known):
+            continue
+        name, behind = _image_of(line, known)
+        header, first = first and bool(behind) and name.lower() in HEADER and name not in known, False
+        if header:
+            continue
+        if known and behind and (len(behind) > 1 or not _is_mask_of(behind[0], name)):
+            raise ValueError(
+                f"list {path}, line {number}: '{line}' is more than an image and its mask: write one id a line"
+            )
+        names.append(name)
     if not names:
         raise ValueError(f"list {path} is empty: write one image id a line")
     twice = sorted({name for name in names if names.count(name) > 1}) if len({*names}) != len(names) else []
     if twice:
         raise ValueError(f"list {path} names {first_few(twice)} more than once: keep one line of each")
     return names
+
+
+def _image_of(line: str, known: Container[str]) -> tuple[str, list[str]]:
+    """The id that a line of a list stands for, and what stands behind it."""
+    for whole in (normal(line), normal(_without_suffix(line))):
+        if whole in known:
+            return whole, []
+    columns = [column.strip("\"' ") for column in re.split(r"[,;\t]", line) if column.strip("\"' ")] or [line]
+    words = columns if len(columns) > 1 else columns[0].split()
+    pictures = [word for word in words if PurePosixPath(word).suffix.lower() in SUFFIXES]
+    if len(columns) == 1 and len(pictures) < 2 and (name := _known(columns[0], known)):  # with spaces in it
+        return name, []
+    return _known(words[0], known) or _stem(words[0]), words[1:]
+
+
+def _known(text: str, known: Container[str]) -> str | None:
+    """The known id that a path means: as it is, without a suffix, without folders in front."""
+    text = normal(text.replace("\\", "/"))
+    parts = _without_suffix(text).split("/")
+    found = (name for at in range(len(parts)) if (name := "/".join(parts[at:])) in known)
+    return text if text in known else next(found, None)
+
+
+def _stem(text: str) -> str:
+    return normal(_without_suffix(PurePosixPath(text.replace("\\", "/")).name))
+
+
+def _without_suffix(text: str) -> str:
+    """Dots belong to a name, but for the suffix of an image."""
+    return str(PurePosixPath(text).with_suffix("")) if PurePosixPath(text).suffix.lower() in SUFFIXES else text
+
+
+def _is_mask_of(text: str, name: str) -> bool:
+    return "/" in text or "\\" in text or _stem(text) != text or text == name
 
 
 def read_lists(folder: Path) -> dict[str, list[str]]:

@@ -1,5 +1,7 @@
 """Lists on disk, and splits of ours."""
 
+import re
+
 import pytest
 
 from datamodules.splits import check_disjoint, first_few, hold_out, in_hash_order, missing, read_list
@@ -9,6 +11,68 @@ def test_lists(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("b\n\nimages/a.jpg masks/a.png\nfolder\\c.d.jpg\r\n", encoding="utf-8-sig")
     assert read_list(path) == ["b", "a", "c.d"]
+
+
+KNOWN = {"a", "b", "my photo", "IMG.2020.rf.abc", "day1/a", "geb\u00fcsch", "c.jpg", "a,b"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("a\nb.jpg\nimages/my photo.jpg", ["a", "b", "my photo"]),
+        ("IMG.2020.rf.abc", ["IMG.2020.rf.abc"]),
+        ("IMG.2020.rf.abc.jpg", ["IMG.2020.rf.abc"]),
+        ("/home/me/data/images/day1/a.png\nday1/b.png", ["day1/a", "b"]),
+        ("C:\\data\\images\\day1\\a.PNG", ["day1/a"]),
+        ("gebu\u0308sch.jpg", ["geb\u00fcsch"]),
+        ("c.jpg", ["c.jpg"]),  # the file c.jpg.png
+        ("a,b", ["a,b"]),
+        ("# mine\n\n a \n#b\nb", ["a", "b"]),
+        ("image,mask\nimages/a.jpg,masks/a.png\nb.jpg,b.png", ["a", "b"]),
+        ("filename;label\na;masks/a.png", ["a"]),
+        ("JPEGImages/a.jpg SegmentationClass/a.png\nb b", ["a", "b"]),
+        ('"my photo.jpg","my photo.png"', ["my photo"]),
+        ("IMG.2021.rf.abd\nnone.jpg", ["IMG.2021.rf.abd", "none"]),  # not known: as it is, for the message
+    ],
+)
+def test_lines_of_ones_own_lists(tmp_path, lines, names):
+    path = tmp_path / "list.txt"
+    path.write_text(lines, encoding="utf-8-sig")
+    assert read_list(path, KNOWN) == names
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("a\nb train\n", ["line 2", "'b train'", "one id a line"]),
+        ("a 1 2\n", ["line 1", "one id a line"]),
+        ("a.jpg,b.jpg,day1/a.jpg", ["line 1"]),
+        ("x/none.jpg masks/a.png\nx/none.jpg", ["names none more than once"]),
+        ("a\nimages/a.png\n", ["names a more than once"]),
+    ],
+)
+def test_other_lines_of_ones_own_lists_are_refused(tmp_path, lines, words):
+    path = tmp_path / "list.txt"
+    path.write_text(lines)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        read_list(path, KNOWN)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])
+def test_lists_in_other_encodings_are_refused(tmp_path, encoding):
+    path = tmp_path / "list.txt"
+    path.write_bytes("a\nstra\u00dfe\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"save (it|the file) as UTF-8") as caught:
+        read_list(path)
+    assert str(path) in str(caught.value)
+    assert ("line 2" in str(caught.value)) == (encoding == "cp1252")
+
+
+def test_dots_belong_to_a_name_but_for_the_suffix_of_an_image(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a.rf.01\nb.rf.02.jpg\nx/c.v2 y/c.v2.png\n")
+    assert read_list(path) == ["a.rf.01", "b.rf.02", "c.v2"]
 
 
 @pytest.mark.parametrize(
