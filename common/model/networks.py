@@ -31,7 +31,8 @@ class NetworkConfig:
         arch: smp architecture: Unet, FPN, DeepLabV3Plus, PSPNet, Segformer, UPerNet, DPT, ...
         encoder: smp or timm model name; a name that both know is smp's, `tu-NAME` is always timm's.
         weights: None (from scratch), a name that smp or timm has for this encoder ("imagenet", "a1_in1k"; downloaded
-            once), or the path of a .safetensors, .pt or .pth file with the encoder's weights.
+            once), or the path of a .safetensors, .pt or .pth file with the encoder's weights. Files of timm's
+            EfficientNets, Inceptions and Xception want the encoder `tu-NAME`.
         decoder: further arguments of the architecture, e.g. {"decoder_channels": [128, 64, 32, 16, 16]}.
         mean: 3 values in units of RGB in [0, 1]. None: what the weights state, else ImageNet's.
         std: as `mean`.
@@ -178,7 +179,8 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
 
     Raises:
         ValueError: unknown arch, encoder, weights name or decoder argument (the message names the nearest), a weights
-            file that does not fit the encoder, or an arch and an encoder that do not go together.
+            file that does not fit the encoder or that it would compute something else with, or an arch and an encoder
+            that do not go together.
         FileNotFoundError: no such weights file.
         RuntimeError: named weights that cannot be downloaded.
     """
@@ -191,6 +193,8 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
 
     file = config.weights if config.weights is not None and config.weights.endswith(FILE_SUFFIXES) else None
     named = config.weights if file is None else None
+    if file is not None:
+        pretrained.check_takes_files(encoder)
     state, metadata = pretrained.read_weights(Path(file)) if file is not None else ({}, {})
     if named is not None:
         pretrained.check_weights_name(encoder, named)

@@ -16,6 +16,15 @@ IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth")
 CLASSIFIER_KEYS = ("classifier.", "fc.", "_fc.", "head.", "last_linear.")
+# smp's own encoders that compute something else than the timm model whose names and shapes they have: they pad
+# symmetrically, or where timm does not pad, and their BatchNorm has another eps. By the timm model.
+COMPUTE_OTHERWISE = {
+    **{f"timm-efficientnet-{size}": f"tf_efficientnet_{size}" for size in (*(f"b{n}" for n in range(9)), "l2")},
+    **{f"timm-tf_efficientnet_lite{n}": f"tf_efficientnet_lite{n}" for n in range(5)},
+    "inceptionresnetv2": "inception_resnet_v2",
+    "inceptionv4": "inception_v4",
+    "xception": "legacy_xception",
+}
 
 
 def check_weights_name(encoder: str, name: str) -> None:
@@ -28,6 +37,16 @@ def check_weights_name(encoder: str, name: str) -> None:
         raise ValueError(
             f"unknown weights {name!r} for encoder {encoder!r}; it has: {', '.join(known) or 'none'}."
             f" A local file must end in {', '.join(FILE_SUFFIXES)}"
+        )
+
+
+def check_takes_files(encoder: str) -> None:
+    """Raise ValueError for an encoder that timm's file would fit without an error, and give other features."""
+    if encoder in COMPUTE_OTHERWISE:
+        twin = COMPUTE_OTHERWISE[encoder]
+        raise ValueError(
+            f"encoder {encoder!r} takes no weights file: one of timm's {twin} would load, and give other features than"
+            f" timm's (other padding, other BatchNorm eps). Write encoder: tu-{twin}, or tu- and the file's timm model"
         )
 
 
@@ -91,11 +110,13 @@ def load_encoder(encoder: nn.Module, state: dict[str, Tensor], file: str, full: 
     if full is not None:
         whole = set(full.state_dict())
         ignorable |= whole  # its last norm and the stages that the decoder does not read are not in the encoder
-        # timm's names of the encoder's keys: without smp's "model.", and "stages.0." where its feature extractor
-        # says "stages_0.".
+        # timm's names of the encoder's keys: without smp's "model.", and "stages.0." or "features.conv0." where its
+        # feature extractors say "stages_0." and "features_conv0.", or without what they put in front.
         for name in wanted:
-            theirs = name.removeprefix("model.")
-            theirs = theirs if theirs in whole else re.sub(r"_(\d+)\.", r".\1.", theirs, count=1)
+            own = name.removeprefix("model.")
+            numbered, dotted = re.sub(r"_(\d+)\.", r".\1.", own, count=1), own.replace("_", ".", 1)
+            bare = re.sub(r"^(body|model)\.", "", own)
+            theirs = next((one for one in (own, numbered, dotted, bare) if one in whole), own)
             if name not in state and theirs in state:
                 state[name] = state.pop(theirs)
 
@@ -114,5 +135,6 @@ def load_encoder(encoder: nn.Module, state: dict[str, Tensor], file: str, full: 
     if any(wrong.values()):
         text = "; ".join(f"{kind}: {first(names)}" for kind, names in wrong.items() if names)
         raise ValueError(f"{file} does not fit the encoder: {text}")
-    # Copies into the encoder's fp32 tensors, also from a file in half precision.
-    encoder.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
+    # Copies into the encoder's fp32 tensors, also from a file in half precision. Not by the encoder's own method: some
+    # of smp's take no `strict`.
+    nn.Module.load_state_dict(encoder, {name: value for name, value in state.items() if name in wanted}, strict=False)

@@ -17,7 +17,13 @@ from safetensors.torch import save_file as save_contiguous
 from torch import Tensor
 
 from common.model.networks import NetworkConfig, SegmentationNetwork, batch_norms, build_network
-from common.model.pretrained import IMAGENET_MEAN, IMAGENET_STD
+from common.model.pretrained import (
+    COMPUTE_OTHERWISE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_takes_files,
+    load_encoder,
+)
 
 REAL_FILE = Path(__file__).parents[4] / "shared/weights/mobilenet_v2_imagenet_fp16.safetensors"
 SLIM_UNET = {"decoder_channels": [16, 16, 8, 8, 8]}
@@ -396,6 +402,26 @@ def test_the_file_of_a_whole_timm_model_loads(arch, encoder, decoder, tmp_path):
     assert any(torch.allclose(feature, maps[-1], atol=1e-5) for feature in theirs)
 
 
+@pytest.mark.parametrize("name", ["densenet121", "dpn68", "legacy_xception", "efficientformer_l1"])
+def test_every_feature_extractor_of_timm_takes_the_file_of_the_whole_model(name):
+    """Each writes its names in another way: features_conv0, body.conv1, model.stem."""
+    full = timm.create_model(name)
+    encoder = smp.encoders.get_encoder(f"tu-{name}", weights=None)
+    load_encoder(encoder, full.state_dict(), "file", full)
+    weights = [value for value in encoder.parameters() if value.ndim == 4]
+    assert len(weights) > 30
+    theirs = {value.sum().item() for value in full.parameters()}
+    assert all(value.sum().item() in theirs for value in weights)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "mit_b0", "mobileone_s0", "resnet18", "xception"])
+def test_smps_encoders_take_a_state_dict_whatever_their_own_method_takes(name):
+    encoder = smp.encoders.get_encoder(name, weights=None)
+    state = {key: value + 1 for key, value in encoder.state_dict().items()}
+    load_encoder(encoder, dict(state), "file", None)
+    assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
+
+
 def test_files_from_before_the_batch_counter_load(tmp_path):
     state = {name: v for name, v in mobilenet_state().items() if not name.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "old.pth")
@@ -458,6 +484,62 @@ def test_the_real_file_gives_the_features_of_torchvision():
         theirs = reference.features((image - 128) / 128)
         torch.testing.assert_close(network.features(image / 255)[0][-1], theirs, rtol=1e-4, atol=1e-4)
         assert theirs.std() > 0.1  # far above the tolerance
+
+
+# Twins: names and shapes of a timm model, another computation --------------------------------------------------------
+
+
+def random_state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Weights that keep activations in range, and statistics that no fresh network has."""
+    generator, state = torch.Generator().manual_seed(0), model.state_dict()
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            state[name] = 0.1 + torch.rand(value.shape, generator=generator)
+        elif name.endswith("running_mean"):
+            state[name] = 0.1 * torch.randn(value.shape, generator=generator)
+        elif value.ndim > 1:
+            state[name] = torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "twin", "deepest"),
+    [
+        ("timm-tf_efficientnet_lite0", "tf_efficientnet_lite0", 4),
+        ("timm-efficientnet-b0", "tf_efficientnet_b0", 4),
+        ("xception", "legacy_xception", 5),
+        ("resnet18", "resnet18", 5),
+        ("resnext50_32x4d", "resnext50_32x4d", 5),
+        ("se_resnet50", "legacy_seresnet50", 5),
+    ],
+)
+def test_what_computes_something_else_with_the_same_names_is_refused_and_nothing_else(name, twin, deepest, tmp_path):
+    full = timm.create_model(twin)
+    state = random_state(full)
+    ours = smp.encoders.get_encoder(name, weights=None).eval()
+    theirs = smp.encoders.get_encoder(f"tu-{twin}", weights=None).eval()
+    load_encoder(ours, dict(state), "file", None)
+    load_encoder(theirs, dict(state), "file", full)
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        one, two = ours(image)[deepest], theirs(image)[deepest]
+    assert one.shape == two.shape
+    same = float((one - two).abs().max() / two.std()) < 1e-3
+    assert same == (name not in COMPUTE_OTHERWISE)
+    if same:
+        check_takes_files(name)
+        return
+    save_file(state, tmp_path / "timm.safetensors")
+    with pytest.raises(ValueError, match=f"encoder '{name}' takes no weights file.*encoder: tu-{twin}"):
+        tiny(encoder=name, weights=str(tmp_path / "timm.safetensors"))
+
+
+def test_refused_encoders_are_smps_and_the_way_out_is_timms():
+    registry = smp.encoders.encoders
+    assert set(registry) > set(COMPUTE_OTHERWISE)
+    assert all(timm.is_model(twin) for twin in COMPUTE_OTHERWISE.values())
+    ports = {name for name, entry in registry.items() if entry["encoder"].__module__.endswith("timm_efficientnet")}
+    assert ports <= set(COMPUTE_OTHERWISE)
 
 
 # Switches for large encoders and small batches ---------------------------------------------------------------------
