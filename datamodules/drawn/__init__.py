@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -70,16 +70,14 @@ def find(root: Path, images: Mapping[str, Path], class_names: Sequence[str], fil
     if not (whole or single or (root / "masks").exists()):  # one of all images, with a name of its owner's
         whole = [*sorted(root.glob("[!._]*.json")), *sorted((root / "annotations").glob("[!._]*.json"))]
     check_one(root, whole, {path for path, _ in single.values()})
-    found = {name: (path, partial(named, path, read)) for name, (path, read) in single.items()}
     if whole:
-        path = whole[0]
-        with naming(path):
-            every = of_all(path, ids, class_names, fill)
-        found = {name: (path, partial(named, path, read)) for name, read in every.items()}
-    return {
-        name: Drawn(path, read, partial(mask, path, read, images.get(name), fill))
-        for name, (path, read) in found.items()
-    }
+        with naming(whole[0]):
+            single = {name: (whole[0], read) for name, read in of_all(whole[0], ids, class_names, fill).items()}
+    found = {}
+    for name, (path, read) in single.items():
+        reading = partial(named, f"{path}, image {name}" if whole else str(path), read)
+        found[name] = Drawn(path, reading, partial(mask, reading, images.get(name), fill))
+    return found
 
 
 def check_one(root: Path, whole: Sequence[Path], single: Iterable[Path]) -> None:
@@ -176,23 +174,23 @@ def best_match(parts: Parts, tails: Mapping[str, Sequence[Parts]]) -> Parts | No
     return longest[0] if longest else None
 
 
-def named(path: Path, read: Callable[[], Drawing]) -> Drawing:
-    """What `read` gives; its mistakes name the file."""
-    with naming(path):
+def named(where: str, read: Callable[[], Drawing]) -> Drawing:
+    """What `read` gives; its mistakes say where they are."""
+    with naming(where):
         return read()
 
 
-def mask(path: Path, read: Callable[[], Drawing], image: Path | None, fill: int | None) -> Array:
-    """The label map of a drawing, see `render`."""
+def mask(read: partial[Drawing], image: Path | None, fill: int | None) -> Array:
+    """The label map of a drawing that `named` reads, see `render`."""
     drawing = read()
-    with naming(path):
+    with naming(read.args[0]):
         if image is None:
-            raise ValueError("its image is missing: add it, or remove the annotation")
+            raise ValueError("this image is missing: add it, or remove the annotation")
         return render(drawing, image, fill)
 
 
 def check_classes(
-    drawn: Iterable[Drawn], class_names: Sequence[str], fill: int | None, pictures: Iterable[Array | None]
+    drawn: Collection[Drawn], class_names: Sequence[str], fill: int | None, pictures: Iterable[Array | None]
 ) -> None:
     """Raise ValueError if the drawings cannot teach two classes, of which background (or class 0) is one: then any
     network that always answers the other one is right at every pixel.
@@ -222,7 +220,8 @@ def check_classes(
     ways = f"draw some of another class than {only}" if background in seen else (
         f"say what lies outside of the shapes (data.init_args.fill={name}), or mark some {name} in the files"
     )  # fmt: skip
-    raise ValueError(f"all that is labelled is {only}, so there is nothing to tell apart: {ways}")
+    where = f"{next(iter(drawn)).path}{' and others' if len({one.path for one in drawn}) > 1 else ''}"
+    raise ValueError(f"{where}: all that is labelled is {only}, so there is nothing to tell apart: {ways}")
 
 
 __all__ = ["FORMATS", "Drawn", "check_classes", "find"]

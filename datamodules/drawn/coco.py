@@ -107,11 +107,11 @@ def drawing(size: tuple[int, int] | None, things: Sequence[Thing]) -> Drawing:
                 counts = one.outline.get("counts")
                 runs = run_lengths(decompressed(counts) if isinstance(counts, str) else counts)
                 paint = partial(columns, size=one.outline.get("size"), counts=runs)
-                shapes.append((sum(runs[1::2]), Shape(one.label, "mask", one.value, paint)))
+                shapes.append((sum(runs[1::2]), Shape(one.label, f"mask (annotation {one.key})", one.value, paint)))
             else:
                 rings = [coordinates(ring) for ring in one.outline]
-                shape = Shape(one.label, "polygon", one.value, partial(polygons, rings=rings))
-                shapes.append((sum(map(area_of, rings)), shape))
+                kind, paint = f"polygon (annotation {one.key})", partial(polygons, rings=rings)
+                shapes.append((sum(map(area_of, rings)), Shape(one.label, kind, one.value, paint)))
     return Drawing(size, [shape for _, shape in sorted(shapes, key=lambda entry: -entry[0])])
 
 

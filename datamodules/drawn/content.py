@@ -55,7 +55,7 @@ def read_bytes(path: Path, most: int = FILE) -> bytes:
         if not path.is_file():
             raise ValueError("this is no file: remove it")
         if (size := path.stat().st_size) > most:
-            raise ValueError(f"it has {size / 2**20:.0f} MiB, at most {most / 2**20:.0f} are read: export it in parts")
+            raise ValueError(f"it has {size / 2**20:.1f} MiB, at most {most / 2**20:g} are read: is it the right file?")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror})") from error
@@ -138,8 +138,8 @@ def coordinates(values: Any) -> Array:
     """float64 (N, 2) of a list of points, or of a list x, y, x, y, ..., in numbers or as text."""
     if not isinstance(values, list):
         raise ValueError(f"{brief(values)} stands where a list of points should: export it again")
-    if len(values) > 2 * POINTS:
-        raise ValueError(f"a list of {len(values)} numbers or points: at most {POINTS} points are drawn")
+    if len(values) > (2 * POINTS if values and isinstance(values[0], int | float | str) else POINTS):
+        raise ValueError(f"a shape has more than {POINTS} points: it is no drawing")
     try:
         points = np.asarray(values, np.float64)
         points = points.reshape(-1, 2) if points.ndim == 1 else points

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from datamodules.drawn.content import brief
 
 STROKE = 3  # pixels, the width of a line in a label map, as in PASCAL's rasterised scribbles
 MOST = 2**28  # pixels of a label map
@@ -150,5 +151,5 @@ def run_lengths(counts: Any) -> list[int]:
 def from_runs(counts: list[int], pixels: int) -> Array:
     """bool (pixels) of run lengths. Raises ValueError if they are not those of so many pixels."""
     if sum(counts) != pixels:
-        raise ValueError(f"has run lengths of {sum(counts)} pixels where there are {pixels}: export it again")
+        raise ValueError(f"has run lengths of {brief(sum(counts))} pixels where there are {pixels}: export it again")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts)

@@ -14,6 +14,9 @@ from common.ops.array import Array
 from datamodules.drawn.content import brief, class_id, coordinates, naming, read_text
 from datamodules.drawn.paint import Drawing, Shape, polygon
 
+NAMES_FILE = 2**16  # bytes, more than any list of classes
+BRACKETS = 500  # in it; the time that YAML takes for nested ones grows with their square
+
 
 def read(path: Path, values: Sequence[int], class_names: Sequence[str]) -> Drawing:
     """Lines `number x1 y1 x2 y2 x3 y3 ...`; `values` gives the class id of each number.
@@ -62,12 +65,14 @@ def numbering(root: Path, class_names: Sequence[str]) -> list[int]:
 
 
 def names_of(path: Path) -> list[str]:
-    text = read_text(path, most=2**20)
+    text = read_text(path, most=NAMES_FILE)
     if path.suffix == ".txt":
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        content = yaml.safe_load(text) if text.count("[") + text.count("{") <= BRACKETS else None
+    except RecursionError:
+        content = None
+    except yaml.YAMLError as error:
         raise ValueError(f"it cannot be read as YAML ({brief(str(error))}): correct it") from error
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
