@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,18 +39,20 @@ TOOLS_FOLDERS = ("__MACOSX", "@eaDir")  # copies that macOS and Synology make
 DARK = 2**14  # a 16-bit file whose largest value is below uses fewer bits, or somebody must say that it is dark
 
 
-def find_images(folder: str | Path, nested: bool = False) -> dict[str, Path]:
+def find_images(folder: str | Path, nested: bool = False, needed: bool = True) -> dict[str, Path]:
     """Image files of a folder by id, sorted. The id is the file's name without its suffix, in Unicode's form C; with
     `nested` folders below are searched too, and the id is the path in the folder, such as `day1/a`.
 
     Hidden files, such as the `._a.png` of macOS, are passed over. Pictures of other formats are told of in a warning.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: no image in it, or two with one id.
+        FileNotFoundError: there is no such folder, and one is `needed`.
+        ValueError: no image in it, and one is `needed`; or two with one id.
     """
     folder = Path(folder)
     if not folder.is_dir():
+        if not needed:
+            return {}
         raise FileNotFoundError(f"folder {folder} does not exist: check the path")
     found: dict[str, Path] = {}
     others = []
@@ -65,7 +66,7 @@ def find_images(folder: str | Path, nested: bool = False) -> dict[str, Path]:
             both = f"{found[name].relative_to(folder)} and {path.relative_to(folder)}"
             raise ValueError(f"{folder} holds both {both}: an id must be unique")
         found[name] = path
-    if not found:
+    if needed and not found:
         inside = [path.name for path in folder.iterdir() if not nested and path.is_dir() and _is_shown(path.name)]
         reasons = [
             f"; it has {first_few(others)}, which cannot be read: convert them to PNG or JPEG" if others else "",
@@ -300,46 +301,6 @@ def upright_mask(mask: Array, image: Path) -> tuple[Array, bool]:
     if quarter and height != width and mask.shape == (height, width):
         return np.ascontiguousarray(turned(mask, turn)), False
     return mask, 1 < turn < 9 and (not quarter or height == width)
-
-
-def read_classes(path: Path) -> tuple[list[ClassInfo], dict[Color, int]]:
-    """A class file: one class a line, `name`, `name r g b` or `name #rrggbb`; the first line is class 0.
-
-    A class without a colour gets one. A line named void, ignore or unlabelled with a colour stands for 255 and is no
-    class. Blank lines and lines that begin with `#` are left out. Also returned: the class id of each given colour.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: fewer than two classes, a line that cannot be read, or a name or colour given twice.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: write one class name a line, the first is class 0")
-    classes: list[ClassInfo] = []
-    palette: dict[Color, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = re.fullmatch(r"\s*(.+?)(?:[\s,]+(?:#([0-9a-fA-F]{6})|(\d+)[\s,]+(\d+)[\s,]+(\d+)))?\s*", line)
-        assert match is not None  # the name takes anything
-        name, code, *rgb = match.groups()
-        if "#" in name:
-            raise ValueError(f"{path}, line {number}: '{line.strip()}' is not `name`, `name r g b` or `name #rrggbb`")
-        color = None
-        if code or rgb[0]:
-            r, g, b = (int(code[i : i + 2], 16) for i in (0, 2, 4)) if code else map(int, rgb)
-            color = (r, g, b)
-        if color and max(color) > 255:
-            raise ValueError(f"{path}, line {number}: colour values go from 0 to 255, got {color}")
-        void = name.lower() in VOID_NAMES
-        if color in palette or name in (known.name for known in classes):
-            raise ValueError(f"{path}, line {number}: '{line.strip()}' repeats a name or a colour")
-        if color:
-            palette[color] = IGNORE if void else len(classes)
-        if not void:
-            classes.append(ClassInfo(name, color or default_color(len(classes))))
-    if len(classes) < 2:
-        raise ValueError(f"{path} names {len(classes)} classes, at least 2 are needed (background is one of them)")
-    return classes, palette
 
 
 def default_color(number: int) -> Color:

@@ -219,7 +219,10 @@ BROKEN = {
         lambda d: [(d / part / "2.png").unlink() for part in ("images", "masks")],
         ["train.txt lists 2", "not in images/"],
     ),
-    "missing list": (lambda d: (d / "val.txt").unlink(), ["val.txt", "does not exist"]),
+    "missing list": (
+        lambda d: [(d / "val.txt").unlink(), (d / "train.txt").write_text("\n".join("01234567"))],
+        ["no val.txt", "too few images with a mask are in no list", "lines of another list"],
+    ),
     "image in two lists": (lambda d: (d / "val.txt").write_text("2\n6\n"), ["'2'", "both train and val", "one of"]),
     "validation image without mask": (lambda d: (d / "masks" / "6.png").unlink(), ["val images need a mask", "6"]),
     "test image without mask": (lambda d: (d / "masks" / "8.png").unlink(), ["test images need a mask", "8"]),

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import get_worker_info
+
 from common.ops.array import Array
+from common.ops.batch import IGNORE
 from datamodules.annotation import warn_of_changes
 from datamodules.base import SegmentationDataModule
+from datamodules.class_list import background_of, class_file, is_void, read_classes
 from datamodules.drawn import check_classes, find
-from datamodules.files import find_images, read_classes, read_mask
+from datamodules.files import find_images, read_image, read_mask, unread_images, upright_mask
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
+
+READING = 2  # raise it when masks are read otherwise: annotations are then drawn again
+OTHER_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 class Folder(SegmentationDataModule):
@@ -19,15 +34,21 @@ class Folder(SegmentationDataModule):
     A mask has its image's name (any image suffix for either) and is an indexed or grey PNG of class ids, or an RGB
     picture in the colours of `classes.txt`; 255, or the colour of a class named `void`, is a pixel without a label. So
     scribbles are masks with 255 elsewhere; thin ones survive the resize to `size`. Instead of pictures there may be the
-    files of annotation tools, see `datamodules.drawn`. Images without a mask are unlabelled training images.
+    files of annotation tools, see `datamodules.drawn`. Images without a mask are unlabelled training images. An image
+    in a folder below, `images/day1/a.jpg`, has the id `day1/a` and the mask `masks/day1/a.png`. What is read of other
+    tools' files, and what is refused, is in docs/files.md.
 
-    Splits: the ids in `train.txt`, `val.txt` and `test.txt`, one a line, where there are such files (all three). Else
-    every fifth image with a mask is for validation and every fifth for test, chosen by a hash of the name, the same in
-    every run; the rest is for training.
+    Splits: the ids in `train.txt`, `val.txt` and `test.txt`, one a line. Where a list is missing, images that no list
+    names take its place: without `train.txt` all of them, without `val.txt` or `test.txt` those with a mask, half of
+    them each if both are missing. Without `train.txt` every fifth image with a mask is for validation, and every fifth
+    for test, where these have no list. They are chosen by a hash of the name, the same in every run.
 
     Args:
         root: the folder.
         fill: class of the pixels outside the shapes that annotation tools have drawn; None: they have no label.
+        value_range: [low, high] of images of other than 8 bits, see `datamodules.files.read_image`.
+        mask_values: class of each value of the masks, such as {0: background, 255: horse}, where values are not class
+            ids; `ignore`: no label.
         kwargs: see `datamodules.base.SegmentationDataModule`.
 
     Raises:
@@ -37,22 +58,36 @@ class Folder(SegmentationDataModule):
 
     keep_strokes = True
 
-    def __init__(self, root: str, fill: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        fill: str | None = None,
+        value_range: list[float] | None = None,
+        mask_values: dict[int, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
-        classes, self.palette = read_classes(self.root / "classes.txt")
+        classes, self.palette, self.void_before = read_classes(class_file(self.root))
         self.class_names = [one.name for one in classes]
         self.colors = [one.color for one in classes]
-        self.background = self.class_names.index("background") if "background" in self.class_names else None
-        self.images = find_images(self.root / "images")
+        self.background = background_of(self.class_names)
+        self.value_range = _checked(value_range)
+        self.mask_values = None if mask_values is None else _class_ids(mask_values, self.class_names)
+        self.told = False  # of images whose masks may need turning
+        self.images = find_images(self.root / "images", nested=True)
         if fill is not None and fill not in self.class_names:
             raise ValueError(f"data.fill is '{fill}', but the classes are {', '.join(self.class_names)}")
         self.fill = None if fill is None else self.class_names.index(fill)
         self.drawn = find(self.root, self.images, self.class_names, self.fill)
         self.masks = self._find_masks()
         if lost := missing(self.masks, self.images):
-            raise ValueError(f"{self.root} has masks without an image: {lost}; add the images, or remove the masks")
-        self.splits = self._listed() if (self.root / "train.txt").exists() else self._hashed()
+            others = unread_images(self.root / "images", nested=True)
+            raise ValueError(
+                f"{self.root} has masks without an image: {lost}; add the images, or remove the masks"
+                + _unread(others, self.masks.keys() - self.images.keys())
+            )
+        self.splits = self._make_splits()
         for split in ("val", "test"):
             if lost := missing(self.splits[split], self.masks):
                 raise ValueError(f"{split} images need a mask, these have none: {lost}; draw them, or list others")
@@ -60,42 +95,143 @@ class Folder(SegmentationDataModule):
     def _find_masks(self) -> dict[str, Path]:
         """The file of each mask: pictures, and drawings of annotation tools."""
         folder = self.root / "masks"
-        others = folder.is_dir() and any(path.suffix != ".json" for path in folder.iterdir() if path.name[0] != ".")
-        pictures = find_images(folder) if others or not self.drawn else {}
+        pictures = find_images(folder, nested=True, needed=not self.drawn)
+        others = unread_images(folder, nested=True)
+        if lost := _unread(others, self.images.keys() - pictures.keys() - self.drawn.keys()):
+            raise ValueError(f"{self.root} has images whose masks are in another format{lost}")
         if twice := self.drawn.keys() & pictures.keys():
             raise ValueError(f"there are a picture and a JSON file for {first_few(twice)}: keep one of them")
         if self.drawn:
-            masks = (read_mask(path, self.num_classes, self.palette) for path in pictures.values())
+            masks = map(self._read_mask, pictures.values())
             check_classes(self.drawn.values(), self.class_names, self.fill, masks)
         return pictures | {name: one.path for name, one in self.drawn.items()}
 
-    def _listed(self) -> dict[str, list[str]]:
-        splits: dict[str, list[str]] = {split: read_list(self.root / f"{split}.txt") for split in SPLITS}
-        for split, names in splits.items():
-            if lost := missing(names, self.images):
-                raise FileNotFoundError(f"{self.root / split}.txt lists {lost}: not in images/")
-        check_disjoint(splits)
-        return splits
-
-    def _hashed(self) -> dict[str, list[str]]:
-        order = in_hash_order(self.masks)
-        if len(order) < 5:
+    def _make_splits(self) -> dict[str, list[str]]:
+        self._check_names_of_lists()
+        files = {split: self.root / f"{split}.txt" for split in SPLITS}
+        listed: dict[str, list[str]] = {split: self._read_list(file) for split, file in files.items() if file.exists()}
+        check_disjoint(listed)
+        named = {name for names in listed.values() for name in names}
+        spare = in_hash_order(self.masks.keys() - named)
+        absent = [split for split in ("val", "test") if split not in listed]
+        if not listed and len(spare) < 5:
             raise ValueError(
-                f"{self.root} has {len(order)} masks; 5 are needed to keep some for val and test, or list them"
+                f"{self.root} has {len(spare)} masks; 5 are needed to keep some for val and test, or list them"
             )
-        val, test = order[::5], order[1::5]
-        return {"train": sorted(self.images.keys() - {*val, *test}), "val": val, "test": test}
+        step = len(absent) if "train" in listed else 5
+        found: dict[str, list[str]] = listed | {split: spare[number::step] for number, split in enumerate(absent)}
+        for split in absent:
+            if not found[split]:
+                raise ValueError(
+                    f"{self.root} has no {split}.txt, and too few images with a mask are in no list: write it, with "
+                    "lines of another list if need be"
+                )
+        if listed and len(listed) < len(SPLITS):
+            names = ", ".join(f"{split} {len(found[split])}" for split in absent)
+            rest = [names] if names else []
+            rest += [] if "train" in listed else ["train the rest"]
+            rank_zero_warn(
+                f"{self.root} has lists of {', '.join(listed)}; of the other images are {' and '.join(rest)}"
+            )
+        taken = {name for names in found.values() for name in names}
+        return {"train": sorted(self.images.keys() - taken), **found}
+
+    def _check_names_of_lists(self) -> None:
+        """Raise ValueError for a list under another name: it is not left unread."""
+        for path in sorted(self.root.iterdir()):
+            split = OTHER_NAMES.get(path.stem.lower())
+            right = self.root / f"{split}.txt"
+            if split and path.suffix.lower() in (".txt", ".csv", ".lst") and path.is_file() and not right.exists():
+                raise ValueError(f"{path} is not read: call a list of images {right.name}, one id a line")
+
+    def _read_list(self, file: Path) -> list[str]:
+        names = read_list(file, self.images)
+        if lost := [name for name in names if name not in self.images]:
+            near = difflib.get_close_matches(lost[0], self.images)
+            others = unread_images(self.root / "images", nested=True)
+            raise FileNotFoundError(
+                f"{file} lists {first_few(lost)}: not in images/{_unread(others, lost)}"
+                + (f"; nearest: {', '.join(near)}" if near else "")
+            )
+        return names
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        warn_of_changes(self, [self.root / "classes.txt", *{*self.masks.values()}])
+        self._check_white()
+        warn_of_changes(self, [class_file(self.root), *{*self.masks.values()}])
+
+    def _check_white(self) -> None:
+        """Raise ValueError if the masks are black and white, and so hold one class and no label."""
+        shares = self.annotation_report()["share_per_class"]
+        if self.num_classes > 2 or self.mask_values or [share is None for share in shares.values()] != [False, True]:
+            return
+        white = False
+        for name in self.names("train"):
+            mask = self.mask(name)
+            if mask is not None and (mask == 1).any():
+                return
+            white = white or (mask is not None and name not in self.drawn and bool((mask == IGNORE).any()))
+        if white:
+            zero, one = self.class_names
+            raise ValueError(
+                f"the masks of {self.root} hold 0 and {IGNORE} alone, and {IGNORE} is no label: where it stands for "
+                f"{one}, give data.mask_values: {{0: {zero}, {IGNORE}: {one}}}"
+            )
 
     def source(self) -> str:
-        return f"{self.root.resolve()} {self.fill}"
+        values = "" if self.mask_values is None else f" {sorted(self.mask_values.items())}"
+        return f"{self.root.resolve()} {self.fill}{values} reading {READING}"
+
+    def read(self, path: Path) -> Array:
+        """An image file of the same kind as this set's, uint8 (H, W, 3) RGB."""
+        return read_image(path, self.value_range)
+
+    def image(self, name: str) -> Array:
+        return self.read(self.images[name])
 
     def mask(self, name: str) -> Array | None:
         if name not in self.masks:
             return None
         if name in self.drawn:
             return self.drawn[name].mask()
-        return read_mask(self.masks[name], self.num_classes, self.palette)
+        mask, unclear = upright_mask(self._read_mask(self.masks[name]), self.images[name])
+        if unclear and not self.told and get_worker_info() is None:
+            self.told = True
+            rank_zero_warn(
+                f"{self.images[name]}, and perhaps others, is turned by its EXIF orientation, and its size does not "
+                "tell if its mask is: masks are taken as drawn on the upright image"
+            )
+        return mask
+
+    def _read_mask(self, path: Path) -> Array:
+        mask = read_mask(path, self.num_classes, self.palette, self.mask_values, self.void_before)
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            raise ValueError(f"{path} is a JPEG, which changes values near edges to other classes: save masks as PNG")
+        return mask
+
+
+def _checked(value_range: Sequence[float] | None) -> tuple[float, float] | None:
+    if value_range is None:
+        return None
+    if len(value_range) != 2 or not np.isfinite(value_range).all() or value_range[0] >= value_range[1]:
+        raise ValueError(f"data.value_range must be [low, high] with low < high, got {[*value_range]}")
+    return value_range[0], value_range[1]
+
+
+def _class_ids(given: Mapping[int, str], class_names: Sequence[str]) -> dict[int, int]:
+    """Class id, or 255, of each value."""
+    found = {}
+    for value, name in given.items():
+        if name not in class_names and not is_void(name):
+            raise ValueError(
+                f"data.mask_values gives {value} the class '{name}', but the classes are {', '.join(class_names)}, and "
+                "'ignore' is no label"
+            )
+        found[value] = class_names.index(name) if name in class_names else IGNORE
+    return found
+
+
+def _unread(others: Mapping[str, Path], names: Iterable[str]) -> str:
+    """Part of an error: those of the names that there are only in formats that are not read; empty if none."""
+    files = [others[name].name for name in names if name in others]
+    return f"; {first_few(files)} cannot be read: convert to PNG or JPEG" if files else ""

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.files import (
-    ClassInfo,
-    default_color,
-    find_images,
-    read_classes,
-    read_image,
-    read_mask,
-    unread_images,
-)
+from datamodules.files import default_color, find_images, read_image, read_mask, unread_images
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"
 
@@ -266,59 +258,7 @@ def test_masks_of_real_data_sets(mask, classes, values):
     assert len(found) > 1
 
 
-# Class files -------------------------------------------------------------------------------------------------------
-
-
-def classes_of(tmp_path, text, **how):
-    path = tmp_path / "classes.txt"
-    path.write_text(text, **how)
-    return read_classes(path)
-
-
-def test_class_files(tmp_path):
-    text = "# ids count from 0\nbackground\nopen road 128 64 128\n\ncar, 64, 0, 128\n tree #00fF10 \nvoid 224 224 192\n"
-    classes, palette = classes_of(tmp_path, text)
-    assert classes == [
-        ClassInfo("background", default_color(0)),
-        ClassInfo("open road", (128, 64, 128)),
-        ClassInfo("car", (64, 0, 128)),
-        ClassInfo("tree", (0, 255, 16)),
-    ]
-    assert palette == {(128, 64, 128): 1, (64, 0, 128): 2, (0, 255, 16): 3, (224, 224, 192): 255}
-
-
-def test_class_files_of_editors(tmp_path):
-    classes, _ = classes_of(tmp_path, "background\r\nstraße\r\nclass 2\r\n", encoding="utf-8-sig", newline="")
-    assert [one.name for one in classes] == ["background", "straße", "class 2"]
-
-
-@pytest.mark.parametrize("name", ["void", "Ignore", "unlabelled", "unlabeled"])
-def test_void_is_no_class(tmp_path, name):
-    classes, palette = classes_of(tmp_path, f"{name} 9 9 9\na\nb\n")
-    assert [one.name for one in classes] == ["a", "b"]
-    assert palette == {(9, 9, 9): 255}
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", ["names 0 classes", "at least 2", "background"]),
-        ("horse\n", ["names 1 classes", "at least 2"]),
-        ("a\nb\na\n", ["line 3", "'a' repeats"]),
-        ("a 1 2 3\n\nb 1 2 3\n", ["line 3", "b 1 2 3", "colour"]),
-        ("a 1 2 3\nvoid 1 2 3\n", ["line 2", "void 1 2 3", "colour"]),
-        ("a\nb 0 256 0\n", ["line 2", "0 to 255", "(0, 256, 0)"]),
-        ("a\nb #12345\n", ["line 2", "b #12345", "#rrggbb"]),
-    ],
-)
-def test_bad_class_files_are_named(tmp_path, text, words):
-    refused(ValueError, [tmp_path / "classes.txt", *words], classes_of, tmp_path, text)
-
-
-def test_missing_class_file(tmp_path):
-    refused(
-        FileNotFoundError, [tmp_path / "classes.txt", "one class name a line"], read_classes, tmp_path / "classes.txt"
-    )
+# Colours ---------------------------------------------------------------------------------------------------------
 
 
 def test_default_colours_are_those_of_voc():
