@@ -175,6 +175,8 @@ def total_variation_sum(
         raise ValueError(
             f"variant {variant} needs eps > 0 (try 1e-3): its square root has no gradient at 0; or use aniso"
         )
+    if eps > 0 and eps**2 < torch.finfo(torch.float32).tiny:
+        raise ValueError(f"eps {eps} squared is 0 in float32, where the square root has no gradient: try 1e-3")
     p = at_least_fp32(p)
     m_y, m_x = neighbour_pairs(valid)
     if pair_weights is not None:

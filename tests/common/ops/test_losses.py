@@ -332,6 +332,9 @@ def test_total_variation_refuses_bad_options() -> None:
         for eps in (0.0, -1.0):
             with pytest.raises(ValueError, match="eps"):
                 total_variation(p, valid, variant=variant, eps=eps)  # type: ignore[arg-type]
+    for variant in VARIANTS:
+        with pytest.raises(ValueError, match="eps 1e-25 squared is 0 in float32"):
+            total_variation(p, valid, variant=variant, eps=1e-25)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="eps"):
         total_variation(p, valid, eps=-1e-3)
     with pytest.raises(ValueError, match="isotropic"):
