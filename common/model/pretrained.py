@@ -16,8 +16,8 @@ IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth")
 CLASSIFIER_KEYS = ("classifier.", "fc.", "_fc.", "head.", "last_linear.")
-# smp's own encoders that compute something else than the timm model whose names and shapes they have: they pad
-# symmetrically, or where timm does not pad, and their BatchNorm has another eps. By the timm model.
+# smp's own encoders, each with the timm model that has its names and shapes and computes something else: smp pads
+# symmetrically, or where timm does not pad, and has another BatchNorm eps.
 COMPUTE_OTHERWISE = {
     **{f"timm-efficientnet-{size}": f"tf_efficientnet_{size}" for size in (*(f"b{n}" for n in range(9)), "l2")},
     **{f"timm-tf_efficientnet_lite{n}": f"tf_efficientnet_lite{n}" for n in range(5)},
