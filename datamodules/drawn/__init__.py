@@ -7,10 +7,10 @@ mistake is a ValueError that names the file.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from operator import eq
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,17 +18,19 @@ import numpy as np
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from datamodules.class_list import background_of
+from datamodules.decode import SUFFIXES
 from datamodules.drawn import coco, cvat, label_studio, labelme, yolo
 from datamodules.drawn.content import FORMATS, brief, naming, read_json, recognise, unread
 from datamodules.drawn.paint import Drawing, render
-from datamodules.files import SUFFIXES
+from datamodules.files import TOOLS_FOLDERS
+from datamodules.text import normal
 
-# As the tools name a file of all images, and where it may lie.
-JSON = ("coco.json", "result.json", "_annotations.coco.json", "instances_default.json", "annotations.json")
-NAMES = (*JSON, "annotations.xml")
-PLACES = ("", "annotations", "images")
+# As the tools name a file of all images.
+NAMES = ("coco.json", "result.json", "_annotations.coco.json", "instances_default.json", "annotations.json")
 
 Parts = tuple[str, ...]  # a path without its suffix
+Sources = dict[str, tuple[Path, Callable[[], Drawing]]]  # by image id: the file, and what reads it
 
 
 class Drawn(NamedTuple):
@@ -55,119 +57,129 @@ def find(root: Path, images: Mapping[str, Path], class_names: Sequence[str], fil
     Raises:
         ValueError: files that contradict each other, or one of all images that cannot be used; the rest is read later.
     """
-    ids = {parts_of(path.relative_to(root / "images").as_posix()): name for name, path in images.items()}
-    whole = [root / place / name for place in PLACES for name in NAMES if (root / place / name).is_file()]
-    whole = [path for path in whole if path.parent.name != "images" or (path.stem,) not in ids]
-    single: dict[str, tuple[Path, Callable[[], Drawing]]] = {}
-    for folder in (root / "images", root / "masks"):
-        for path in files_below(folder, ".json"):
-            if path not in whole:
-                add(single, ids, folder, path, partial(labelme.read, path, class_names))
-    values = yolo.numbering(root, class_names) if (root / "labels").is_dir() else []
-    for path in files_below(root / "labels", ".txt"):
-        if path != root / "labels" / "classes.txt":
-            add(single, ids, root / "labels", path, partial(yolo.read, path, values, class_names))
-    if not (whole or single or (root / "masks").exists()):  # one of all images, with a name of its owner's
-        whole = [*sorted(root.glob("[!._]*.json")), *sorted((root / "annotations").glob("[!._]*.json"))]
-    check_one(root, whole, {path for path, _ in single.values()})
-    if whole:
-        with naming(whole[0]):
-            single = {name: (whole[0], read) for name, read in of_all(whole[0], ids, class_names, fill).items()}
+    inside, masks, labels = root / "images", root / "masks", root / "labels"
+    ids = {parts_of(path.relative_to(inside).as_posix()): name for name, path in images.items()}
+    beside = [path for folder in {inside, *(path.parent for path in images.values())} for path in folder.glob("*.json")]
+    below = [path for path in shown(beside, inside) if path.name in NAMES and parts_of_file(path, inside) not in ids]
+    sources: Sources = {}
+    for folder, paths in ((inside, beside), (masks, masks.rglob("*.json"))):
+        for path in shown(paths, folder):
+            if path not in below:
+                add(sources, ids, parts_of_file(path, folder), path, partial(labelme.read, path, class_names))
+    values = yolo.numbering(root, class_names, fill) if labels.is_dir() else []
+    for path in shown(labels.rglob("*.txt"), labels):
+        if path != labels / "classes.txt":
+            add(sources, ids, parts_of_file(path, labels), path, partial(yolo.read, path, values, class_names))
+    whole = files_of_all(root, below, {path for path, _ in sources.values()})
+    for path in whole:
+        within = path.parent.relative_to(inside).parts if inside in path.parents else ()
+        with naming(path):
+            drawings = matched(read_all(path, class_names, fill is not None), ids, within)
+        for parts, read in drawings.items():
+            add(sources, ids, parts, path, read)
     found = {}
-    for name, (path, read) in single.items():
-        reading = partial(named, f"{path}, image {name}" if whole else str(path), read)
+    for name, (path, read) in sources.items():
+        reading = partial(named, f"{path}, image {name}" if path in whole else str(path), read)
         found[name] = Drawn(path, reading, partial(mask, reading, images.get(name), fill))
     return found
 
 
-def check_one(root: Path, whole: Sequence[Path], single: Iterable[Path]) -> None:
-    """Raise ValueError if there is more than one place where the drawings can be."""
+def add(sources: Sources, ids: Mapping[Parts, str], parts: Parts, path: Path, read: Callable[[], Drawing]) -> None:
+    """Put what is in `path` under the id of the image with these parts. Raises ValueError if that has a source."""
+    name = ids.get(parts, "/".join(parts))
+    if name in sources:
+        raise ValueError(f"{sources[name][0]} and {path} are of one image, {name}: keep one of them")
+    sources[name] = (path, read)
+
+
+def files_of_all(root: Path, below: Sequence[Path], single: Collection[Path]) -> list[Path]:
+    """Files of all images: one in the data folder or in `annotations/`, under a name of `NAMES`, or under any if there
+    is nothing else; or those in `images/` and below, `below`, one for each folder, as Roboflow writes them.
+
+    Raises:
+        ValueError: there are several, or other drawings than these (`single`: files of one image).
+    """
+    found = [root / place / name for place in ("", "annotations") for name in (*NAMES, "annotations.xml")]
+    found = [path for path in found if path.is_file()]
+    if not (found or below or single or (root / "masks").exists()):
+        found = [path for folder in (root, root / "annotations") for path in shown(folder.glob("*.json"), folder)]
+    places = [path.relative_to(root).as_posix() for path in found]
     folders = {f"{path.relative_to(root).parts[0]}/*{path.suffix}" for path in single}
-    places = [str(path.relative_to(root)) for path in whole]
-    if not folders <= {"masks/*.json", "images/*.json"} or whole:
+    if places or below or "labels/*.txt" in folders:  # only pictures and labelme's files may be mixed
         places += sorted(folders)
         places += ["masks/"] if (root / "masks").exists() and "masks/*.json" not in folders else []
+    if places or len({path.parent for path in below}) < len(below):
+        places += [path.relative_to(root).as_posix() for path in below]
     if len(places) > 1:
         raise ValueError(f"{root} has both {places[0]} and {', '.join(places[1:])}: which one holds? remove the other")
+    return [*found, *below]
 
 
-def files_below(folder: Path, suffix: str) -> list[Path]:
-    """Files at any depth, without hidden ones and what a Mac leaves in archives."""
-    return [
-        path for path in sorted(folder.rglob(f"*{suffix}"))
-        if not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
-    ]  # fmt: skip
+def shown(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """Paths in a folder in order, without hidden ones and copies that systems make."""
+    parts = {path: path.relative_to(folder).parts for path in paths}
+    return sorted(path for path in parts if not any(part[0] == "." or part in TOOLS_FOLDERS for part in parts[path]))
+
+
+def parts_of_file(path: Path, folder: Path) -> Parts:
+    """The parts of the image of a file `NAME.json` or `NAME.jpg.json` in a folder."""
+    return parts_of(path.relative_to(folder).with_suffix("").as_posix())
 
 
 def parts_of(name: str) -> Parts:
     """The parts of a path without its image suffix, whatever system wrote it."""
-    *folders, last = [part for part in unicodedata.normalize("NFC", name).replace("\\", "/").split("/") if part] or [""]
+    *folders, last = [part for part in normal(name).replace("\\", "/").split("/") if part] or [""]
     path = PurePosixPath(last)
     return (*folders, path.stem if path.suffix.lower() in SUFFIXES else last)
 
 
-def add(
-    single: dict[str, tuple[Path, Callable[[], Drawing]]],
-    ids: Mapping[Parts, str],
-    folder: Path,
-    path: Path,
-    read: Callable[[], Drawing],
-) -> None:
-    """Put a file for one image, `NAME.json` or `NAME.jpg.json`, under the image's id."""
-    parts = parts_of(path.relative_to(folder).with_suffix("").as_posix())
-    name = ids.get(parts, "/".join(parts))
-    if name in single:
-        raise ValueError(f"{single[name][0]} and {path} are of one image: keep one of them")
-    single[name] = (path, read)
-
-
-def of_all(
-    path: Path, ids: Mapping[Parts, str], class_names: Sequence[str], fill: int | None
-) -> dict[str, Callable[[], Drawing]]:
-    """The drawings of a file of all images, by image id."""
-    keep_empty = fill is not None
+def read_all(path: Path, class_names: Sequence[str], keep_empty: bool) -> dict[str, Callable[[], Drawing]]:
+    """The drawings of a file of all images, by the names that it has for them."""
     if path.suffix == ".xml":
-        drawings = cvat.read(path, class_names, keep_empty)
-    else:
-        content = read_json(path)
-        kind = recognise(content)
-        if kind == "coco":
-            drawings = coco.read(path, content, class_names, keep_empty)
-        elif kind == "label_studio":
-            drawings = label_studio.read(content, class_names, keep_empty)
-        else:
-            raise ValueError(unread(content))
+        return cvat.read(path, class_names, keep_empty)
+    content = read_json(path)
+    kind = recognise(content)
+    if kind == "coco":
+        return coco.read(path, content, class_names, keep_empty)
+    if kind == "label_studio":
+        return label_studio.read(content, class_names, keep_empty)
+    raise ValueError(unread(content))
+
+
+def matched(
+    drawings: Mapping[str, Callable[[], Drawing]], ids: Mapping[Parts, str], within: Parts
+) -> dict[Parts, Callable[[], Drawing]]:
+    """Drawings by the parts of the images. Names are paths, which begin in the folder `within` of `images/`."""
     tails: dict[str, list[Parts]] = defaultdict(list)
     for parts in ids:
         tails[parts[-1]].append(parts)
-    found: dict[str, Callable[[], Drawing]] = {}
-    names: dict[str, str] = {}
+    found: dict[Parts, Callable[[], Drawing]] = {}
+    names: dict[Parts, str] = {}
     for name, read in drawings.items():
-        match = best_match(parts_of(name), tails)
+        parts = (*within, *parts_of(name))
+        match = best_match(parts, tails)
         if match is None and not read().shapes:
             continue  # of an image that is not there
-        key = ids[match] if match else "/".join(parts_of(name))
-        if key in found:
-            raise ValueError(f"its images {brief(names[key])} and {brief(name)} are one file, {key}: keep one of them")
-        found[key], names[key] = read, name
+        parts = match or parts
+        if parts in found:
+            raise ValueError(f"its images {brief(names[parts])} and {brief(name)} are one file: keep one of them")
+        found[parts], names[parts] = read, name
     return found
 
 
 def best_match(parts: Parts, tails: Mapping[str, Sequence[Parts]]) -> Parts | None:
     """The image file that a path means: the paths agree from the end on, as far as the shorter one goes.
 
-    Label Studio puts eight digits before the names of uploaded files; they are left out where nothing has that name.
+    Where nothing has that name, the eight digits that Label Studio puts before the names of uploaded files are left
+    out.
 
     Raises:
         ValueError: there are several.
     """
-    found = [
-        one for one in tails.get(parts[-1], ())
-        if all(a == b for a, b in zip(reversed(one), reversed(parts), strict=False))
-    ]  # fmt: skip
-    if not found and (match := re.fullmatch(r"[0-9a-f]{8}-(.+)", parts[-1])):
-        return best_match((*parts[:-1], match[1]), tails)
-    longest = [one for one in found if len(one) == max(map(len, found))] if parts not in found else [parts]
+    if parts[-1] not in tails and (match := re.fullmatch(r"[0-9a-f]{8}-(.+)", parts[-1])):
+        parts = (*parts[:-1], match[1])
+    ends = [one for one in tails.get(parts[-1], ()) if all(map(eq, reversed(one), reversed(parts)))]
+    longest = [parts] if parts in ends else [one for one in ends if len(one) == max(map(len, ends))]
     if len(longest) > 1:
         places = " and ".join("/".join(one) for one in longest[:2])
         raise ValueError(f"its image {brief('/'.join(parts))} may be {places}: give its folder, as in the first")
@@ -199,7 +211,7 @@ def check_classes(
     is named when its mask is drawn. Nothing is drawn here; `pictures` are the label maps of masks that are pictures,
     which are looked at last.
     """
-    background = class_names.index("background") if "background" in class_names else 0
+    background = background_of(class_names) or 0
     seen = set() if fill is None else {fill}
 
     def enough() -> bool:

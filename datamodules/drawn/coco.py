@@ -59,20 +59,12 @@ def read(path: Path, content: Any, class_names: Sequence[str], keep_empty: bool)
             raise ValueError(f"annotation {key} is of category {category}, which the file does not list: correct it")
         if category not in values:
             values[category] = class_id(names[category], class_names)
-        outline = one.get("segmentation")
-        if not outline:
-            boxes.append(key)
-            continue
         with naming(f"annotation {key}"):
-            if isinstance(outline, list):
-                rings = [outline] if isinstance(outline[0], int | float) else outline
-                if not all(isinstance(ring, list) and not (ring and isinstance(ring[0], list)) for ring in rings):
-                    raise ValueError(f"'segmentation' is {brief(outline)}, no rings of numbers: export it again")
-                outline = [ring for ring in rings if len(ring) > 5]
-                thin += [key] * (len(rings) - len(outline))
-            elif not isinstance(outline, dict):
-                raise ValueError(f"'segmentation' is {brief(outline)}: export it again")
-        if outline:
+            outline, left_out = outline_of(one.get("segmentation"))
+        thin += [key] * left_out
+        if outline is None:
+            boxes.append(key)
+        elif outline:
             found[image].append(Thing(key, names[category], values[category], outline))
     if boxes:
         raise ValueError(
@@ -96,6 +88,33 @@ def identity(record: Any, key: str) -> str:
     """An id, which is a number or a text."""
     value = take(record, key, int, str, float)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def outline_of(segmentation: Any) -> tuple[Any, int]:
+    """Rings of at least three points, or run lengths, or None if there is nothing; and how many rings are left out.
+
+    A ring is a list x, y, x, y, ..., or of pairs, as some tools write it; they may also write a single ring, bare.
+    """
+    if isinstance(segmentation, dict):
+        return segmentation or None, 0
+    if not segmentation:
+        return None, 0
+    rings = [segmentation] if is_ring(segmentation) else segmentation
+    if not isinstance(rings, list) or not all(ring == [] or is_ring(ring) for ring in rings):
+        raise ValueError(f"'segmentation' is {brief(segmentation)}, no rings of numbers: export it again")
+    if not any(rings):
+        return None, 0
+    kept = [ring for ring in rings if len(ring) > (2 if ring and isinstance(ring[0], list) else 5)]
+    return kept, len(rings) - len(kept)
+
+
+def is_ring(values: Any) -> bool:
+    """Whether this is a list of numbers, or of at least three pairs of them."""
+    if not isinstance(values, list) or not values:
+        return False
+    pairs = len(values) > 2 and all(isinstance(pair, list) and len(pair) == 2 for pair in values)
+    first = values[0][0] if pairs else values[0]
+    return isinstance(first, int | float)
 
 
 def drawing(size: tuple[int, int] | None, things: Sequence[Thing]) -> Drawing:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import json
 import reprlib
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,11 @@ import numpy as np
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from datamodules.class_list import background_of, is_void
+from datamodules.text import normal
 
 FILE = 2**29  # bytes of a file; the largest of COCO's own has 450 MiB
 POINTS = 100_000  # of a shape
-VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
 FAR = 2**20  # pixels, of a coordinate or a side of an image
 FORMATS = (
     "labelme and X-AnyLabeling (NAME.json beside the image or in masks/), COCO (coco.json), Label Studio (its JSON), "
@@ -160,13 +160,13 @@ def class_id(name: Any, class_names: Sequence[str]) -> int:
     """
     if not isinstance(name, str):
         raise ValueError(f"the label {brief(name)} is no text: export it again")
-    name = unicodedata.normalize("NFC", name)
+    name = normal(name)
     if name in class_names:
         return list(class_names).index(name)
-    if name.strip("_").lower() in VOID_NAMES:
+    if is_void(name):
         return IGNORE
-    if name == "_background_" and "background" in class_names:
-        return list(class_names).index("background")
+    if name == "_background_" and (background := background_of(class_names)) is not None:
+        return background
     near = difflib.get_close_matches(name[:100], class_names, 1)
     hint = f"did you mean '{near[0]}'?" if near else f"the classes are {', '.join(class_names)}"
     raise ValueError(f"the label {brief(name)} is no class: {hint}")

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from common.ops.array import Array
+from datamodules.decode import SUFFIXES
 from datamodules.drawn.content import brief, class_id, coordinates, naming, size_of, take
 from datamodules.drawn.paint import Drawing, Shape, bits, box_ring, ellipse_ring, polygon, turned
-from datamodules.files import SUFFIXES
 
 # Kinds of results that say something of the whole image, or of another result.
 ASIDE = ("choices", "taxonomy", "textarea", "rating", "number", "datetime", "pairwise", "ranker", "relation")

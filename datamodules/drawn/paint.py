@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw
+from PIL import Image, ImageDraw
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from datamodules.decode import MOST_PIXELS, stored_size
 from datamodules.drawn.content import brief
 
 STROKE = 3  # pixels, the width of a line in a label map, as in PASCAL's rasterised scribbles
-MOST = 2**28  # pixels of a label map
 
 
 class Shape(NamedTuple):
@@ -55,21 +55,15 @@ def render(drawing: Drawing, image: Path, fill: int | None) -> Array:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file, turned as its EXIF orientation says. No pixel is read.
+    """(width, height) of an image file, turned as its EXIF orientation says. No pixel is decoded.
 
     Raises:
-        ValueError: no image, or one of more than `MOST` pixels.
+        ValueError: no image, or one that is too large.
     """
-    try:
-        with Image.open(path) as image:
-            size = image.size
-            # PNG alone would read all pixels to look for what nobody writes behind them.
-            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): replace it, or remove it") from error
-    if size[0] * size[1] > MOST:
-        raise ValueError(f"{path} has {size[0]} x {size[1]} pixels, at most {MOST} are drawn on: make it smaller")
-    return (size[1], size[0]) if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else size
+    (height, width), turn = stored_size(path)
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{path} has {width} x {height} pixels, at most {MOST_PIXELS} are drawn on: make it smaller")
+    return (height, width) if turn in (5, 6, 7, 8) else (width, height)
 
 
 def check_inside(canvas: Image.Image, points: Array) -> None:

@@ -18,8 +18,8 @@ NAMES_FILE = 2**16  # bytes, more than any list of classes
 BRACKETS = 500  # in it; the time that YAML takes for nested ones grows with their square
 
 
-def read(path: Path, values: Sequence[int], class_names: Sequence[str]) -> Drawing:
-    """Lines `number x1 y1 x2 y2 x3 y3 ...`; `values` gives the class id of each number.
+def read(path: Path, values: Sequence[int | None], class_names: Sequence[str]) -> Drawing:
+    """Lines `number x1 y1 x2 y2 x3 y3 ...`; `values` gives the class id of each number, None for one that cannot be.
 
     Raises:
         ValueError: an unknown number, a box, or what is no polygon.
@@ -35,6 +35,11 @@ def read(path: Path, values: Sequence[int], class_names: Sequence[str]) -> Drawi
         if not words[0].isdecimal() or len(words[0]) > 9 or int(words[0]) >= len(values):
             raise ValueError(f"the class {brief(words[0])} is none of the numbers 0 to {len(values) - 1}: correct it")
         value = values[int(words[0])]
+        if value is None:
+            raise ValueError(
+                f"the class {words[0]} is '{class_names[int(words[0])]}', which data.fill gives to all that is not "
+                "outlined: are the numbers those of classes.txt? if not, add data.yaml with their names"
+            )
         points = coordinates(words[1:])
         if (np.abs(points - 0.5) > 1).any():
             raise ValueError(f"{brief(' '.join(words))} are no shares of the image's width and height: export it again")
@@ -50,8 +55,11 @@ def scaled(canvas: Image.Image, value: int, points: Array) -> None:
     polygon(canvas, value, points * canvas.size)
 
 
-def numbering(root: Path, class_names: Sequence[str]) -> list[int]:
+def numbering(root: Path, class_names: Sequence[str], fill: int | None) -> Sequence[int | None]:
     """The class id of each number: by name if `data.yaml` or `labels/classes.txt` names them, else the number itself.
+
+    YOLO's own numbers leave the background out. An outlined object of the class `fill` means that this was forgotten:
+    it has None.
 
     Raises:
         ValueError: it cannot be read, or names what is no class.
@@ -61,7 +69,7 @@ def numbering(root: Path, class_names: Sequence[str]) -> list[int]:
             continue
         with naming(path):
             return [class_id(name, class_names) for name in names_of(path)]
-    return list(range(len(class_names)))
+    return [None if number == fill else number for number in range(len(class_names))]
 
 
 def names_of(path: Path) -> list[str]:

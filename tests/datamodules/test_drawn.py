@@ -256,7 +256,7 @@ def test_labelme_files_lie_beside_the_images_or_in_masks_not_both(root):
     write(root / "masks" / "__MACOSX" / "a.json", "\0")
     assert {name: mask[9, 9] for name, mask in masks(root).items()} == {"a": 1, "b": 1, "day1/x.y": 2, "c": 2}
     write(root / "masks" / "a.json", labelme())
-    with pytest.raises(ValueError, match=r"images/a\.json and .*masks/a\.json are of one image: keep one"):
+    with pytest.raises(ValueError, match=r"images/a\.json and .*masks/a\.json are of one image, a: keep one"):
         found(root)
 
 
@@ -267,6 +267,26 @@ def test_labelme_files_lie_beside_the_images_or_in_masks_not_both(root):
 def test_coco_files_under_the_names_of_the_tools(root, place, name):
     write(root / place / name, coco({"segmentation": [flat(SQUARE)]}))
     assert list(found(root)) == ["a"]
+
+
+def test_roboflow_writes_a_file_into_each_folder_of_images(root):
+    for folder in ("train", "valid"):
+        image(root / "images" / folder / "x.jpg")
+    write(
+        root / "images" / "train" / "_annotations.coco.json", coco({"segmentation": [flat(SQUARE)]}, images=["x.jpg"])
+    )
+    write(
+        root / "images" / "valid" / "_annotations.coco.json", coco({"segmentation": [flat(SQUARE)]}, images=["x.jpg"])
+    )
+    assert sorted(found(root)) == ["train/x", "valid/x"]
+    assert masks(root)["valid/x"][9, 9] == 1
+    write(root / "images" / "valid" / "result.json", coco())
+    with pytest.raises(ValueError, match=r"both images/train/.*images/valid/_anno.*, images/valid/result\.json"):
+        found(root)
+    (root / "images" / "valid" / "result.json").unlink()
+    write(root / "coco.json", coco())
+    with pytest.raises(ValueError, match=r"both coco\.json and images/train/_anno.*, images/valid/_anno"):
+        found(root)
 
 
 def test_a_coco_file_of_any_name_if_it_is_the_only_one(root):
@@ -368,14 +388,16 @@ def test_coco_polygons_and_run_lengths_small_over_large(root):
         {"segmentation": [[0, 0, 15, 0, 15, 29, 0, 29]], "area": 0},
         {"segmentation": runs, "iscrowd": 1},
         {"category_id": 12, "segmentation": [22, 2, 23, 2, 23, 4]},  # flat, as some tools write it
+        {"category_id": 12, "segmentation": [[33, 2], [34, 2], [34, 4]]},  # pairs
+        {"category_id": 12, "segmentation": [[[36, 2], [37, 2], [37, 4]]]},
         images=("x/a.jpg", "b.jpg"),
     )
     assert list(mask) == ["a"]
     mask = mask["a"]
-    assert mask[6, 6] == mask[3, 23] == 2
+    assert mask[6, 6] == mask[3, 23] == mask[3, 34] == mask[3, 37] == 2
     assert mask[20, 10] == 1
     assert (mask[10:, 20:25] == 1).all()
-    assert (mask[:, 26:] == IGNORE).all()
+    assert (mask[6:, 26:] == IGNORE).all()
 
 
 def test_images_that_a_coco_file_lists_without_an_object_are_background_under_fill(root):
@@ -452,6 +474,7 @@ def test_what_is_left_out_of_a_coco_file_is_told(root):
         ([{"category_id": 77, "segmentation": [flat(SQUARE)]}], ["annotation 1 is of category 77"]),
         ([{"image_id": None}], ["'image_id' is None"]),
         ([{"segmentation": [[SQUARE]]}], ["annotation 1: 'segmentation' is", "no rings of numbers"]),
+        ([{"segmentation": [[], []]}, {"segmentation": {}}], ["2 of 3 objects have no outline"]),
         ([{"segmentation": "x"}], ["annotation 1: 'segmentation' is 'x'"]),
         ([{"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}], ["annotation 1", "no points"]),
         ([{"segmentation": [[1, 2, 3, 4, 5, {}]]}], ["annotation 1", "no points"]),
@@ -480,7 +503,7 @@ def test_bad_annotations_of_a_coco_file_are_named(root, annotations, words):
     [
         ("images", {"id": 0, "file_name": "b.jpg"}, "'a.jpg' and 'b.jpg' have one id"),
         ("images", {"id": 5, "file_name": "a.jpg"}, "lists the image 'a.jpg' twice"),
-        ("images", {"id": 5, "file_name": "y/a.jpg"}, "'a.jpg' and 'y/a.jpg' are one file, a: keep one"),
+        ("images", {"id": 5, "file_name": "y/a.jpg"}, "'a.jpg' and 'y/a.jpg' are one file: keep one"),
         ("images", {"id": 5}, "'file_name' is missing"),
         ("categories", {"id": 11, "name": "cow"}, "'dog' and 'cow' have one id"),
         ("categories", {"id": 5}, "'name' is missing"),
@@ -775,6 +798,11 @@ def test_polygons_of_yolo_are_shares_of_the_image(root):
     square = " ".join(f"{x / 40:.6f} {y / 30:.6f}" for x, y in SQUARE)
     write(root / "labels" / "a.txt", f"1 {square}\n2 0.9 0.9 1 0.9 1 1\n")
     write(root / "labels" / "b.txt", "\n")
+    write(root / "labels" / "c.txt", f"0 {square}\n")
+    assert masks(root)["c"][9, 9] == 0
+    with pytest.raises(ValueError, match=r"c\.txt: the class 0 is 'background', which data\.fill gives .* data\.yaml"):
+        masks(root, fill=0)
+    (root / "labels" / "c.txt").unlink()
     found = masks(root, fill=0)
     assert where(found["a"], 1) == (5, 20, 5, 20)
     assert found["a"][28, 38] == 2
