@@ -85,7 +85,7 @@ def file_of(data: dict[str, Any]) -> str:
 
 def painter(kind: str, value: dict[str, Any], size: tuple[int, int]) -> Callable[[Image.Image, int], None]:
     if "rle" in value:
-        return partial(brush, data=value["rle"])
+        return partial(brush, data=take(value, "rle", list))
     if "points" in value and kind in ("polygonlabels", "polygon", "labels"):
         if value.get("closed") is False:
             raise ValueError("a polygon is not closed: close it")
@@ -110,12 +110,12 @@ def rotation(value: dict[str, Any]) -> float:
     return float(coordinates([value.get("rotation", 0), 0])[0, 0])
 
 
-def brush(canvas: Image.Image, value: int, data: Any) -> None:
+def brush(canvas: Image.Image, value: int, data: list[Any]) -> None:
     """Paint a brush's run lengths: the RGBA values of all pixels, row by row; alpha above half is inside."""
     width, height = canvas.size
     try:
         values = unpacked(bytes(data), 4 * width * height)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"has run lengths that are not those of {width} x {height} pixels: export it again") from None
     bits(canvas, value, (0, 0), values.reshape(height, width, 4)[..., 3] > 127)
 

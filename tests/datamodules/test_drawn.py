@@ -695,7 +695,7 @@ def test_tasks_without_annotation_are_unlabelled_and_empty_ones_background_under
         (region("polygonlabels", points="x"), "a list of points should"),
         (region("brushlabels", rle=[1, 2]), "not those of 40 x 30"),
         (region("brushlabels", rle=[1, 256]), "not those of 40 x 30"),
-        (region("brushlabels", rle="x"), "not those of 40 x 30"),
+        (region("brushlabels", rle="x"), "'rle' is 'x'"),
         (region("brushlabels", rle=packed(np.ones((30, 41), int))), "not those of 40 x 30"),
         (region("brushlabels", rle=packed(np.ones((30, 40), int))[:-3]), "not those of 40 x 30"),
         (tasks() + tasks(), "has a task already"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from datamodules.drawn import find
 from datamodules.sets.folder import Folder
 
 NAMES = "abcdefghij"
@@ -125,6 +126,8 @@ FILES = {
     "result.json a task is null": [*task(rle=[]), None],
     "result.json a brush of a terabyte": task(rle=[255] * 4 + [0x39, 0x1B, 0xFD, 0xB0]),
     "result.json a brush of text": task(rle=["a"]),
+    "result.json a brush that is a number": task(rle=2**30),
+    "result.json a brush of a large number": task(rle=[2**70]),
     "result.json a brush of numbers": task(rle=[-1, 2**70]),
     "result.json a brush that is too long": task(rle=[0] * 10**5),
     "annotations.xml a billion laughs": f"<!DOCTYPE x [{BOMB}]><annotations>&e11;</annotations>",
@@ -231,3 +234,45 @@ def test_what_is_no_file_is_not_opened(root, make):
         make(root / "images" / f"{name}.json")
     with pytest.raises(ValueError, match=r"\.json: this is no file"):
         prepare(root)
+
+
+WRONG = [None, True, -1, 2**70, 1e300, "", "x", "9" * 30, [], {}, [[]], [None], {"a": 1}, [[1, 2], [3, 4], [5, 6]]]
+
+
+def places(content):
+    """Every value in a JSON file: what it is in, and its key there."""
+    for key in list(content) if isinstance(content, dict) else range(len(content)):
+        yield content, key
+        if isinstance(content[key], dict | list):
+            yield from places(content[key])
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("masks/a.json", labelme()),
+        ("masks/a.json", mask([[0, 0], [39, 29]], picture(40, 30))),
+        ("coco.json", {key: values[:1] for key, values in coco().items()}),
+        ("coco.json", {key: values[:1] for key, values in coco(segmentation=RUNS | {"counts": [600, 600]}).items()}),
+        ("result.json", task(rle=[0, 0, 18, 192, 57, 27, 253])[:1]),
+        ("result.json", task(x=1, y=2, width=3, height=4, rotation=5)[:1]),
+    ],
+)
+def test_a_wrong_value_anywhere_ends_in_a_line_that_names_the_file(root, name, content):
+    """Any value replaced by one of another kind: read, or refused in one line that names the file."""
+    path, refused = root / name, 0
+    path.parent.mkdir(exist_ok=True)
+    for container, key in list(places(content)):
+        right = container[key]
+        for wrong in WRONG:
+            container[key] = wrong
+            path.write_text(json.dumps(content))
+            try:
+                for one in find(root, {"a": root / "images" / "a.jpg"}, ("background", "dog"), 0).values():
+                    one.mask()
+            except ValueError as error:
+                refused += 1
+                assert str(error).startswith(str(path))  # noqa: PT017 (some are read)
+        container[key] = right
+    assert refused > 100
