@@ -1,13 +1,16 @@
 """The annotation of a run: what training may see of the labels, drawn once into a folder that later runs find again.
 
 The folder holds a mask of each labelled image (PNG, at the training size, 255 = no label), the counts of labelled
-pixels in `annotation.json`, and for boxes and tags the classes that occur in each image in `tags.json`.
+pixels and the length of each mask in `annotation.json`, and for boxes and tags the classes that occur in each image in
+`tags.json`. Its name is a hash of all that it depends on, also of the size and time of change of every file of the data
+set: whatever is replaced, by something newer or older, is drawn anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +22,7 @@ from PIL import Image
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from common.training.files import folder_written_whole
+from common.training.files import clean, folder_written_whole
 from datamodules.images import check_sizes
 from datamodules.splits import first_few
 from datamodules.supervision import dense_names, draw_annotation, known_protocol, shrink_mask
@@ -28,16 +31,94 @@ from datamodules.transforms import fit_size
 if TYPE_CHECKING:
     from datamodules.base import SegmentationDataModule
 
-VERSION = 1  # of the drawing; raise it when reading, resizing or drawing gives other labels
+VERSION = 2  # of the drawing; raise it when reading, resizing or drawing gives other labels
+State = dict[str, Any]
+
+
+def state_of(data: SegmentationDataModule) -> State:
+    """What the data are: classes, colours, splits, and size and time of change (ns) of each file, by part and id.
+
+    Without paths, so that data that were moved are the same; no file is opened.
+    """
+    known: dict[Path, list[int]] = {}  # one file may hold the labels of all images
+
+    def look(path: Path) -> list[int]:
+        if path not in known:
+            found = path.stat()
+            known[path] = [found.st_size, found.st_mtime_ns]
+        return known[path]
+
+    return {
+        "classes": [*data.class_names],
+        "colors": [[*color] for color in data.colors],
+        "splits": {split: sorted(names) for split, names in data.splits.items()},
+        "files": {
+            part: {name: look(path) for name, path in sorted(files.items())} for part, files in data.sources().items()
+        },
+    }
+
+
+def digest_of(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+
+
+def changes(before: State, now: State) -> str:
+    """What differs between two states of data, in words."""
+    told = [
+        f"{key} {shortly(before[key])} are now {shortly(now[key])}"
+        for key in ("classes", "colors")
+        if before[key] != now[key]
+    ]
+    for part in sorted(before["files"].keys() | now["files"].keys()):
+        old, new = before["files"].get(part, {}), now["files"].get(part, {})
+        kinds = {
+            "changed": [name for name in old.keys() & new.keys() if old[name] != new[name]],
+            "new": new.keys() - old.keys(),
+            "missing": old.keys() - new.keys(),
+        }
+        told += [f"{len(names)} {part} {kind} ({first_few(names)})" for kind, names in kinds.items() if names]
+    if not told and before["splits"] != now["splits"]:
+        told.append("the splits are others")
+    return "; ".join(told)
+
+
+def shortly(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
 
 
 def folder_name(data: SegmentationDataModule) -> str:
     """The folder of a data module's annotation, named by all that it depends on."""
-    name, what, seed = type(data).__name__, data.supervision, data.annotation_seed
-    key: list[Any] = [name, data.source(), data.size, asdict(what), seed, data.lists()[0]]
-    if VERSION > 1:  # the first version's drawings, older than this number, stay valid
-        key.append(VERSION)
-    return f"{name}-{what.kind}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
+    name, what = type(data).__name__, data.supervision
+    drawn = [data.size, asdict(what), data.annotation_seed, data.lists()[0]]
+    return f"{name}-{what.kind}-{digest_of(VERSION, name, data.source(), data.reading(), data.digest(), drawn)[:16]}"
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a drawn annotation; None if it is whole. Files are looked at, not opened."""
+    file = folder / "annotation.json"
+    try:
+        lengths = dict(json.loads(file.read_text())["bytes"])
+    except FileNotFoundError:
+        return f"there is no {file}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{file} is broken ({error})"
+    for name, length in lengths.items():
+        try:
+            if (folder / name).stat().st_size != length:
+                return f"{folder / name} is broken: {(folder / name).stat().st_size} bytes instead of {length}"
+        except OSError as error:
+            return f"{folder / name} is missing ({error.strerror})"
+    return None
+
+
+def prepare(data: SegmentationDataModule, folder: Path) -> None:
+    """Draw the annotation if it is not there, or is not whole."""
+    clean(folder.parent)
+    if folder.exists() and (fault := fault_of(folder)):
+        rank_zero_warn(f"the drawn annotation is drawn anew: {fault}")
+        shutil.rmtree(folder)
+    if not folder.exists():
+        draw(data, folder)
 
 
 def draw(data: SegmentationDataModule, folder: Path) -> None:
@@ -80,9 +161,13 @@ def write_annotation(
     dense mask and what of it is labelled, both uint8 (h, w) with class ids and 255."""
     counts, totals = np.zeros(len(class_names), np.int64), np.zeros(len(class_names), np.int64)
     tags: dict[str, list[bool]] = {}
+    lengths: dict[str, int] = {}
     pixels = empty = 0
     for name, dense, drawn in masks:
-        Image.fromarray(drawn).save(folder / f"{name}.png")
+        file = folder / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)  # ids may have folders
+        Image.fromarray(drawn).save(file)
+        lengths[f"{name}.png"] = file.stat().st_size
         counts += np.bincount(drawn[drawn != IGNORE], minlength=len(class_names))
         totals += np.bincount(dense[dense != IGNORE], minlength=len(class_names))
         pixels += dense.size
@@ -102,19 +187,10 @@ def write_annotation(
         "images_without_label": empty if kind != "tags" else 0,
     }
     if kind in ("boxes", "tags"):  # elsewhere they would be a label that nobody gave
-        (folder / "tags.json").write_text(json.dumps(tags))
-    (folder / "annotation.json").write_text(json.dumps(report, indent=1))
-
-
-def warn_of_changes(data: SegmentationDataModule, files: Iterable[Path]) -> None:
-    """Warn of files that have changed since the annotation was drawn from them."""
-    drawn = data.annotation_dir()
-    since = (drawn / "annotation.json").stat().st_mtime
-    if changed := [file.name for file in files if file.stat().st_mtime > since]:
-        rank_zero_warn(
-            f"files of {data.root} are newer than the annotation that was drawn from them: {first_few(changed)}; "
-            f"delete {drawn} to train on them"
-        )
+        file = folder / "tags.json"
+        file.write_text(json.dumps(tags))
+        lengths[file.name] = file.stat().st_size
+    (folder / "annotation.json").write_text(json.dumps({**report, "bytes": lengths}, indent=1))
 
 
 def announce(data: SegmentationDataModule) -> None:

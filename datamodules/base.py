@@ -14,9 +14,9 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader, move_data_to_device
 from torch.utils.data import DataLoader, default_collate
 
-from common.model.options import given_options
+from common.model.options import given_options, plain_options
 from common.ops.array import Array
-from datamodules.annotation import announce, draw, folder_name
+from datamodules.annotation import State, announce, changes, digest_of, folder_name, prepare, state_of
 from datamodules.augmentation import STREAMS, augmented, whole, with_draws
 from datamodules.cache import DiskCache, RamCache, Small, shrink
 from datamodules.files import read_image, read_mask
@@ -96,6 +96,7 @@ class SegmentationDataModule(LightningDataModule):
             )
         self.strong_views, self.cache = strong_views, cache
         self.kept: RamCache | DiskCache | None = None  # made with the first loader
+        self.known_state: State | None = None
         self.predict_folder: Path | None = None  # set by `weakseg predict --images`
         # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.
         self.accumulation = 1
@@ -132,6 +133,32 @@ class SegmentationDataModule(LightningDataModule):
     def source(self) -> str:
         """What tells this set's files from another's (the folder): part of the annotation cache's key."""
         return str(self.root.resolve())
+
+    def sources(self) -> dict[str, Mapping[str, Path]]:
+        """The files that the data are read from, by part and id: an annotation is drawn anew when one is replaced."""
+        return {"images": self.images, "masks": self.masks}
+
+    def reading(self) -> dict[str, Any]:
+        """The options of this set alone, which say how its files are read."""
+        shared = inspect.signature(SegmentationDataModule.__init__).parameters
+        return {name: value for name, value in plain_options(self.given).items() if name not in shared}
+
+    def state(self) -> State:
+        """What the data are, as they were first looked at, see `datamodules.annotation.state_of`."""
+        if self.known_state is None:
+            self.known_state = state_of(self)
+        return self.known_state
+
+    def digest(self) -> str:
+        """A hash of `state`."""
+        return digest_of(self.state())
+
+    def changes_since(self, file: Path) -> str:
+        """What differs from the state that a run directory's `data.json` holds, in words."""
+        try:
+            return changes(json.loads(file.read_text()), self.state())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return "files, splits or classes are others"
 
     @property
     def num_classes(self) -> int:
@@ -170,13 +197,13 @@ class SegmentationDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Draw the annotation of the labelled images once; afterwards training opens no dense mask."""
-        folder = self.annotation_dir()
-        if not (folder / "annotation.json").exists():
-            draw(self, folder)
+        prepare(self, self.annotation_dir())
 
     def annotation_report(self) -> dict[str, Any]:
         """Number of labelled images and pixels, in all and per class (see `summary.json`)."""
-        return dict(json.loads((self.annotation_dir() / "annotation.json").read_text()))
+        report = dict(json.loads((self.annotation_dir() / "annotation.json").read_text()))
+        del report["bytes"]
+        return report
 
     def setup(self, stage: str) -> None:
         """Before training, say what is labelled."""

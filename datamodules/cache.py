@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from common.ops.array import Array
-from common.training.files import written_whole
+from common.training.files import clean, written_whole
 from datamodules.transforms import fit_size, resize_image
 
 HEADER = 16  # bytes before a record's pixels: heights and widths of the small and the original image, 32 bits each
@@ -94,6 +95,7 @@ class DiskCache:
     ) -> None:
         self.folder, self.box, self.read, self.file = folder, box, read, file
         folder.mkdir(parents=True, exist_ok=True)
+        clean(folder)
 
     def path(self, name: str) -> Path:
         """Where an image is kept."""
@@ -107,7 +109,14 @@ class DiskCache:
     def get(self, name: str) -> Small:
         """The image, read once. Raises what `path` does."""
         path = self.path(name)
-        small = unpack(np.fromfile(path, np.uint8)) if path.exists() else None
+        small = None
+        if path.exists():
+            record = np.fromfile(path, np.uint8)
+            small = unpack(record)
+            # Also one that is too long: nothing that we wrote is.
+            if small is None or len(record) != HEADER + small.image.size:
+                rank_zero_warn(f"{path} is broken ({len(record)} bytes): its image is read again")
+                small = None
         if small is None:
             small = self.read(name)
             with written_whole(path) as scratch:

@@ -21,24 +21,40 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes each checkpoint whole or not at all: a kill or a full disk while writing keeps the previous file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        # Not Lightning's writing, which fills memory with a second copy, and then the folder for temporary files.
         try:
             with written_whole(Path(path)) as scratch:
-                super().save_checkpoint(checkpoint, scratch, storage_options)
+                torch.save(checkpoint, scratch)
         except OSError as error:
             raise OSError(f"cannot write {path} ({error}): the previous checkpoint is kept; free some space") from error
 
 
-def best_checkpoint(folder: Path) -> ModelCheckpoint:
-    """Keeps `best.ckpt`, the highest `val/miou` so far."""
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor="val/miou",
-        mode="max",
-        save_top_k=1,
-        enable_version_counter=False,  # one file, replaced
-        save_on_train_epoch_end=False,  # saved after validation, when the value exists
-    )
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`, the highest `val/miou` so far, also in a run directory that was moved."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor="val/miou",
+            mode="max",
+            save_top_k=1,
+            enable_version_counter=False,  # one file, replaced
+            save_on_train_epoch_end=False,  # saved after validation, when the value exists
+        )
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__name__, ModelCheckpoint.__name__)  # as in older checkpoints
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        file = Path(str(self.dirpath), "best.ckpt")
+        score = state_dict["best_model_score"]
+        if score is None or not file.exists():  # continued elsewhere: the next validation is the best one there
+            return
+        self.best_model_score = self.kth_value = self.current_score = score
+        self.best_model_path = self.kth_best_model_path = str(file)
+        self.best_k_models = {str(file): score}
 
 
 class LastCheckpoint(Callback):
@@ -61,6 +77,9 @@ class LastCheckpoint(Callback):
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step != self.saved:
             self.saved = trainer.global_step
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    logger.sync()
             trainer.save_checkpoint(self.path)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -109,6 +128,10 @@ class LastCheckpoint(Callback):
             progress.is_last_batch = is_last
         if stop:
             raise Stopped(f"stopped at step {trainer.global_step}, {AGAIN}")
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step >= trainer.estimated_stepping_batches:
+            trainer.should_stop = True  # Lightning then validates, whatever `val_check_interval` is
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import fcntl
+import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+SCRATCH = re.compile(r"\..+-[0-9a-f]{12}")
 
 
 @contextmanager
@@ -22,13 +31,14 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch_of(path)
-    try:
-        yield scratch
-        sync(scratch)
-        os.replace(scratch, path)
-        sync(path.parent)  # the new name too
-    finally:
-        scratch.unlink(missing_ok=True)
+    with _held(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)):
+        try:
+            yield scratch
+            sync(scratch)
+            os.replace(scratch, path)
+            sync(path.parent)  # the new name too
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -36,34 +46,71 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     """The same for a folder: an empty one to write into. If there is a `folder` with files by then, that one stays."""
     scratch = _scratch_of(folder)
     scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        for path in [*scratch.rglob("*"), scratch]:
-            sync(path)
+    with _held(os.open(scratch, os.O_RDONLY)):
         try:
-            os.replace(scratch, folder)
-        except OSError:
-            if not folder.is_dir():  # nobody else was faster
-                raise
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            yield scratch
+            for path in [*scratch.rglob("*"), scratch]:
+                sync(path)
+            try:
+                os.replace(scratch, folder)
+            except OSError:
+                if not folder.is_dir():  # nobody else was faster
+                    raise
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder; what is being written now stays."""
+    for path in folder.glob(".*"):
+        if not SCRATCH.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):  # gone meanwhile, or its writer lives (BlockingIOError)
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _scratch_of(path: Path) -> Path:
     return path.with_name(f".{path.name}-{uuid4().hex[:12]}")
 
 
-def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk. Some file systems refuse it for folders."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _held(descriptor: int) -> Iterator[None]:
+    """Mark a scratch as in use: the kernel lets go of the lock when its writer dies."""
     try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():
-            raise
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk. Some file systems refuse it for folders."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not path.is_dir():
+            raise
+        rank_zero_warn(f"{path} cannot be synced to the disk ({error}): a power cut may lose the newest file in it")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with written_whole(path) as scratch:
+        scratch.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,3 +122,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write rows as CSV, whole or not at all; columns in the order in which rows name them first, unless given."""
+    text = io.StringIO()
+    names = dict.fromkeys(key for row in rows for key in row) if columns is None else columns
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from common.training.files import written_whole
+from common.training.files import sync, write_csv
 
 
 class CSVLogger(Logger):
@@ -29,7 +29,7 @@ class CSVLogger(Logger):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
-        self.columns = self._read()[0]
+        self.columns: list[str] = []  # of the file, once the run directory is claimed (`drop_from`)
 
     @property
     def name(self) -> str:
@@ -49,23 +49,27 @@ class CSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row: dict[str, Any] = {"step": step, **metrics}
-        if not self.path.exists():
-            self.columns = []  # `--overwrite` has removed the old file
         new = [name for name in row if name not in self.columns]
         if new:
             _, rows = self._read()
             order = {"step": 0, "epoch": 1}
             self.columns = sorted({*self.columns, *row}, key=lambda name: (order.get(name, 2), name))
-            self._write(rows)
+            write_csv(self.path, rows, self.columns)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
     @rank_zero_only
     def drop_from(self, step: int) -> None:
-        """Drop the rows of `step` and later, which a run resumed at `step` writes again."""
-        _, rows = self._read()
+        """Drop the rows of `step` and later, which a run that starts at `step` writes (again)."""
+        self.columns, rows = self._read()
         if self.columns:
-            self._write([row for row in rows if int(row["step"]) < step])
+            write_csv(self.path, [row for row in rows if int(row["step"]) < step], self.columns)
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Wait until all rows are on the disk, as they must be when a checkpoint covers them."""
+        if self.path.exists():
+            sync(self.path)
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         if not self.path.exists():
@@ -75,9 +79,3 @@ class CSVLogger(Logger):
             # A kill can leave half a row at the end: it has too few cells (None) and is written again.
             rows = [row for row in reader if None not in row.values()]
             return list(reader.fieldnames or []), rows
-
-    def _write(self, rows: list[dict[str, str]]) -> None:
-        with written_whole(self.path) as scratch, scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)

@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from common.model.module import SegmentationModule, StepOutput
 from common.ops.batch import Batch
 from common.ops.distributed import all_sum
+from common.training.files import written_whole
 
 
 class NonFiniteGuard(Callback):
@@ -64,7 +65,9 @@ class NonFiniteGuard(Callback):
         terms = {"loss": out.loss.detach(), **{k: torch.as_tensor(v).detach() for k, v in out.logs.items()}}
         bad = [name for name, value in terms.items() if not torch.isfinite(value).all()]
         path = self.folder / f"nonfinite_rank{pl_module.global_rank}.pt"
-        torch.save({"batch": batch, "terms": terms, "step": pl_module.global_step, "seed": pl_module.step_seed}, path)
+        report = {"batch": batch, "terms": terms, "step": pl_module.global_step, "seed": pl_module.step_seed}
+        with written_whole(path) as scratch:
+            torch.save(report, scratch)
         what = f"the terms {', '.join(bad)} are not finite" if bad else "every term is finite, a gradient is not"
         skipped = f" ({self.skipped} steps were left out before)" if self.skipped else ""
         raise FloatingPointError(

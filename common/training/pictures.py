@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from common.training.files import written_whole
 
 Color = tuple[int, int, int]
 
@@ -69,5 +70,5 @@ def save_grid(path: Path, rows: Sequence[Sequence[Array]], titles: Sequence[str]
             tile = Image.fromarray(row[column]).resize((own, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (left, top + number * (height + gap)))
         left += width + gap
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with written_whole(path) as scratch:
+        sheet.save(scratch, "PNG")

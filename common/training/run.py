@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from common.model.module import SegmentationModule
 from common.model.options import plain_options
-from common.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoint
+from common.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from common.training.loggers import CSVLogger
 from common.training.nonfinite import NonFiniteGuard
 from common.training.predictions import PredictionPictures
@@ -36,7 +36,7 @@ def run_parts(
     config: str,
     *,
     seed: int,
-    overwrite: bool = False,
+    claim: Mapping[str, Any],
     checkpoint_every: int = 50,
     skip_nonfinite: int = 0,
     wandb: WandbMode = "off",
@@ -50,7 +50,7 @@ def run_parts(
         method: class name of the method.
         config: resolved config of the run, YAML; it goes into `config.yaml` and into each checkpoint.
         seed: of the run.
-        overwrite: replace the run that is in the directory.
+        claim: how the directory is claimed: options of `common.training.run_dir.RunStart`.
         checkpoint_every: optimizer steps between `last.ckpt` files.
         skip_nonfinite: steps without a finite gradient to leave out before the run stops.
         wandb, tensorboard: log there too.
@@ -61,11 +61,11 @@ def run_parts(
     more_loggers = partial(make_trackers, folder, wandb, tensorboard, git_commit())
     checkpoints = folder / "checkpoints"
     callbacks = [
-        RunStart(folder, method, config, overwrite, more_loggers),
+        RunStart(folder, method, config, more_loggers, **claim),
         NonFiniteGuard(folder, skip_nonfinite),
         Throughput(),
         PredictionPictures(folder),
-        best_checkpoint(checkpoints),
+        BestCheckpoint(checkpoints),
         RunSummary(folder, seed),
         LastCheckpoint(checkpoints, checkpoint_every),
         Tracking(folder, wandb_checkpoints),
@@ -109,7 +109,8 @@ def make_trainer(
     }
     quiet()
     seed_everything(data.seed, verbose=False)
-    parts = run_parts(folder, type(model).__name__, yaml.safe_dump(config), seed=data.seed, overwrite=overwrite)
+    claim = {"overwrite": overwrite}
+    parts = run_parts(folder, type(model).__name__, yaml.safe_dump(config), seed=data.seed, claim=claim)
     callbacks = [*parts.pop("callbacks"), *told.pop("callbacks", [])]
     data.accumulation = told.get("accumulate_grad_batches", 1)
     return Trainer(**{**house_arguments(told), **parts, "callbacks": callbacks})

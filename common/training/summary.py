@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from common.training.files import write_json
+from common.training.run_dir import locked
 from common.training.throughput import Throughput, peak_memory_gb
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "segmentation-models-pytorch", "timm", "kornia")
@@ -30,18 +31,28 @@ class RunSummary(Callback):
     def __init__(self, folder: Path, seed: int, test_name: str | None = None) -> None:
         self.path, self.seed, self.test_name = folder / "summary.json", seed, test_name
         self.seconds_before = 0.0
+        self.last: dict[str, float | None] = {}
+        self.trained = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds_before + time.perf_counter() - self._since}
+        return {"seconds": self.seconds_before + time.perf_counter() - self._since, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds_before = state_dict["seconds"]
+        self.seconds_before, self.last = state_dict["seconds"], state_dict.get("last", {})
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.trained = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last = read_metrics(trainer, "val")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # After last.ckpt: who sees a summary sees a finished run. A run that was killed between the two gets it when it
+        # is resumed, without another step.
+        if not trainer.is_global_zero or (self.path.exists() and not self.trained):
             return
         seconds = self.seconds_before + time.perf_counter() - self._since
         timer = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
@@ -54,7 +65,7 @@ class RunSummary(Callback):
             "seed": self.seed,
             "steps": trainer.global_step,
             "annotation": data.annotation_report(),
-            "last": read_metrics(trainer, "val"),
+            "last": self.last,
             "best": {"val/miou": float(best.best_model_score)} if best and best.best_model_score is not None else {},
             "seconds": round(seconds, 1),
             "images_per_s": speed,
@@ -69,9 +80,10 @@ class RunSummary(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self.test_name is None or not self.path.exists():
             return
-        summary = json.loads(self.path.read_text())
-        summary.setdefault("test", {})[self.test_name] = read_metrics(trainer, "test")
-        write_json(self.path, summary)
+        with locked(self.path.parent, wait=True):  # best and last may be tested side by side
+            summary = json.loads(self.path.read_text())
+            summary.setdefault("test", {})[self.test_name] = read_metrics(trainer, "test")
+            write_json(self.path, summary)
 
 
 def read_metrics(trainer: Trainer, stage: str) -> dict[str, float | None]:

@@ -33,8 +33,10 @@ class Throughput(Callback):
     """Logs `perf/images_per_s`, `perf/data_wait` (share of training time spent waiting for the loader, in the progress
     bar too) and `perf/peak_memory_gb` at the logging interval. Validation time is not counted."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def __init__(self) -> None:
         self.total_images, self.total_seconds = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer)
 
     def _begin(self, trainer: Trainer) -> None:

@@ -19,6 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from common.training.files import write_text
 
 WandbMode = Literal["off", "online", "offline"]
 
@@ -132,8 +133,7 @@ def run_id(folder: Path) -> str:
     """The id of the folder's W&B run: kept there, given by a W&B agent, or drawn now."""
     path = folder / "wandb" / "run_id"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+        write_text(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     return path.read_text().strip()
 
 
@@ -220,7 +220,7 @@ class Tracking(Callback):
     ) -> None:
         self.folder, self.checkpoints, self.trackers = folder, checkpoints, trackers
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             log_summary(trainer.loggers, json.loads((self.folder / "summary.json").read_text()))
             if self.checkpoints:

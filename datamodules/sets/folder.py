@@ -13,7 +13,6 @@ from torch.utils.data import get_worker_info
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.annotation import warn_of_changes
 from datamodules.base import SegmentationDataModule
 from datamodules.class_list import background_of, class_file, is_void, read_classes
 from datamodules.drawn import check_classes, find
@@ -158,7 +157,6 @@ class Folder(SegmentationDataModule):
     def prepare_data(self) -> None:
         super().prepare_data()
         self._check_white()
-        warn_of_changes(self, [class_file(self.root), *{*self.masks.values()}])
 
     def _check_white(self) -> None:
         """Raise ValueError if the masks are black and white, and so hold one class and no label."""
@@ -179,8 +177,11 @@ class Folder(SegmentationDataModule):
             )
 
     def source(self) -> str:
-        values = "" if self.mask_values is None else f" {sorted(self.mask_values.items())}"
-        return f"{self.root.resolve()} {self.fill}{values} reading {READING}"
+        return f"{self.root.resolve()} reading {READING}"
+
+    def sources(self) -> dict[str, Mapping[str, Path]]:
+        classes = class_file(self.root)
+        return {**super().sources(), "lists": {classes.name: classes}}
 
     def read(self, path: Path) -> Array:
         """An image file of the same kind as this set's, uint8 (H, W, 3) RGB."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,8 +92,10 @@ class PascalVOC(SegmentationDataModule):
 
     prepare = staticmethod(download)
 
-    def source(self) -> str:
-        return f"{self.root.resolve()} {self.kind} {self.scribbles} {self.click_file}"
+    def sources(self) -> dict[str, Mapping[str, Path]]:
+        drawn = {path.name: path for path in self.scribbles.iterdir()} if self.scribbles else {}
+        clicks = {self.click_file.name: self.click_file} if self.click_file else {}
+        return {**super().sources(), "scribbles": drawn, "clicks": clicks}
 
     def annotation(self, name: str, kind: Literal["scribbles", "points"]) -> Array | None:
         """What people drew on an image: uint8 (H, W), class id or 255; None where nobody drew.

@@ -12,7 +12,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from common.training.run import run_parts
-from common.training.run_dir import is_used
+from common.training.run_dir import file_state, is_used, used
 from common.training.tracking import check_trackers, partition
 from experiments.cli.configs import CONFIG_OPTIONS, SHIPPED, expand_configs
 from experiments.cli.lightning import WeaksegCLI, run
@@ -53,12 +53,18 @@ class Fit(WeaksegCLI):
         if settings.wandb_checkpoints and settings.wandb == "off":
             raise ValueError("--wandb_checkpoints sends checkpoints to W&B: set --wandb online or offline too")
         self.datamodule.accumulation = settings.trainer.accumulate_grad_batches
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        claim = {
+            "overwrite": bool(settings.overwrite),
+            "expected": file_state(last) if settings.resume else False,
+            "accept_changed_data": settings.changed_data == "accept",
+        }
         return run_parts(
             self.run_dir,
             self.method,
             self.config_text(),
             seed=int(settings.seed_everything),
-            overwrite=bool(settings.overwrite),
+            claim=claim,
             checkpoint_every=settings.checkpoint_every,
             skip_nonfinite=settings.skip_nonfinite,
             wandb=settings.wandb,
@@ -72,11 +78,8 @@ class Fit(WeaksegCLI):
             raise ValueError("--resume continues a run, --init_from and --overwrite start a new one: give one of them")
         last = folder / "checkpoints" / "last.ckpt"
         checkpoint = (last if last.exists() else None) if resume == "auto" else Path(resume) if resume else None
-        if is_used(folder) and not resume and not self.settings.overwrite and not getattr(rank_zero_only, "rank", 0):
-            raise FileExistsError(
-                f"{folder} holds a run already: continue it with --resume auto, replace it with --overwrite, "
-                "or choose another --run_dir or --name"
-            )
+        if is_used(folder) and not resume and not self.settings.overwrite:  # on all ranks: none is to wait for another
+            raise FileExistsError(used(folder))
         if checkpoint:
             check_method(checkpoint, self.method)
         if source:

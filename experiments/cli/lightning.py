@@ -23,7 +23,8 @@ from datamodules.base import SegmentationDataModule
 from experiments.cli.configs import stated
 from experiments.cli.messages import Parser
 
-RUN_OPTIONS = ("run_dir", "name", "resume", "init_from", "overwrite")  # about one start, not part of the saved config
+# About one start, not part of the saved config.
+RUN_OPTIONS = ("run_dir", "name", "resume", "changed_data", "init_from", "overwrite")
 
 
 class WeaksegCLI(LightningCLI):
@@ -67,6 +68,7 @@ class WeaksegCLI(LightningCLI):
         add("--run_dir", type=str | None, help="where the run's files go; default runs/REGIME/METHOD/NAME")
         add("--name", type=str | None, help="NAME in the default run_dir; default: what is labelled, and the seed")
         add("--resume", type=str | None, help="'auto': continue what is in run_dir, if anything; or a file")
+        add("--changed_data", type=Literal["refuse", "accept"], default="refuse", help="when a run is continued")
         add("--init_from", type=str | None, help="start from the weights of this checkpoint, at step 0")
         add("--overwrite", type=bool, default=False, help="replace the run that is in run_dir")
         add("--checkpoint_every", type=int, default=50, help="optimizer steps between last.ckpt files")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
+from common.training.files import write_bytes, write_csv, write_text
 from common.training.pictures import save_grid
 from experiments.compare import figures
 from experiments.compare.columns import cells, comparison, markdown, numbers
@@ -19,14 +18,6 @@ from experiments.compare.tables import DRAWS, Table, run_numbers
 
 def slug(title: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", title.lower()).strip("_")[:80]
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def fill(file: Path, name: str, content: str) -> None:
@@ -39,7 +30,7 @@ def fill(file: Path, name: str, content: str) -> None:
     if start not in text or end not in text[text.index(start) :]:
         raise ValueError(f"{file} has no lines {start} and {end}, between which it would be written")
     before, after = text.index(start) + len(start), text.index(end, text.index(start))
-    file.write_text(f"{text[:before]}\n{content}\n{text[after:]}")
+    write_text(file, f"{text[:before]}\n{content}\n{text[after:]}")
 
 
 def embed(content: bytes) -> str:
@@ -49,13 +40,12 @@ def embed(content: bytes) -> str:
 def write_report(folder: Path, tables: Sequence[Table], remarks: Sequence[str], images: int) -> str:
     """Write everything into `folder`; returns the tables as Markdown."""
     drawn = folder / "figures"
-    drawn.mkdir(parents=True, exist_ok=True)
     colors = figures.row_colors(tables)
     count = sum(len(row.runs) for table in tables for row in table.rows)
     lines, shown = [f"# Comparison of {count} runs\n", *(f"{remark}\n" for remark in remarks)], []
 
     def keep(name: str, content: bytes) -> str:
-        (drawn / f"{name}.png").write_bytes(content)
+        write_bytes(drawn / f"{name}.png", content)
         return f"![{name}](figures/{name}.png)\n"
 
     for number, table in enumerate(tables):
@@ -91,8 +81,8 @@ def write_report(folder: Path, tables: Sequence[Table], remarks: Sequence[str], 
     page = jinja2.Environment(autoescape=True).from_string((Path(__file__).parent / "report.html").read_text())
     embedded = {title: embed(one) for title, one in shares.items()}
     html = page.render(tables=shown, remarks=remarks, count=count, draws=DRAWS, shares=embedded)
-    (folder / "report.html").write_text(html)
-    (folder / "report.md").write_text("\n".join(lines))
+    write_text(folder / "report.html", html)
+    write_text(folder / "report.md", "\n".join(lines))
     write_csv(folder / "table.csv", [row for table in tables for row in numbers(table)])
     write_csv(folder / "runs.csv", [row for table in tables for row in run_numbers(table)])
     return "\n\n".join(f"{table.title}\n\n{markdown(*cells(table, comparison(table)))}" for table in tables)

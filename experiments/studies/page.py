@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from common.training.files import write_csv, write_text
 from experiments.compare.columns import Column, cells, count, find_column, markdown, measure
 from experiments.compare.protocol import protocol, settings
-from experiments.compare.report import fill, write_csv
+from experiments.compare.report import fill
 from experiments.compare.runs import Finished, from_folder
 from experiments.compare.tables import Row, Table, check_images, differing, told_apart
 from experiments.studies import plan, spec
@@ -218,9 +219,8 @@ def write_page(study: Study, place: Place, folder: Path) -> tuple[Path, list[Tab
     """
     tables = [table_of(study, place, regime) for regime in study.regimes]
     page, content = folder / f"{study.name}.md", page_text(study, place, tables)
-    folder.mkdir(parents=True, exist_ok=True)
     if not page.exists():
-        page.write_text(f"<!-- page {study.name} -->\n<!-- /page {study.name} -->\n")
+        write_text(page, f"<!-- page {study.name} -->\n<!-- /page {study.name} -->\n")
     fill(page, f"page {study.name}", content)
     rows = [row for table in tables for row in measure(table, [count(), *columns_of(study)])]
     write_csv(page.with_suffix(".csv"), [{"regime": row.pop("table"), **row} for row in rows])

@@ -1,9 +1,5 @@
 """The folder of a drawn annotation: when it is found again, and when all is drawn again."""
 
-import hashlib
-import json
-from dataclasses import asdict
-
 import pytest
 
 from datamodules import annotation
@@ -15,14 +11,6 @@ SUPERVISION = Supervision(kind="pixels", fraction=0.1)
 
 def scenes(cache, **options):
     return Synthetic(train=2, val=1, side=16, size=16, cache_dir=str(cache), **{"supervision": SUPERVISION} | options)
-
-
-def test_drawings_of_the_first_version_keep_their_folder(tmp_path):
-    """They were stored before there was a version: runs that began with one find it still."""
-    key = ["Synthetic", "16", [16, 16], asdict(SUPERVISION), 0, ["train00000", "train00001"]]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    assert annotation.VERSION == 1, "a later version names its folders otherwise: take this test out"
-    assert scenes(tmp_path).annotation_dir() == tmp_path / f"Synthetic-pixels-{digest}"
 
 
 @pytest.mark.parametrize(

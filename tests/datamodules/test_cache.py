@@ -209,3 +209,18 @@ def test_training_through_the_command_is_bit_identical(folder, tmp_path):
     assert len(list((tmp_path / "cache" / "images").glob("*.bin"))) > 4
     for kind in KINDS:
         assert_same(weights[kind], weights["none"])
+
+
+@pytest.mark.parametrize("fault", ["short", "long", "empty", "absurd size"])
+def test_a_broken_record_is_named_and_read_again(fault, folder, tmp_path):
+    data = own(folder, tmp_path, cache="disk")
+    name = data.names("train")[0]
+    cache = DiskCache(tmp_path / "images", data.size, data.small_image, data.image_file)
+    expected = cache.get(name)
+    path = cache.path(name)
+    whole = path.read_bytes()
+    absurd = b"\xff\xff\xff\x7f" * 4 + whole[16:]
+    path.write_bytes({"short": whole[:-1], "long": whole + b"x", "empty": b"", "absurd size": absurd}[fault])
+    with pytest.warns(UserWarning, match=f"{path.name} is broken"):
+        assert np.array_equal(cache.get(name).image, expected.image)
+    assert path.read_bytes() == whole

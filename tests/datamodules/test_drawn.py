@@ -869,21 +869,17 @@ def test_scribbles_of_labelme_train_through_the_command(root, tmp_path):
     fit_tiny(tmp_path / "run", "--data", "Folder", "--data.init_args.root", root, "--trainer.max_steps", "2")
 
 
-def test_masks_that_changed_after_the_draw_are_told_of(root):
+@pytest.mark.parametrize("file", ["masks/c.json", "classes.txt"])
+@pytest.mark.parametrize("years", [-10, 10])
+def test_a_drawing_that_is_replaced_by_an_older_or_newer_one_is_another_annotation(file, years, root):
     for name in "abcdefgh":
         shapes = (("background", "point", [[2, 2]]), ("dog", "linestrip", [[5, 20], [30, 22]]))
         write(root / "masks" / f"{name}.json", labelme(*shapes))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Folder(str(root)).prepare_data()
-        Folder(str(root)).prepare_data()
-    later = time.time() + 5
-    os.utime(root / "masks" / "c.json", (later, later))
-    with pytest.warns(UserWarning, match=r"newer than the annotation.*: c\.json; delete"):
-        Folder(str(root)).prepare_data()
-    os.utime(root / "classes.txt", (later, later))
-    with pytest.warns(UserWarning, match=r"newer than the annotation.*: c\.json, classes\.txt; delete"):
-        Folder(str(root)).prepare_data()
+    before = Folder(str(root)).annotation_dir()
+    assert Folder(str(root)).annotation_dir() == before
+    other = time.time() + years * 3e7
+    os.utime(root / file, (other, other))
+    assert Folder(str(root)).annotation_dir() != before
 
 
 def test_pictures_and_json_files_may_be_mixed_but_not_for_one_image(root):

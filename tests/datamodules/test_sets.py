@@ -463,7 +463,7 @@ def test_voc_gives_what_people_drew(drawn, tmp_path):
     assert data.annotation("2007_000002", "scribbles") is None
     assert np.argwhere(data.annotation("2007_000000", "points") == 15).tolist() == [[15, 10]]
     assert data.annotation("2007_000001", "points") is None
-    assert data.source() != plain.source(), "another annotation, another cache"
+    assert data.annotation_dir() != plain.annotation_dir(), "another annotation, another cache"
     refused(FileNotFoundError, ["nowhere", "data.scribbles"], PascalVOC, str(drawn("voc")), scribbles="nowhere")
 
 
