@@ -219,10 +219,9 @@ def _from_tiff(path: Path) -> Picture:
         if extra and not alpha:
             raise _too_many_bands(path, page.samplesperpixel, bands)
         picture = _tiff_page(path, page)
-    # Tools call any fourth band alpha. True transparency is there or not, at most pixels.
-    if picture.opacity is not None:
-        between = (picture.opacity > 0) & (picture.opacity < picture.opacity.max())
-        if between.mean() > 0.5 and len(np.unique(picture.opacity)) > 16:
+    if picture.opacity is not None:  # tools call any fourth band so; true transparency is there or not, at most pixels
+        full = np.iinfo(picture.opacity.dtype).max if picture.opacity.dtype.kind == "u" else 1
+        if ((picture.opacity != 0) & (picture.opacity != full)).mean() > 0.5:
             raise _too_many_bands(path, page.samplesperpixel, bands)
     return picture
 

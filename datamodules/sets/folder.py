@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import get_worker_info
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
@@ -73,7 +72,7 @@ class Folder(SegmentationDataModule):
         self.background = background_of(self.class_names)
         self.value_range = _checked(value_range)
         self.mask_values = None if mask_values is None else _class_ids(mask_values, self.class_names)
-        self.told = False  # of images whose masks may need turning
+        self.turned: set[str] = set()  # images whose masks might have to be turned too, as far as they were read
         self.images = find_images(self.root / "images", nested=True)
         if fill is not None and fill not in self.class_names:
             raise ValueError(f"data.fill is '{fill}', but the classes are {', '.join(self.class_names)}")
@@ -157,6 +156,11 @@ class Folder(SegmentationDataModule):
     def prepare_data(self) -> None:
         super().prepare_data()
         self._check_white()
+        if self.turned:
+            rank_zero_warn(
+                f"{first_few(self.turned)}: turned by their EXIF orientation, and their sizes do not tell if their "
+                "masks are: these are taken as drawn on the upright images; look at some with `weakseg doctor --sheet`"
+            )
 
     def _check_white(self) -> None:
         """Raise ValueError if the masks are black and white, and so hold one class and no label."""
@@ -196,12 +200,8 @@ class Folder(SegmentationDataModule):
         if name in self.drawn:
             return self.drawn[name].mask()
         mask, unclear = upright_mask(self._read_mask(self.masks[name]), self.images[name])
-        if unclear and not self.told and get_worker_info() is None:
-            self.told = True
-            rank_zero_warn(
-                f"{self.images[name]}, and perhaps others, is turned by its EXIF orientation, and its size does not "
-                "tell if its mask is: masks are taken as drawn on the upright image"
-            )
+        if unclear:
+            self.turned.add(name)
         return mask
 
     def _read_mask(self, path: Path) -> Array:

@@ -190,6 +190,10 @@ PARTS = {
     "an ImageJ stack": (lambda p: tiff(p, BYTES[..., 0][None].repeat(5, 0), imagej=True), ["5 pages"]),
     "four bands": (lambda p: tiff(p, FOUR, photometric="rgb", extrasamples=["unspecified"]), ["4 bands", "only 3"]),
     "near infrared called alpha": (lambda p: tiff(p, FOUR, photometric="rgb", extrasamples=[2]), ["4 bands", "only 3"]),
+    "a fourth band of two values called alpha": (
+        lambda p: tiff(p, np.dstack([FOUR[..., :3], FOUR[..., 3] // 128 * 200 + 20]), extrasamples=["unassalpha"]),
+        ["4 bands", "only 3"],
+    ),
     "two bands": (lambda p: tiff(p, FOUR[..., :2], photometric="minisblack", planarconfig="contig"), ["2 bands"]),
     "six bands": (
         lambda p: tiff(p, np.dstack([FOUR, FOUR[..., :2]]), photometric="minisblack", planarconfig="contig"),
