@@ -55,21 +55,27 @@ def find(root: Path, images: Mapping[str, Path], class_names: Sequence[str], fil
         fill: class id of what lies outside the shapes; None: 255.
 
     Raises:
+        FileNotFoundError: there are none, and no `masks/` either.
         ValueError: files that contradict each other, or one of all images that cannot be used; the rest is read later.
     """
     inside, masks, labels = root / "images", root / "masks", root / "labels"
     ids = {parts_of(path.relative_to(inside).as_posix()): name for name, path in images.items()}
     beside = [path for folder in {inside, *(path.parent for path in images.values())} for path in folder.glob("*.json")]
-    below = [path for path in shown(beside, inside) if path.name in NAMES and parts_of_file(path, inside) not in ids]
+    below = []
     sources: Sources = {}
     for folder, paths in ((inside, beside), (masks, masks.rglob("*.json"))):
         for path in shown(paths, folder):
-            if path not in below:
-                add(sources, ids, parts_of_file(path, folder), path, partial(labelme.read, path, class_names))
+            parts = parts_of_file(path, folder, ids)
+            if parts in ids or path.name not in NAMES:
+                add(sources, ids, parts, path, partial(labelme.read, path, class_names))
+            elif folder == inside:
+                below.append(path)
+            else:
+                raise ValueError(f"{path} is called like a file of all images: put it into {root}, or rename it")
     values = yolo.numbering(root, class_names, fill) if labels.is_dir() else []
     for path in shown(labels.rglob("*.txt"), labels):
         if path != labels / "classes.txt":
-            add(sources, ids, parts_of_file(path, labels), path, partial(yolo.read, path, values, class_names))
+            add(sources, ids, parts_of_file(path, labels, ids), path, partial(yolo.read, path, values, class_names))
     whole = files_of_all(root, below, {path for path, _ in sources.values()})
     for path in whole:
         within = path.parent.relative_to(inside).parts if inside in path.parents else ()
@@ -77,6 +83,10 @@ def find(root: Path, images: Mapping[str, Path], class_names: Sequence[str], fil
             drawings = matched(read_all(path, class_names, fill is not None), ids, within)
         for parts, read in drawings.items():
             add(sources, ids, parts, path, read)
+    if whole and not sources:
+        raise ValueError(f"{whole[0]}: none of its images has a shape: draw some")
+    if not (sources or masks.exists()):
+        raise FileNotFoundError(f"{root} has neither masks/ nor files of annotation tools. What is read: {FORMATS}")
     found = {}
     for name, (path, read) in sources.items():
         reading = partial(named, f"{path}, image {name}" if path in whole else str(path), read)
@@ -121,9 +131,11 @@ def shown(paths: Iterable[Path], folder: Path) -> list[Path]:
     return sorted(path for path in parts if not any(part[0] == "." or part in TOOLS_FOLDERS for part in parts[path]))
 
 
-def parts_of_file(path: Path, folder: Path) -> Parts:
+def parts_of_file(path: Path, folder: Path, ids: Mapping[Parts, str]) -> Parts:
     """The parts of the image of a file `NAME.json` or `NAME.jpg.json` in a folder."""
-    return parts_of(path.relative_to(folder).with_suffix("").as_posix())
+    name = path.relative_to(folder).with_suffix("").as_posix()
+    whole = tuple(normal(name).split("/"))
+    return whole if whole in ids else parts_of(name)
 
 
 def parts_of(name: str) -> Parts:

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +293,27 @@ def test_a_coco_file_of_any_name_if_it_is_the_only_one(root):
     assert list(found(root)) == ["a"]
     write(root / "masks" / "b.json", labelme(("dog", "polygon", SQUARE)))
     assert list(found(root)) == ["b"]
+
+
+def test_a_folder_without_masks_says_what_is_read(root):
+    with pytest.raises(FileNotFoundError, match=r"neither masks/ nor files of annotation tools.*labelme.*YOLO"):
+        Folder(str(root))
+    write(root / "masks" / "coco.json", coco())
+    with pytest.raises(ValueError, match=r"masks/coco\.json is called like a file of all images: put it into"):
+        Folder(str(root))
+
+
+@pytest.mark.parametrize("name", ["v1.2", "scan.tif", "a.b.c", "x y", "é"])
+def test_names_with_dots(root, name):
+    image(root / "images" / f"{name}.png")
+    write(root / "images" / f"{name}.json", labelme(("dog", "polygon", SQUARE)))
+    assert list(found(root)) == [name]
+    (root / "images" / f"{name}.json").unlink()
+    write(root / "coco.json", coco({"segmentation": [flat(SQUARE)]}, images=(f"{name}.png",)))
+    assert list(found(root)) == [name]
+    (root / "coco.json").unlink()
+    write(root / "labels" / f"{name}.txt", "1 0.1 0.1 0.9 0.1 0.9 0.9")
+    assert list(found(root)) == [name]
 
 
 def test_an_image_may_be_called_as_a_coco_file(root):
@@ -679,7 +699,8 @@ def test_tasks_without_annotation_are_unlabelled_and_empty_ones_background_under
     content = tasks() + tasks(name="/data/local-files/?d=x%2Fb.jpg", was_cancelled=True)
     content += [{"id": 9, "annotations": [], "data": {"image": "s3://bucket/c.jpg"}}]
     write(root / "result.json", content)
-    assert not found(root)
+    with pytest.raises(ValueError, match=r"result\.json: none of its images has a shape"):
+        found(root)
     assert [(name, mask.max()) for name, mask in masks(root, fill=0).items()] == [("a", 0)]
 
 
