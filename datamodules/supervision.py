@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -94,9 +94,10 @@ class Supervision:
         if self.dense_images < 0:
             raise ValueError(f"supervision.dense_images must be at least 1, or left out, got {self.dense_images}")
 
-    def listed(self) -> list[str]:
-        """The ids in `list_file`, none where it is not given. Raises what `read_list` does."""
-        return read_list(Path(self.list_file)) if self.list_file is not None else []
+    def listed(self, known: Collection[str] = ()) -> list[str]:
+        """The ids in `list_file`, none where it is not given; `known`: ids that there are. Raises what `read_list`
+        does."""
+        return read_list(Path(self.list_file), known) if self.list_file is not None else []
 
 
 def split_images(
@@ -112,7 +113,7 @@ def split_images(
     if supervision.kind != "image_subset":
         return sorted(names), []
     if supervision.list_file is not None:
-        chosen = supervision.listed()
+        chosen = supervision.listed({*names})
         unknown = {*chosen} - {*names}
         if unknown:
             raise ValueError(

@@ -18,7 +18,6 @@ from datamodules.drawn import check_classes, find
 from datamodules.files import find_images, read_image, read_mask, unread_images, upright_mask
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
 
-READING = 2  # raise it when masks are read otherwise: annotations are then drawn again
 OTHER_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -179,9 +178,6 @@ class Folder(SegmentationDataModule):
                 f"the masks of {self.root} hold 0 and {IGNORE} alone, and {IGNORE} is no label: where it stands for "
                 f"{one}, give data.mask_values: {{0: {zero}, {IGNORE}: {one}}}"
             )
-
-    def source(self) -> str:
-        return f"{self.root.resolve()} reading {READING}"
 
     def sources(self) -> dict[str, Mapping[str, Path]]:
         classes = class_file(self.root)

@@ -10,6 +10,7 @@ from PIL import Image
 from conftest import draw_folder, fit_tiny, on_folder, weakseg
 from datamodules import Folder
 from datamodules.files import read_image
+from datamodules.supervision import Supervision
 
 BASE = ["doctor", "--config", "tests/tiny.yaml"]
 
@@ -66,9 +67,15 @@ def test_folders_below_images_and_masks(root):
             place = root / part / f"day{number % 2}" / "a b.c"
             place.mkdir(parents=True, exist_ok=True)
             (root / part / f"{number}.png").rename(place / f"{number}.png")
-    data = Folder(str(root))
+    supervision = Supervision("image_subset", list_file=str(root / "labelled.txt"))
+    data = Folder(str(root), supervision=supervision, size=[32, 40], batch_size=2, num_workers=0)
     assert sorted(data.images) == sorted(f"day{number % 2}/a b.c/{number}" for number in range(10))
-    read_all(data)
+    labelled = data.names("train")[:3]
+    (root / "labelled.txt").write_text("\n".join(f"images/{name}.png" for name in labelled))
+    data.prepare_data()
+    data.setup("fit")
+    batch, _, _ = next(iter(data.train_dataloader()))
+    assert {*batch["labeled"]["name"]} <= {*labelled}
     shutil.rmtree(root / "masks" / "day0")
     assert Folder(str(root)).masks.keys() == {f"day1/a b.c/{number}" for number in range(1, 10, 2)}
 
