@@ -15,20 +15,11 @@ FILES = ("classes.txt", "labels.txt", "labelmap.txt")
 # What columns are called in a header, with the numbers in front of the names and the colours behind them.
 NUMBERS = {"id", "index", "value", "number", "class_id", "label_id"}
 NAMES = {"name", "names", "class", "classes", "label", "labels", "category", "class_name", "label_name"}
-COLORS: tuple[list[str], ...] = (
-    [],
-    ["r", "g", "b"],
-    ["red", "green", "blue"],
-    ["color"],
-    ["colour"],
-    ["rgb"],
-    ["hex"],
-    ["color_rgb"],
-)
-RGB = r"(?P<r>\d+)[\s,;]+(?P<g>\d+)[\s,;]+(?P<b>\d+)"
+COLORS = [words.split() for words in ("", "r g b", "red green blue", "color", "colour", "rgb", "hex", "color_rgb")]
+RGB = r"[(\[]?(?P<r>\d+)[\s,;]+(?P<g>\d+)[\s,;]+(?P<b>\d+)[)\]]?"
 CVAT = re.compile(rf"(?P<name>[^:]+):(?:{RGB})?:[^:]*:[^:]*")
 LINE = re.compile(rf"(?P<name>.+?)(?:[\s,;:]+(?:#(?P<code>[0-9a-fA-F]{{6}})|{RGB}))?[\s,;]*")
-NUMBERED = re.compile(r"(\d+)(?:[\s,;:.)=-]+)(?=.*[^\W\d])(.+)")
+NUMBERED = re.compile(r"(\d+)[\s,;:.)]+(?=.*[^\W\d])(.+)")
 
 
 class ClassList(NamedTuple):

@@ -144,7 +144,7 @@ def _naming(path: Path) -> Iterator[None]:
                 f"{path} has a compression that needs the package imagecodecs ({error}): pip install "
                 "'weakseg[images]', or save the file without compression"
             ) from error
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} cannot be read as an image ({reason}): replace it, or remove it") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit

@@ -56,7 +56,8 @@ def test_class_files(tmp_path):
         ("# label:color_rgb:parts:actions\nbackground:0,0,0::\na b:255,0,0:c,d:run\n", ["background", "a b"]),
         ("background:::\nhorse:::\n", ["background", "horse"]),
         ('"a",1,2,3\n"b c",4,5,6\n', ["a", "b c"]),
-        ("3d printer\n2-wheeler\n", ["3d printer", "2-wheeler"]),
+        ("2-wheeler\n3d printer\n", ["2-wheeler", "3d printer"]),
+        ("a,(1, 2, 3)\nb [4 5 6]\n", ["a", "b"]),
         ("a\n2 wheeler\n", ["a", "2 wheeler"]),
         ("0 128 0 0\n1 0 128 0\n", ["0", "1"]),  # names that are numbers
         ("gebu\u0308sch\nhorse\n", ["geb\u00fcsch", "horse"]),
