@@ -21,7 +21,7 @@ from datamodules.augmentation import STREAMS, augmented, whole, with_draws
 from datamodules.cache import DiskCache, RamCache, Small, shrink
 from datamodules.files import read_image, read_mask
 from datamodules.images import whole_image
-from datamodules.loaders import folder_loader, split_loader, training_loader
+from datamodules.loaders import split_loader, training_loader
 from datamodules.splits import Split
 from datamodules.supervision import Supervision, split_images
 
@@ -97,10 +97,8 @@ class SegmentationDataModule(LightningDataModule):
         self.strong_views, self.cache = strong_views, cache
         self.kept: RamCache | DiskCache | None = None  # made with the first loader
         self.known_state: State | None = None
-        self.predict_folder: Path | None = None  # set by `weakseg predict --images`
         # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.
         self.accumulation = 1
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have no validation image
 
     def names(self, split: Split) -> list[str]:
         """Image ids of a split, sorted."""
@@ -222,12 +220,6 @@ class SegmentationDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Whole images of the test split, one by one, with their masks."""
         return split_loader(self, "test")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The images of `predict_folder`, whose masks are 255 everywhere."""
-        if self.predict_folder is None:
-            raise ValueError("which images? give `weakseg predict ... --images FOLDER`")
-        return folder_loader(self, self.predict_folder)
 
     def small_image(self, name: str) -> Small:
         """An image as loaders read it: at the training size."""

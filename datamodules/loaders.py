@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
-from common.ops.array import Array
 from common.training.signals import blocked
-from datamodules.cache import DiskCache, RamCache, Small, shrink
-from datamodules.files import find_images, read_image
+from datamodules.cache import DiskCache, RamCache, Small
 from datamodules.images import TrainingImages, WholeImages, one_thread
 from datamodules.samplers import EpochSampler
 from datamodules.splits import Split
@@ -71,25 +67,21 @@ def split_loader(data: SegmentationDataModule, split: Split) -> DataLoader[Any]:
     """Whole images of a split, one by one, with their masks."""
     if not data.names(split):
         raise ValueError(f"the {split} split of {type(data).__name__} has no image: give it some")
-    return _whole_images(data, data.names(split), reader(data), data.mask)
+    images = WholeImages(shared(data, data.names(split)), reader(data), data.mask)
+    return loader(data, images, batch_size=1)
 
 
-def folder_loader(data: SegmentationDataModule, folder: Path) -> DataLoader[Any]:
-    """Whole images of any folder, one by one; their masks are 255 everywhere. Raises what `find_images` does."""
-    files = find_images(folder)
-    masks: dict[str, Array] = {}
-    return _whole_images(data, list(files), partial(_read_file, files, data.size), masks.get)
+def shared(data: SegmentationDataModule, names: list[str]) -> list[str]:
+    """This process's part of the images to evaluate. They are evaluated one by one, unpadded, none twice, so that the
+    numbers are the same on any number of processes.
 
-
-def _whole_images(
-    data: SegmentationDataModule,
-    names: list[str],
-    image: Callable[[str], Small],
-    mask: Callable[[str], Array | None],
-) -> DataLoader[Any]:
-    # One image at a time, unpadded, and no image twice: the same numbers on any number of processes.
+    Raises:
+        ValueError: on all processes, if there is none for one of them, for which the others would wait.
+    """
     rank, ranks = (data.trainer.global_rank, data.trainer.world_size) if data.trainer else (0, 1)
-    return loader(data, WholeImages(names[rank::ranks], image, mask), batch_size=1)
+    if len(names) < ranks:
+        raise ValueError(f"{len(names)} images to evaluate cannot be shared by {ranks} devices: use {len(names)}")
+    return names[rank::ranks]
 
 
 def reader(data: SegmentationDataModule) -> Callable[[str], Small]:
@@ -114,8 +106,3 @@ def loader(data: SegmentationDataModule, dataset: Dataset[Any], **how: Any) -> D
         worker_init_fn=one_thread,
         **how,
     )
-
-
-# A function of the module, not a lambda: loader processes may be spawned.
-def _read_file(files: Mapping[str, Path], box: tuple[int, int], name: str) -> Small:
-    return shrink(read_image(files[name]), box)

@@ -339,8 +339,10 @@ def test_files_of_predict(folder, folder_run, tmp_path):
     weakseg("predict", "--run", folder_run, *options)
     names = [str(number) for number in range(10)]
     pictures = {f"{name}.png" for name in names} | {f"overlays/{name}.png" for name in names}
+    pictures.add(".weakseg-predictions.jsonl")
     assert snapshot(tmp_path / "out").keys() == pictures
-    weakseg("predict", "--ckpt", folder_run / "checkpoints" / "best.ckpt", *options, "--probabilities")
+    again = ["--ckpt", folder_run / "checkpoints" / "best.ckpt", *options, "--probabilities", "--overwrite"]
+    assert "10 images in " in weakseg("predict", *again)
     assert snapshot(tmp_path / "out").keys() == pictures | {f"probabilities/{name}.npy" for name in names}
     for name, size in zip(names, FOLDER_SIZES, strict=True):
         labels = Image.open(tmp_path / "out" / f"{name}.png")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
 from common.model.module import SegmentationModule
+from common.ops.array import Array
+from common.ops.distributed import gather
+from common.training.files import written_whole
 from common.training.pictures import colorize, overlay, picture_row, save_grid
 from common.training.tracking import Sample, log_pictures
 
@@ -53,24 +58,99 @@ class PredictionPictures(Callback):
         self.samples = []
 
 
-class PredictionWriter(Callback):
-    """Writes what `predict` finds at each image's original size: `<name>.png` (class ids), `overlays/<name>.png` and,
-    if asked, `probabilities/<name>.npy` (K, H, W) float16."""
+class Written:
+    """What `predict` has written into a folder: `.weakseg-predictions.jsonl`, a line for each file before it is written
+    (`[path, null]`, as it may be cut off) and one after (`[path, [size, time of change in ns]]`).
 
-    def __init__(self, folder: Path, probabilities: bool) -> None:
-        self.folder, self.probabilities = folder, probabilities
+    Args:
+        folder: it need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.list = folder, folder / ".weakseg-predictions.jsonl"
+
+    def check(self, targets: Iterable[str], overwrite: bool) -> None:
+        """Raise FileExistsError if a file would be replaced that `predict` has not written, or that was changed since,
+        or, without `overwrite`, any."""
+        known: dict[str, list[int] | None] = {}
+        if self.list.exists():
+            for line in self.list.read_text().splitlines():
+                try:
+                    name, state = json.loads(line)
+                    known[name] = state
+                except (ValueError, TypeError):  # blank, or cut off
+                    continue
+        for target in targets:
+            path = self.folder / target
+            if not path.exists():
+                continue
+            found = path.stat()
+            if target not in known or known[target] not in (None, [found.st_size, found.st_mtime_ns]):
+                raise FileExistsError(
+                    f"{path} was not written by predict, or was changed since: choose another --output, or move it away"
+                )
+            if not overwrite:
+                raise FileExistsError(f"{path} exists: choose another --output, or replace it with --overwrite")
+
+    @contextmanager
+    def file(self, target: str) -> Iterator[Path]:
+        """A path to write a file at, see `common.training.files.written_whole`."""
+        path = self.folder / target
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.list.open("a") as lines:
+            lines.write("\n" + json.dumps([target, None]) + "\n")  # the line before may be cut off
+            lines.flush()
+            with written_whole(path) as scratch:
+                yield scratch
+            found = path.stat()
+            lines.write(json.dumps([target, [found.st_size, found.st_mtime_ns]]) + "\n")
+
+
+class PredictionWriter(Callback):
+    """Writes what `predict` finds at each image's original size: `<id>.png` (class ids), `overlays/<id>.png` and, if
+    asked, `probabilities/<id>.npy` (K, H, W) float16. Counts the pixels of each class, over all processes at the end,
+    and keeps what could not be read."""
+
+    def __init__(self, written: Written, probabilities: bool) -> None:
+        self.written, self.probabilities = written, probabilities
+        self.counts: Array | int = 0
+        self.failed: list[str] = []
+
+    def targets(self, names: Iterable[str]) -> Iterator[str]:
+        """The files of these images, relative to the folder.
+
+        Raises:
+            ValueError: one of them would be that of two images.
+        """
+        seen: set[str] = set()
+        for name in names:
+            for target in (f"{name}.png", f"overlays/{name}.png", f"probabilities/{name}.npy"):
+                if target in seen:
+                    raise ValueError(f"{target} would be written for two images: rename {name}")
+                seen.add(target)
+                if self.probabilities or not target.startswith("probabilities/"):
+                    yield target
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        colors = trainer.datamodule.colors  # type: ignore[attr-defined]
+        if "error" in batch:
+            self.failed += batch["error"]
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
         name = outputs["name"][0]
         labels = outputs["labels"][0].cpu().numpy().astype(np.uint8)
-        (self.folder / "overlays").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(labels).save(self.folder / f"{name}.png")
+        self.counts += np.bincount(labels.ravel(), minlength=data.num_classes)
         image = torch.nn.functional.interpolate(batch["image"], labels.shape, mode="bilinear", align_corners=False)
-        Image.fromarray(overlay(image[0], colorize(labels, colors))).save(self.folder / "overlays" / f"{name}.png")
+        with self.written.file(f"{name}.png") as scratch:
+            Image.fromarray(labels).save(scratch, "PNG")
+        with self.written.file(f"overlays/{name}.png") as scratch:
+            Image.fromarray(overlay(image[0], colorize(labels, data.colors))).save(scratch, "PNG")
         if self.probabilities:
-            (self.folder / "probabilities").mkdir(exist_ok=True)
-            np.save(self.folder / "probabilities" / f"{name}.npy", outputs["probabilities"][0].half().cpu().numpy())
+            with self.written.file(f"probabilities/{name}.npy") as scratch, scratch.open("wb") as file:
+                np.save(file, outputs["probabilities"][0].half().cpu().numpy())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.counts = sum(gather(self.counts))
+        self.failed = [line for part in gather(self.failed) for line in part]

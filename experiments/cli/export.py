@@ -1,23 +1,32 @@
 """`weakseg export`: a trained network as a file that runs without this project, by torch.export or as ONNX.
 
 The file holds the network alone: RGB in [0, 1], (B, 3, H, W), to logits (B, K, H, W), with its normalisation. Resizing,
-windows and post-processing stay with the caller.
+windows and post-processing stay with the caller, who finds in the file's metadata (JSON under `weakseg`) the classes,
+their colours, the size at which the network was trained, and how the run predicts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from common.model.networks import SegmentationNetwork
+from common.training.files import written_whole
+
+if TYPE_CHECKING:
+    from experiments.runs.load import Run
 
 TOLERANCE = 1e-4  # of a logit, absolute, plus as much relative: float32 in another order of summation
+KEY = "weakseg"  # of the metadata
 LARGEST = 4096  # of a dynamic dimension, in units of it
 
 
@@ -65,13 +74,25 @@ def check(exported: Callable[[Tensor], Tensor], network: nn.Module, size: tuple[
         raise ValueError(f"the exported network differs from the trained one by {(ours - theirs).abs().max():.2g}")
 
 
-def write_onnx(program: ExportedProgram, path: Path, network: nn.Module, size: tuple[int, int]) -> None:
+def metadata(run: Run) -> str:
+    """What a user of the file needs to know of the run, as JSON."""
+    model, photos = run.model, run.photos
+    about = {"classes": [*run.class_names], "colors": [[*color] for color in run.colors], "size": [*photos.size]}
+    how = {"inference": asdict(model.inference), "postprocess": asdict(model.postprocess)}
+    return json.dumps({**about, **how, "method": type(model).__name__, "input": "RGB in [0, 1]"})
+
+
+def write_onnx(program: ExportedProgram, path: Path, network: nn.Module, size: tuple[int, int], about: str) -> None:
     """Write a graph as ONNX with the input `image` and the output `logits`, and check it in onnxruntime."""
+    import onnx
     import onnxruntime
 
     torch.onnx.export(
         program, f=str(path), input_names=["image"], output_names=["logits"], external_data=False, verbose=False
     )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {KEY: about})
+    onnx.save(model, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     check(lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0]), network, size)
 
@@ -96,15 +117,19 @@ def main(arguments: Sequence[str]) -> None:
         raise ModuleNotFoundError(f"ONNX needs {', '.join(missing)}: pip install -e '.[export]', or write a .pt2")
     from experiments.runs.load import load_run
 
-    network = load_run(options.run, options.which).network
+    loaded = load_run(options.run, options.which)
+    network, about = loaded.network, metadata(loaded)
     size = tuple(options.size) if options.size else None
     program = export_network(network, size)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     stride = getattr(network, "stride", 1)
-    if options.output.suffix == ".onnx":
-        write_onnx(program, options.output, network, size or (5 * stride, 3 * stride))
-    else:
-        torch.export.save(program, options.output)
-        check(torch.export.load(options.output).module(), network, size or (5 * stride, 3 * stride))
+    tried = size or (5 * stride, 3 * stride)
+    with written_whole(options.output) as scratch:  # and checked before it has its name
+        if options.output.suffix == ".onnx":
+            write_onnx(program, scratch, network, tried, about)
+        else:
+            with scratch.open("wb") as file:  # by a path without a suffix it warns
+                torch.export.save(program, file, extra_files={KEY: about})
+            with scratch.open("rb") as file:
+                check(torch.export.load(file).module(), network, tried)
     sides = f"{size[0]} x {size[1]} pixels" if size else f"multiples of {stride} pixels"
     print(f"{options.output}: any batch, {sides}, equal to the trained network on another image")

@@ -12,7 +12,7 @@ import yaml
 from experiments.cli.configs import expand_configs
 from experiments.cli.lightning import WeaksegCLI
 from experiments.cli.messages import FILES
-from experiments.runs.checkpoint import read_checkpoint, stored_config
+from experiments.runs.checkpoint import classes_of, photos_part, read_checkpoint, stored_config
 
 
 class TrainedCLI(WeaksegCLI):
@@ -23,6 +23,12 @@ class TrainedCLI(WeaksegCLI):
         super().__init__(arguments)
 
     def parts(self) -> dict[str, Any]:
+        names, trained = [*self.datamodule.class_names], self.options.classes.names
+        if names != trained:  # ids would mean something else, and no number would show it
+            raise ValueError(
+                f"the data's classes are {', '.join(names)}, but the model was trained on {', '.join(trained)}: "
+                "give it the same classes in the same order"
+            )
         return {"callbacks": [], "logger": False, "enable_checkpointing": False}
 
 
@@ -42,8 +48,11 @@ def trained_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def from_run(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[list[str], argparse.Namespace]:
-    """Take the parser's options off the command line; put that run's config first.
+def from_run(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], photos: bool = False
+) -> tuple[list[str], argparse.Namespace]:
+    """Take the parser's options off the command line; put that run's config first. Its data are what the model was
+    trained on, or any `photos`.
 
     It runs in one process, whatever trained the run: the numbers are the same, and its machines may be elsewhere.
     Other options (`--trainer.devices 2`) overrule this as they do the config.
@@ -55,7 +64,11 @@ def from_run(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple
     options.ckpt = options.ckpt or options.run / "checkpoints" / f"{options.which}.ckpt"
     if not options.ckpt.is_file():
         raise FileNotFoundError(f"there is no checkpoint {options.ckpt}: is it a run directory that `fit` has written?")
-    config = stored_config(read_checkpoint(options.ckpt), options.package)
+    checkpoint = read_checkpoint(options.ckpt)
+    config = stored_config(checkpoint, options.package)
+    options.classes = classes_of(checkpoint, config)
+    if photos:
+        config["data"] = photos_part(options.classes, config)
     config["trainer"] |= {"devices": 1, "enable_model_summary": False}
     # Results go to W&B and TensorBoard where the run directory shows that the run did, not because a file says so.
     if not options.run or not (options.run / "wandb" / "run_id").exists():

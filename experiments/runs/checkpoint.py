@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 import datamodules
 import methods
 from common.model.module import SegmentationModule
 from datamodules.base import SegmentationDataModule
+from datamodules.files import default_color
 from experiments.runs.legacy import class_name, translate
 
 Checkpoint = dict[str, Any]
+Names = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=2, max_length=255)]
+Side = Annotated[int, Field(ge=1, le=2**16)]
+Level = Annotated[int, Field(ge=0, le=255)]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a model's predictions mean, and at what size it sees images."""
+
+    names: Names
+    colors: list[tuple[Level, Level, Level]]
+    size: tuple[Side, Side]
+
+
 PRECISIONS = ("32-true", "32", "16-mixed", "16", "bf16-mixed", "bf16", "bf16-true", "16-true", "64-true", "64")
 # Stored options that are not taken: an optimizer is code, a cache is a place to write to, the seed is the run's.
 LEFT_OUT = ("optimizer", "cache_dir", "seed", "num_classes")
@@ -82,6 +97,50 @@ def stored_config(checkpoint: Checkpoint, packages: Sequence[str] = ()) -> dict[
         "model": checked(model, methods, SegmentationModule, packages),
         "data": checked(data, datamodules, SegmentationDataModule, packages),
     }
+
+
+def classes_of(checkpoint: Checkpoint, config: dict[str, Any]) -> Classes:
+    """Classes and size of a model. A checkpoint of an earlier version does not hold them: they are the data set's, or,
+    where that is not here, numbers.
+
+    Args:
+        config: of `stored_config`.
+
+    Raises:
+        ValueError: they are no such thing.
+    """
+    told = checkpoint["weakseg"]
+    if "classes" not in told:
+        try:
+            data = built(config["data"])
+            return Classes([*data.class_names], [*data.colors], data.size)
+        except (OSError, ValueError):
+            weights = checkpoint["state_dict"]
+            head = next((one for name, one in weights.items() if name.endswith("segmentation_head.0.weight")), None)
+            if head is None:
+                raise ValueError("the checkpoint says nothing of its classes, and its data set is not here") from None
+            count, size = len(head), config["data"]["init_args"].get("size", 128)
+            names, colors = [f"class {number}" for number in range(count)], [*map(default_color, range(count))]
+            return Classes(names, colors, (size, size) if isinstance(size, int) else tuple(size))
+    try:
+        found = TypeAdapter(Classes).validate_python(
+            {"names": told["classes"], "colors": told.get("colors"), "size": told.get("size")}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"the checkpoint's {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if len(found.colors) != len(found.names):
+        raise ValueError(f"the checkpoint has {len(found.names)} classes and {len(found.colors)} colours")
+    return found
+
+
+def photos_part(classes: Classes, config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that says the data: any images, as a trained model sees them."""
+    options = {"class_names": [*classes.names], "colors": [[*color] for color in classes.colors]}
+    kept = {
+        name: value for name, value in config["data"]["init_args"].items() if name in ("num_workers", "value_range")
+    }
+    return {"class_path": "datamodules.photos.Photos", "init_args": {**options, "size": [*classes.size], **kept}}
 
 
 def checked(part: dict[str, Any], package: ModuleType, base: type, packages: Sequence[str] = ()) -> dict[str, Any]:

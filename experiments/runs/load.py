@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import nn
 from common.model.module import SegmentationModule
 from common.ops.array import Array
 from datamodules.base import SegmentationDataModule
-from datamodules.files import find_images, read_image, to_rgb
-from experiments.runs.checkpoint import built, read_checkpoint, stored_config
+from datamodules.files import read_image, to_rgb
+from datamodules.photos import Photos
+from experiments.runs.checkpoint import built, classes_of, photos_part, read_checkpoint, stored_config
 from experiments.runs.wandb_api import wandb_api
 
 ARTIFACT = "wandb:"
@@ -24,11 +26,23 @@ ARTIFACT = "wandb:"
 
 @dataclass
 class Run:
-    """A trained model with the data that it was trained on."""
+    """A trained model with its classes. The data that it was trained on are opened when one asks for `data`."""
 
     path: Path
     model: SegmentationModule
-    data: SegmentationDataModule
+    photos: Photos  # how it sees images
+    config: dict[str, Any]  # what is taken of the stored one
+
+    @cached_property
+    def data(self) -> SegmentationDataModule:
+        """The data set that it was trained on.
+
+        Raises:
+            FileNotFoundError, ValueError: it is not here, or not as it was.
+        """
+        data: SegmentationDataModule = built(self.config["data"])
+        data.seed = self.config["seed_everything"]
+        return data
 
     @property
     def network(self) -> nn.Module:
@@ -37,11 +51,11 @@ class Run:
 
     @property
     def class_names(self) -> Sequence[str]:
-        return self.data.class_names
+        return self.photos.class_names
 
     @property
     def colors(self) -> Sequence[tuple[int, int, int]]:
-        return self.data.colors
+        return self.photos.colors
 
     def predict(self, image: Any, probabilities: bool = False) -> Any:
         """What `weakseg predict` finds in an image, at the image's own size and on the device that the model is on.
@@ -62,23 +76,23 @@ class Run:
         """
         if isinstance(image, (str, Path)) and Path(image).is_dir():
             return self._predict_folder(Path(image), probabilities)
-        labels, found = self._predict(to_array(image))
+        labels, found = self._predict(to_array(image, self.photos.value_range))
         return (labels, found) if probabilities else labels
 
     def _predict_folder(self, folder: Path, probabilities: bool) -> Iterator[tuple[str, Any]]:
-        for name, path in find_images(folder).items():
+        for name, path in self.photos.show(folder).items():
             yield name, self.predict(path, probabilities)
 
     @torch.inference_mode()
     def _predict(self, image: Array) -> tuple[Array, Array]:
-        out = self.model.predict_step(self.data.evaluation_batch(image, device=self.model.device), 0)
+        out = self.model.predict_step(self.photos.evaluation_batch(image, device=self.model.device), 0)
         return out["labels"][0].cpu().numpy().astype(np.uint8), out["probabilities"][0].cpu().numpy()
 
 
-def to_array(image: Any) -> Array:
+def to_array(image: Any, value_range: Sequence[float] | None = None) -> Array:
     """uint8 (H, W, 3) RGB of an array, a PIL image or the path of an image file."""
     if isinstance(image, (str, Path)):
-        return read_image(Path(image))
+        return read_image(Path(image), value_range)
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
@@ -104,11 +118,23 @@ def load_run(path: str | Path, which: str = "best", packages: Sequence[str] = ()
     file = path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
     checkpoint = read_checkpoint(file)
     config = stored_config(checkpoint, packages)
-    data = built(config["data"])
-    data.seed = config["seed_everything"]
-    model = built(config["model"], data.num_classes)
-    model.load_state_dict(checkpoint["state_dict"])
-    return Run(path, model.eval(), data)
+    classes = classes_of(checkpoint, config)
+    model = built(config["model"], len(classes.names))
+    fitting(model, checkpoint["state_dict"], file)
+    return Run(path, model.eval(), Photos(**photos_part(classes, config)["init_args"]), config)
+
+
+def fitting(model: SegmentationModule, weights: dict[str, Any], file: Path) -> None:
+    """Load a checkpoint's weights.
+
+    Raises:
+        ValueError: they are another network's.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip()[:200]
+        raise ValueError(f"{file}: its weights do not fit the network that its config names ({detail})") from error
 
 
 def download(artifact: str) -> Path:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from conftest import fit_tiny
 from datamodules.cache import HEADER, DiskCache, RamCache, Small, pack, shrink, unpack
+from datamodules.photos import Photos
 from datamodules.scenes import CLASSES, draw_scene
 from datamodules.sets.folder import Folder
 from datamodules.sets.synthetic import Synthetic
@@ -191,8 +192,8 @@ def test_spawned_workers_share_the_memory(folder, tmp_path, monkeypatch):
 
 
 def test_predicted_images_are_not_kept(folder, tmp_path):
-    data = own(folder, tmp_path, cache="ram", num_workers=0)
-    data.predict_folder = folder / "images"
+    data = Photos(["a", "b"], [[0, 0, 0], [9, 9, 9]], cache="ram", num_workers=0, cache_dir=str(tmp_path))
+    data.show(folder / "images")
     assert len(list(data.predict_dataloader())) == 12
     assert data.kept is None
 

@@ -1,6 +1,7 @@
 """Data modules in plain Python, without a trainer: loaders, and batches as methods get them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import datamodules
 from common.model.module import SegmentationModule
 from common.ops.batch import IGNORE, check_batch
 from conftest import draw_folder
-from datamodules.sets.folder import Folder
+from datamodules.photos import Photos
 from datamodules.sets.synthetic import Synthetic
 from datamodules.supervision import Supervision
 from methods import Supervised
@@ -109,13 +110,18 @@ def test_an_image_of_ones_own_is_predicted(tmp_path):
 
 def test_a_folder_to_predict(tmp_path):
     root = draw_folder(tmp_path / "own")
-    data = Folder(str(root), size=[32, 40], num_workers=0)
-    with pytest.raises(ValueError, match="which images"):
-        data.predict_dataloader()
-    data.predict_folder = root / "images"
+    (root / "images" / "day 2").mkdir()
+    shutil.copy(root / "images" / "1.png", root / "images" / "day 2" / "1.png")
+    (root / "images" / "broken.png").write_bytes(b"no picture")
+    data = Photos(["a", "b"], [[0, 0, 0], [9, 9, 9]], size=[32, 40], num_workers=0)
+    data.show(root / "images")
     batches = [data.ready(batch) for batch in data.predict_dataloader()]
-    assert [batch["name"][0] for batch in batches] == sorted(data.images)
+    assert [batch["name"][0] for batch in batches] == [*map(str, range(10)), "broken", "day 2/1"]
     assert all((batch["mask"] == IGNORE).all() for batch in batches)
+    assert ["error" in batch for batch in batches] == [False] * 10 + [True, False]
+    assert "broken.png" in batches[10]["error"][0]
+    assert torch.equal(batches[1]["image"], batches[11]["image"])
+    assert [*data.show(root / "images" / "3.png")] == ["3"]
 
 
 def test_bad_streams_are_told_without_setup(tmp_path):

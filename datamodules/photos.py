@@ -1,0 +1,73 @@
+"""Images without labels, to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from common.ops.batch import IGNORE
+from datamodules.base import SegmentationDataModule
+from datamodules.cache import shrink
+from datamodules.files import find_images, image_id, read_image
+from datamodules.images import whole_image
+from datamodules.loaders import loader, shared
+
+
+class Photos(SegmentationDataModule):
+    """Any images, without labels and splits: classes, colours and size are those of a trained model.
+
+    Args:
+        class_names: of the model.
+        colors: of the classes, [red, green, blue] from 0 to 255.
+        value_range: what black and white are in images of more than 8 bits, see `datamodules.sets.folder.Folder`.
+        kwargs: see `datamodules.base.SegmentationDataModule`.
+    """
+
+    def __init__(
+        self, class_names: list[str], colors: list[list[int]], value_range: list[float] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.class_names, self.colors = class_names, [(r, g, b) for r, g, b in colors]
+        self.value_range = value_range
+
+    def show(self, place: Path) -> Mapping[str, Path]:
+        """The image file or the folder of images, with the folders in it, to predict: files by id.
+
+        Raises:
+            FileNotFoundError, ValueError: there is none.
+        """
+        if place.is_file():
+            self.images = {image_id(Path(place.name)): place}
+        else:
+            self.images = find_images(place, nested=True)
+        return self.images
+
+    def prepare_data(self) -> None:
+        """Nothing is labelled."""
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """One image at a time, see `PhotoData`."""
+        return loader(self, PhotoData(shared(self, [*self.images]), self), batch_size=1)
+
+
+class PhotoData(Dataset[dict[str, Any]]):
+    """Evaluation samples (`datamodules.images.whole_image`) whose masks are 255 everywhere. In the place of an image
+    that cannot be read stands a pixel, with the reason as `error`: one bad photo of thousands is no end."""
+
+    def __init__(self, names: list[str], data: Photos) -> None:
+        self.names, self.images, self.size, self.value_range = names, data.images, data.size, data.value_range
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.names[index]
+        try:
+            return whole_image(name, shrink(read_image(self.images[name], self.value_range), self.size), None)
+        except (OSError, ValueError) as error:
+            pixel = {"image": torch.zeros(3, 1, 1, dtype=torch.uint8), "mask": torch.full((1, 1), IGNORE)}
+            return {**pixel, "name": name, "size": torch.tensor([1, 1]), "error": str(error)}

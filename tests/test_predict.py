@@ -1,0 +1,187 @@
+"""`weakseg predict` and loaded models: complete without the training data; no file of people's own is replaced."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import weakseg as package
+from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run whose training data are gone."""
+    root = draw_folder(tmp_path_factory.mktemp("predict") / "data")
+    fit_tiny(root.parent / "run", *on_folder(root))
+    shutil.rmtree(root)
+    return root.parent / "run"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return draw_folder(tmp_path / "data") / "images"
+
+
+def predict(run_dir, images, output, *options, **how):
+    return weakseg("predict", "--run", run_dir, "--images", images, "--output", output, *options, **how)
+
+
+# Without the training data -----------------------------------------------------------------------------------------
+
+
+def test_a_model_needs_nothing_but_its_checkpoint(run_dir, photos, tmp_path):
+    alone = tmp_path / "model.ckpt"
+    shutil.copy(run_dir / "checkpoints" / "best.ckpt", alone)
+    text = weakseg("predict", "--ckpt", alone, "--images", photos, "--output", tmp_path / "out")
+    assert "10 images in " in text
+    assert "ground " in text
+    run = package.load_run(alone)
+    assert [*run.class_names] == ["ground", "red thing", "blue thing"]
+    assert run.photos.size == (32, 40)
+    assert len(run.colors) == 3
+    assert (run.predict(photos / "3.png") == np.asarray(Image.open(tmp_path / "out" / "3.png"))).all()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        _ = run.data
+
+
+def test_compare_of_runs_whose_data_are_gone_has_no_pictures_and_says_why(run_dir, tmp_path):
+    copy = shutil.copytree(run_dir, tmp_path / "runs" / "one")
+    summary = json.loads((copy / "summary.json").read_text())
+    (copy / "summary.json").write_text(json.dumps({**summary, "test": {"best": {"test/miou": 50.0}}}))
+    weakseg("compare", tmp_path / "runs", "--output", tmp_path / "report")
+    assert "no pictures: " in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.slow  # torch.export
+def test_exported_files_say_what_their_classes_are(run_dir, tmp_path):
+    weakseg("export", "--run", run_dir, "--output", tmp_path / "model.pt2")
+    found = {"weakseg": ""}
+    torch.export.load(str(tmp_path / "model.pt2"), extra_files=found)
+    about = json.loads(found["weakseg"])
+    assert about["classes"] == ["ground", "red thing", "blue thing"]
+    assert about["size"] == [32, 40]
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    weakseg("export", "--run", run_dir, "--output", tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    assert json.loads({one.key: one.value for one in model.metadata_props}["weakseg"]) == about
+
+
+OTHER_CLASSES = {
+    "another order": "ground\nblue thing\nred thing\n",
+    "another name": "ground\nred thing\ngreen thing\n",
+    "one more": "ground\nred thing\nblue thing\nsky\n",
+}
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+@pytest.mark.parametrize("row", OTHER_CLASSES)
+def test_data_with_other_classes_are_refused_with_both_lists(verb, row, run_dir, tmp_path):
+    root = draw_folder(tmp_path / "data")
+    (root / "classes.txt").write_text(OTHER_CLASSES[row])
+    text = weakseg(verb, "--run", run_dir, "--data.init_args.root", root, expect=1)
+    assert ", ".join(OTHER_CLASSES[row].split("\n")[:-1]) in text
+    assert "was trained on ground, red thing, blue thing" in text
+    assert "the same classes in the same order" in text
+
+
+WRONG = {
+    "no list": ("classes", "red"),
+    "a number for a name": ("classes", ["a", 7, "c"]),
+    "an empty name": ("classes", ["a", "", "c"]),
+    "a colour too few": ("colors", [[0, 0, 0]]),
+    "a colour beyond 255": ("colors", [[0, 0, 0], [1, 1, 1], [0, 0, 256]]),
+    "an absurd size": ("size", [10**6, 10**6]),
+    "a size of 0": ("size", [0, 32]),
+    "a class too few": ("classes", ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("row", WRONG)
+def test_what_a_checkpoint_says_of_its_classes_is_checked(row, run_dir, photos, tmp_path):
+    key, value = WRONG[row]
+    content = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
+    content["weakseg"][key] = value
+    torch.save(content, tmp_path / "wrong.ckpt")
+    text = weakseg(
+        "predict", "--ckpt", tmp_path / "wrong.ckpt", "--images", photos, "--output", tmp_path / "out", expect=1
+    )
+    assert len([line for line in text.splitlines() if line.startswith("weakseg: error")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+# What is read ------------------------------------------------------------------------------------------------------
+
+
+def test_one_image_and_folders_in_the_folder(run_dir, photos, tmp_path):
+    predict(run_dir, photos / "3.png", tmp_path / "one")
+    assert snapshot(tmp_path / "one").keys() == {".weakseg-predictions.jsonl", "3.png", "overlays/3.png"}
+    (photos / "day 1" / "morning").mkdir(parents=True)
+    shutil.copy(photos / "3.png", photos / "day 1" / "morning" / "3.png")
+    (photos / "phone.heic").write_bytes(b"\0")
+    with pytest.warns(UserWarning, match=r"1 pictures in .* are not read: phone\.heic"):
+        predict(run_dir, photos, tmp_path / "all")
+    assert (tmp_path / "all" / "overlays" / "day 1" / "morning" / "3.png").exists()
+    labels = (tmp_path / "all" / "day 1" / "morning" / "3.png").read_bytes()
+    assert labels == (tmp_path / "one" / "3.png").read_bytes()
+
+
+def test_photos_that_cannot_be_read_are_told_and_end_nothing(run_dir, photos, tmp_path):
+    whole = (photos / "2.png").read_bytes()
+    (photos / "2.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "5.png").write_bytes(b"")
+    (photos / "7.png").write_bytes(b"no picture")
+    text = predict(run_dir, photos, tmp_path / "out", expect=1)
+    assert "7 images in " in text
+    assert [number for number in "257" if f"{photos / number}.png" in text] == ["2", "5", "7"]
+    assert "weakseg: error: 3 of 10 images could not be read" in text
+    assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set("0134689")
+
+
+# What is written ---------------------------------------------------------------------------------------------------
+
+
+PLACES = {
+    "the images": lambda data: data / "images",
+    "inside the images": lambda data: data / "images" / "labels",
+    "the masks": lambda data: data / "masks",
+    "a link to the masks": lambda data: data / "link",
+}
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+@pytest.mark.parametrize("row", PLACES)
+def test_files_of_peoples_own_are_never_replaced(row, options, run_dir, photos):
+    (photos.parent / "link").symlink_to(photos.parent / "masks")
+    before = snapshot(photos.parent)
+    text = predict(run_dir, photos, PLACES[row](photos.parent), *options, expect=1)
+    assert "another --output" in text or "another folder" in text
+    assert snapshot(photos.parent) == before
+
+
+def test_only_what_predict_wrote_is_replaced_and_only_when_asked(run_dir, photos, tmp_path):
+    out = tmp_path / "out"
+    predict(run_dir, photos, out)
+    before = snapshot(out)
+    assert "replace it with --overwrite" in predict(run_dir, photos, out, expect=1)
+    assert snapshot(out) == before
+    predict(run_dir, photos, out, "--overwrite")
+    Image.new("L", (8, 8)).save(out / "4.png")  # somebody corrects a label
+    before = snapshot(out)
+    text = predict(run_dir, photos, out, "--overwrite", expect=1)
+    assert f"{out / '4.png'} was not written by predict, or was changed since" in text
+    assert snapshot(out) == before
+
+
+def test_cut_off_predictions_can_be_replaced(run_dir, photos, tmp_path):
+    out = tmp_path / "out"
+    predict(run_dir, photos, out)
+    for length in (0, 9):  # the last line was not written, or only in part
+        lines = (out / ".weakseg-predictions.jsonl").read_text().splitlines()
+        (out / ".weakseg-predictions.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:length]]))
+        (out / json.loads(lines[-1])[0]).touch()
+        predict(run_dir, photos, out, "--overwrite")
