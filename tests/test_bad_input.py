@@ -278,18 +278,16 @@ def test_broken_files(row, used, tmp_path):
 # Checkpoints -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["--resume", "--init_from"])
-def test_checkpoint_of_another_method(option, used, tmp_path):
-    arguments = [option, used / "checkpoints" / "last.ckpt"]  # of TV, the run is Supervised
+def test_checkpoint_of_another_method(used, tmp_path):
+    arguments = ["--resume", used / "checkpoints" / "last.ckpt"]  # of TV, the run is Supervised
     text = fit_tiny(tmp_path / "new", *arguments, expect=1)
     for words in (str(arguments[1]), "checkpoint of TV", "this run is Supervised", "give a checkpoint of Supervised"):
         assert words in message(text)
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("option", ["--resume", "--init_from"])
-def test_checkpoint_of_another_network(option, used, tmp_path):
-    arguments = [option, used / "checkpoints" / "last.ckpt", "--model.init_args.network.decoder.decoder_channels"]
+def test_checkpoint_of_another_network(used, tmp_path):
+    arguments = ["--resume", used / "checkpoints" / "last.ckpt", "--model.init_args.network.decoder.decoder_channels"]
     text = fit_tiny(tmp_path / "new", "--model", "TV", *arguments, "[16, 16, 8, 4]", expect=1)
     assert "does not fit the network" in message(text)
     assert "size mismatch for network.model.decoder" in message(text)
@@ -326,16 +324,23 @@ def test_directory_in_use(used, tmp_path):
 
 # Trained models ----------------------------------------------------------------------------------------------------
 
+IMAGES = ["--images, an image or a folder", "--output FOLDER"]
 AFTER = {
     "no model": (["test"], ["--run RUN_DIR", "--ckpt FILE"]),
     "two models": (["test", "--run", "USED", "--ckpt", "USED/checkpoints/last.ckpt"], ["either --run", "or --ckpt"]),
     "no run": (["validate", "--run", "NEW"], ["NEW/checkpoints/best.ckpt", "run directory"]),
     "no checkpoint": (["test", "--ckpt", "USED/config.yaml"], ["USED/config.yaml", "cannot be read as a checkpoint"]),
-    "no images": (["predict", "--run", "USED", "--output", "NEW"], ["--images FOLDER", "--output FOLDER"]),
-    "no output": (["predict", "--run", "USED", "--images", "USED"], ["--images FOLDER", "--output FOLDER"]),
+    "no images": (
+        ["predict", "--run", "USED", "--output", "NEW"],
+        IMAGES,
+    ),
+    "no output": (
+        ["predict", "--run", "USED", "--images", "USED"],
+        IMAGES,
+    ),
     "no such folder": (["predict", "--run", "USED", "--images", "NEW", "--output", "NEW"], ["NEW", "does not exist"]),
     "folder without images": (
-        ["predict", "--run", "USED", "--images", "USED", "--output", "NEW"],
+        ["predict", "--run", "USED", "--images", "USED/checkpoints", "--output", "NEW"],
         ["USED", "has no image"],
     ),
 }

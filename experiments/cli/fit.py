@@ -19,6 +19,7 @@ from experiments.cli.lightning import WeaksegCLI, run
 from experiments.cli.messages import FILES
 from experiments.runs.checkpoint import check_method
 from experiments.runs.run_dir import print_results
+from experiments.runs.start import start_from
 
 # Options of `--model` that say where something is, or how it is computed, not what is trained.
 NOT_TOLD = re.compile(r"--model\.(init_args\.)?(network\.(weights|compile|checkpoint_activations)|optimizer)")
@@ -83,7 +84,7 @@ class Fit(WeaksegCLI):
         if checkpoint:
             check_method(checkpoint, self.method)
         if source:
-            self.model.load_state_dict(check_method(Path(source), self.method)["state_dict"])
+            rank_zero_only(print)(f"start from {start_from(self.model, Path(source), self.datamodule.class_names)}")
         data, devices, parts = self.settings.data.init_args, self.trainer.world_size, self.datamodule.accumulation
         share = f"{data.batch_size // (devices * parts)} per device" + (f", {parts} accumulated" if parts > 1 else "")
         rate = self.settings.model.init_args.optimizer.init_args.lr

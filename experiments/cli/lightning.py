@@ -69,7 +69,7 @@ class WeaksegCLI(LightningCLI):
         add("--name", type=str | None, help="NAME in the default run_dir; default: what is labelled, and the seed")
         add("--resume", type=str | None, help="'auto': continue what is in run_dir, if anything; or a file")
         add("--changed_data", type=Literal["refuse", "accept"], default="refuse", help="when a run is continued")
-        add("--init_from", type=str | None, help="start from the weights of this checkpoint, at step 0")
+        add("--init_from", type=str | None, help="start from the network of this checkpoint, at step 0")
         add("--overwrite", type=bool, default=False, help="replace the run that is in run_dir")
         add("--checkpoint_every", type=int, default=50, help="optimizer steps between last.ckpt files")
         add("--skip_nonfinite", type=int, default=0, help="steps without a finite gradient to leave out")
