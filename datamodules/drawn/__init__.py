@@ -72,10 +72,10 @@ def find(root: Path, images: Mapping[str, Path], class_names: Sequence[str], fil
                 below.append(path)
             else:
                 raise ValueError(f"{path} is called like a file of all images: put it into {root}, or rename it")
-    values = yolo.numbering(root, class_names, fill) if labels.is_dir() else []
-    for path in shown(labels.rglob("*.txt"), labels):
-        if path != labels / "classes.txt":
-            add(sources, ids, parts_of_file(path, labels, ids), path, partial(yolo.read, path, values, class_names))
+    texts = [path for path in shown(labels.rglob("*.txt"), labels) if path != labels / "classes.txt"]
+    values = yolo.numbering(root, class_names, fill) if texts else []
+    for path in texts:
+        add(sources, ids, parts_of_file(path, labels, ids), path, partial(yolo.read, path, values, class_names))
     whole = files_of_all(root, below, {path for path, _ in sources.values()})
     for path in whole:
         within = path.parent.relative_to(inside).parts if inside in path.parents else ()

@@ -36,16 +36,7 @@ def read(path: Path, content: Any, class_names: Sequence[str], keep_empty: bool)
     Raises:
         ValueError: no COCO file, an unknown class, an annotation without a mask, or of a category that is not listed.
     """
-    images: dict[str, tuple[str, Any]] = {}
-    for one in take(content, "images", list):
-        entry = (take(one, "file_name", str), size_of(one.get("width"), one.get("height")))
-        if images.setdefault(key := identity(one, "id"), entry) != entry:
-            raise ValueError(f"{brief(images[key][0])} and {brief(entry[0])} have one id ({key}): correct it")
-    names: dict[str, str] = {}
-    for one in take(content, "categories", list):
-        name = take(one, "name", str)
-        if names.setdefault(key := identity(one, "id"), name) != name:
-            raise ValueError(f"the categories '{names[key]}' and '{name}' have one id ({key}): correct it")
+    images, names = listed(content)
     found: dict[str, list[Thing]] = {key: [] for key in images}
     values: dict[str, int] = {}
     boxes, lost, thin = [], [], []
@@ -53,10 +44,12 @@ def read(path: Path, content: Any, class_names: Sequence[str], keep_empty: bool)
     for one in annotations:
         image, category, key = identity(one, "image_id"), identity(one, "category_id"), brief(one.get("id"))
         if image not in images:
-            lost.append(f"annotation {key} of image {image}")
+            lost.append(f"annotation {key} of image {image:.40}")
             continue
         if category not in names:
-            raise ValueError(f"annotation {key} is of category {category}, which the file does not list: correct it")
+            raise ValueError(
+                f"annotation {key} is of category {category:.40}, which the file does not list: correct it"
+            )
         if category not in values:
             values[category] = class_id(names[category], class_names)
         with naming(f"annotation {key}"):
@@ -82,6 +75,23 @@ def read(path: Path, content: Any, class_names: Sequence[str], keep_empty: bool)
         if keep_empty or found[key]:
             drawings[name] = partial(drawing, size, found[key])
     return drawings
+
+
+def listed(content: Any) -> tuple[dict[str, tuple[str, tuple[int, int] | None]], dict[str, str]]:
+    """By id: the file names and sizes of the images, and the names of the categories."""
+    images: dict[str, tuple[str, tuple[int, int] | None]] = {}
+    for one in take(content, "images", list):
+        entry = (take(one, "file_name", str), size_of(one.get("width"), one.get("height")))
+        if images.setdefault(key := identity(one, "id"), entry) != entry:
+            raise ValueError(f"{brief(images[key][0])} and {brief(entry[0])} have one id: correct it")
+    names: dict[str, str] = {}
+    for one in take(content, "categories", list):
+        name = take(one, "name", str)
+        if names.setdefault(key := identity(one, "id"), name) != name:
+            raise ValueError(
+                f"the categories {brief(names[key])} and {brief(name)} have one id ({key:.40}): correct it"
+            )
+    return images, names
 
 
 def identity(record: Any, key: str) -> str:

@@ -39,30 +39,35 @@ def read(content: Any, class_names: Sequence[str], keep_empty: bool) -> dict[str
                 continue
             if len(done) > 1:
                 raise ValueError(f"it has {len(done)} annotations: keep one")
-            results = take(done[0], "result", list)
-            geometry = {brief(one.get("id")) for one in results if labels_of(one)}
-            shapes, sizes = [], set()
-            for one in results:
-                kind = take(one, "type", str)
-                labels = labels_of(one)
-                if kind in ASIDE or (not labels and brief(one.get("id")) in geometry):
-                    continue  # the second: a shape whose label is a result of its own, which repeats the shape
-                if len(labels) != 1:
-                    raise ValueError(f"a {kind} has {len(labels)} labels: give it one")
-                size = size_of(one.get("original_width"), one.get("original_height"))
-                if size is None or one.get("image_rotation"):
-                    raise ValueError(f"a {kind} has no image size, or a turned image: turn images before you draw")
-                value = class_id(labels[0], class_names)
-                shapes.append(Shape(labels[0], kind, value, painter(kind, take(one, "value", dict), size)))
-                sizes.add(size)
-            if len(sizes) > 1:
-                raise ValueError(f"its results say different sizes of the image, {sorted(sizes)}: export it again")
+            drawing = drawing_of(take(done[0], "result", list), class_names)
             name = file_of(take(task, "data", dict))
             if name in drawings:
                 raise ValueError(f"the image {brief(name)} has a task already: keep one")
-            if shapes or keep_empty:
-                drawings[name] = partial(Drawing, next(iter(sizes), None), shapes)
+            if drawing.shapes or keep_empty:
+                drawings[name] = partial(Drawing, *drawing)
     return drawings
+
+
+def drawing_of(results: Sequence[Any], class_names: Sequence[str]) -> Drawing:
+    """The regions of an annotation."""
+    labelled = {brief(one.get("id")) for one in results if labels_of(one)}
+    shapes, sizes = [], set()
+    for one in results:
+        kind = take(one, "type", str)
+        labels = labels_of(one)
+        if kind in ASIDE or (not labels and brief(one.get("id")) in labelled):
+            continue  # the second: a shape whose label is a result of its own, which repeats the shape
+        if len(labels) != 1:
+            raise ValueError(f"a {kind} has {len(labels)} labels: give it one")
+        size = size_of(one.get("original_width"), one.get("original_height"))
+        if size is None or one.get("image_rotation"):
+            raise ValueError(f"a {kind} has no image size, or a turned image: turn images before you draw")
+        value = class_id(labels[0], class_names)
+        shapes.append(Shape(labels[0], kind, value, painter(kind, take(one, "value", dict), size)))
+        sizes.add(size)
+    if len(sizes) > 1:
+        raise ValueError(f"its results say different sizes of the image, {sorted(sizes)}: export it again")
+    return Drawing(next(iter(sizes), None), shapes)
 
 
 def labels_of(result: Any) -> list[Any]:

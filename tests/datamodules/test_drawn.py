@@ -151,6 +151,12 @@ def test_version_3_has_no_size_and_no_kinds_of_shapes(root):
     assert where(masks(root)["a"], 1) == (5, 20, 5, 20)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_of_json(root, encoding):
+    (root / "images" / "a.json").write_text(json.dumps(labelme(("dog", "polygon", SQUARE))), encoding=encoding)
+    assert masks(root)["a"][9, 9] == 1
+
+
 def test_void_erases_what_lies_below_it_under_fill_too(root):
     for void in ("__ignore__", "ignore", "void", "unlabelled", "Void"):
         shapes = (("dog", "rectangle", [[5, 5], [20, 20]]), (void, "rectangle", [[10, 10], [30, 12]]))
@@ -491,7 +497,7 @@ def test_what_is_left_out_of_a_coco_file_is_told(root):
             ["3 of 4 objects", "annotations 1, 2, 3"],
         ),
         ([{"segmentation": None}], ["1 of 2 objects have no outline"]),
-        ([{"category_id": 77, "segmentation": [flat(SQUARE)]}], ["annotation 1 is of category 77"]),
+        ([{"category_id": 77, "segmentation": [flat(SQUARE)]}], ["annotation 1 is of the category 77"]),
         ([{"image_id": None}], ["'image_id' is None"]),
         ([{"segmentation": [[SQUARE]]}], ["annotation 1: 'segmentation' is", "no rings of numbers"]),
         ([{"segmentation": [[], []]}, {"segmentation": {}}], ["2 of 3 objects have no outline"]),
