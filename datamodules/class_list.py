@@ -19,7 +19,8 @@ COLORS = [words.split() for words in ("", "r g b", "red green blue", "color", "c
 RGB = r"[(\[]?(?P<r>\d+)[\s,;]+(?P<g>\d+)[\s,;]+(?P<b>\d+)[)\]]?"
 CVAT = re.compile(rf"(?P<name>[^:]+):(?:{RGB})?:[^:]*:[^:]*")
 LINE = re.compile(rf"(?P<name>.+?)(?:[\s,;:]+(?:#(?P<code>[0-9a-fA-F]{{6}})|{RGB}))?[\s,;]*")
-NUMBERED = re.compile(r"(\d+)[\s,;:.)]+(?=.*[^\W\d])(.+)")
+NUMBERED = re.compile(r"(\d+)[\s,;:.)=]+(?=.*[^\W\d])(.+)")
+NO_NAME = re.compile(r"\W*|[-*] .*|[\[{<].*")  # lines of JSON, YAML and XML
 
 
 class ClassList(NamedTuple):
@@ -108,6 +109,12 @@ def read_classes(path: Path) -> ClassList:
             )
         void_before = void_before or (voids[0] if voids else None)
         classes.append(ClassInfo(name, color or default_color(len(classes))))
+    if lines and len(palette) == len(lines) - 1 > 0 and re.search(r"[,;\t]|\S\s+\S+\s+\S", lines[0][1]):
+        number, line = lines[0]
+        if _parse(f"{path}, line {number}", line)[1] is None:
+            raise ValueError(
+                f"{path}, line {number}: '{line}' has no colour, as all others have: is it a header? remove it"
+            )
     if not 2 <= len(classes) <= IGNORE:
         raise ValueError(
             f"{path} names {len(classes)} classes, at least 2 are needed (background is one of them) and at most "
@@ -119,8 +126,12 @@ def read_classes(path: Path) -> ClassList:
 def _is_header(path: Path, number: int, line: str) -> bool:
     """Whether a first line names columns. Others than those that are read are refused, a single word too: with it as a
     class all ids would be one too high."""
-    words = [word.strip("\"'") for word in re.split(r"[\s,;:]+", line.lower())]
-    if not {*words} <= NUMBERS | NAMES | {word for color in COLORS for word in color} or not {*words} & NAMES:
+    words = [word.strip("\"'") for word in re.split(r"[\s,;:]+", line.lower()) if word.strip("\"'")]
+    if (
+        not words
+        or not {*words} <= NUMBERS | NAMES | {word for color in COLORS for word in color}
+        or not {*words} & NAMES
+    ):
         return False
     rest = words[1:] if words[0] in NUMBERS else words
     if len(words) == 1 or rest[0] not in NAMES or rest[1:] not in COLORS:
@@ -139,7 +150,12 @@ def _parse(where: str, text: str) -> tuple[str, Color | None]:
     groups = match.groupdict()
     name, code, rgb = groups["name"].strip(" \t\"'"), groups.get("code"), [groups[band] for band in "rgb"]
     behind = re.findall(r"(?<=[\s,;:])-?[\d.]+(?=[\s,;]|$)", f"{name} ")
-    if "#" in name or not name or len(behind) > (0 if code or rgb[0] else 1) or re.search(r"[,;:\t]\s*-?[\d.]+$", name):
+    if (
+        "#" in name
+        or NO_NAME.fullmatch(name)
+        or len(behind) > (0 if code or rgb[0] else 1)
+        or re.search(r"[,;:=\t]\s*-?[\d.]+$", name)
+    ):
         raise ValueError(form)
     if not code and not rgb[0]:
         return name, None

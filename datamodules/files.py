@@ -199,7 +199,8 @@ def read_mask(
     if pixels.ndim == 3:
         if not palette:
             raise ValueError(
-                f"{path} is an RGB mask: give its colours in classes.txt (`name r g b`), or save class ids"
+                f"{path} is an RGB mask: give its colours in classes.txt (`name r g b`), save class ids, or give "
+                "data.mask_values if it is grey"
             )
         return _from_colors(path, pixels, palette)
     if picture.colors is not None and palette and (table := _index_table(path, picture, palette)) is not None:

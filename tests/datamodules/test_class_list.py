@@ -49,6 +49,8 @@ def test_class_files(tmp_path):
         ("class_name;color\na;#010203\nb;#040506\n", ["a", "b"]),
         ("0 a\n1 b\n", ["a", "b"]),
         ("0: a\n1: b\n", ["a", "b"]),
+        ("0=a\n1=b\n", ["a", "b"]),
+        ("background\nopen road 1 2 3\nb 4 5 6\n", ["background", "open road", "b"]),
         ("0,a,0,0,0\n1,b,9,9,9\n255,void,1,1,1\n", ["a", "b"]),
         ("0\ta\n1\tb c\n", ["a", "b c"]),
         ("a\nb\n# the end\nvoid\nignore\n", ["a", "b"]),
@@ -126,6 +128,13 @@ def test_the_background_has_two_names():
         ("3 wheeler\nb\n", ["line 1", "not 3"]),
         ("name\na\nb\n", ["line 1", "'name' looks like a header"]),
         ("r,g,b,name\n1,2,3,a\n", ["line 1", "looks like a header", "in this order"]),
+        ("names:\n  a\n  b\n", ["line 1", "'names:' looks like a header"]),
+        ("classname;colour_hex\na;#010203\nb;#040506\n", ["line 1", "no colour", "is it a header?"]),
+        ("Klasse Rot Gruen Blau\na 1 2 3\nb 4 5 6\n", ["line 1", "is it a header?"]),
+        ('[\n"a",\n"b"\n]\n', ["line 1", "'['", "name r g b"]),
+        ("- a\n- b\n", ["line 1", "'- a'"]),
+        ("<object>\na\n", ["line 1", "<object>"]),
+        ("a=0\nb=1\n", ["line 1", "a=0"]),
     ],
 )  # fmt: skip
 def test_bad_class_files_are_named(tmp_path, text, words):
