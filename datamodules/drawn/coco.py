@@ -47,9 +47,7 @@ def read(path: Path, content: Any, class_names: Sequence[str], keep_empty: bool)
             lost.append(f"annotation {key} of image {image:.40}")
             continue
         if category not in names:
-            raise ValueError(
-                f"annotation {key} is of category {category:.40}, which the file does not list: correct it"
-            )
+            raise ValueError(f"annotation {key} is of the category {category:.40}, which is not listed: correct it")
         if category not in values:
             values[category] = class_id(names[category], class_names)
         with naming(f"annotation {key}"):
