@@ -12,6 +12,7 @@ from datamodules.files import VOID_NAMES, ClassInfo, Color, default_color
 from datamodules.text import normal, read_lines
 
 FILES = ("classes.txt", "labels.txt", "labelmap.txt")
+LIKE = re.compile(r"[^.]*(?:class|label).*\.(?:txt|csv|names|json|ya?ml)|[^.]*\.names", re.IGNORECASE)
 # What columns are called in a header, with the numbers in front of the names and the colours behind them.
 NUMBERS = {"id", "index", "value", "number", "class_id", "label_id"}
 NAMES = {"name", "names", "class", "classes", "label", "labels", "category", "class_name", "label_name"}
@@ -76,7 +77,11 @@ def read_classes(path: Path) -> ClassList:
             number out of order, or a name or colour given twice.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: write one class name a line, the first is class 0")
+        near = [one.name for one in sorted(path.parent.glob("*.*")) if LIKE.fullmatch(one.name)]
+        raise FileNotFoundError(
+            f"{path} does not exist: write one class name a line, the first is class 0"
+            + (f"; there is {', '.join(near)}, call it {path.name} if it is this" if near else "")
+        )
     lines = [(number, normal(line).strip()) for number, line in enumerate(read_lines(path), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if lines and _is_header(path, *lines[0]):

@@ -262,4 +262,4 @@ def _tiff_page(path: Path, page: Any) -> Picture:
     pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels.reshape(*pixels.shape[:2], -1)
     pixels = turned(pixels, int(page.tags.valueof(ORIENTATION, 1)))
     opacity = pixels[..., -1] if pixels.shape[2] > bands else None
-    return Picture(pixels[..., 0] if bands == 1 else pixels[..., :3], f"TIFF of {page.dtype}", None, opacity)
+    return Picture(pixels[..., 0] if bands == 1 else pixels[..., :3], f"{page.dtype} TIFF", None, opacity)

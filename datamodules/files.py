@@ -69,14 +69,12 @@ def find_images(folder: str | Path, nested: bool = False, needed: bool = True) -
     if needed and not found:
         inside = [path.name for path in folder.iterdir() if not nested and path.is_dir() and _is_shown(path.name)]
         reasons = [
-            f"; it has {first_few(others)}, which cannot be read: convert them to PNG or JPEG" if others else "",
+            f"; it has {first_few(others)}, which cannot be read: convert them to PNG" if others else "",
             f"; folders in it are not read: {first_few(inside)}" if inside else "",
         ]
         raise ValueError(f"folder {folder} has no image ({', '.join(SUFFIXES)})" + "".join(reasons))
     if others:
-        rank_zero_warn(
-            f"{len(others)} pictures in {folder} are not read: {first_few(others)}; convert them to PNG or JPEG"
-        )
+        rank_zero_warn(f"{len(others)} pictures in {folder} are not read: {first_few(others)}; convert them to PNG")
     return dict(sorted(found.items()))
 
 

@@ -231,4 +231,4 @@ def _class_ids(given: Mapping[int, str], class_names: Sequence[str]) -> dict[int
 def _unread(others: Mapping[str, Path], names: Iterable[str]) -> str:
     """Part of an error: those of the names that there are only in formats that are not read; empty if none."""
     files = [others[name].name for name in names if name in others]
-    return f"; {first_few(files)} cannot be read: convert to PNG or JPEG" if files else ""
+    return f"; {first_few(files)} cannot be read: convert to PNG" if files else ""

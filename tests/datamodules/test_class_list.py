@@ -154,6 +154,10 @@ def test_255_classes_are_read(tmp_path):
 def test_a_list_of_another_tool_serves_where_there_is_no_classes_txt(tmp_path):
     path = class_file(tmp_path)
     refused(FileNotFoundError, [path, "one class name a line"], read_classes, path)
+    for name in ("classes.csv", "my_Labels.txt", "obj.names", "notes.txt", "._classes.txt"):
+        (tmp_path / name).touch()
+    words = [path, "classes.csv, my_Labels.txt, obj.names, call it classes.txt"]
+    refused(FileNotFoundError, words, read_classes, path)
     (tmp_path / "labelmap.txt").write_text("a\nb")
     assert class_file(tmp_path) == tmp_path / "labelmap.txt"
     (tmp_path / "labels.txt").write_text("b\na")

@@ -76,7 +76,7 @@ def test_a_name_has_one_normal_form(tmp_path):
 def test_pictures_of_other_formats_are_told_of(tmp_path):
     for name in ("a.HEIC", "b.gif", "c.dng"):
         (tmp_path / name).touch()
-    words = [tmp_path, "no image", "a.HEIC, b.gif, c.dng", "convert them to PNG or JPEG"]
+    words = [tmp_path, "no image", "a.HEIC, b.gif, c.dng", "convert them to PNG"]
     refused(ValueError, words, find_images, tmp_path)
     (tmp_path / "d.png").touch()
     with pytest.warns(UserWarning, match=r"3 pictures in .* are not read: a.HEIC, b.gif, c.dng; convert"):
