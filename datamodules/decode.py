@@ -113,7 +113,7 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
         head = _head(path)
         if head.startswith(TIFF):
             with tifffile.TiffFile(path) as tiff:
-                page: Any = tiff.pages.first
+                page = _pages(tiff)[0]
                 return (page.imagelength, page.imagewidth), int(page.tags.valueof(ORIENTATION, 1))
         with Image.open(path) as image:
             # Pillow decodes a whole PNG to find the tag; most have none.
@@ -203,11 +203,10 @@ def _deep_png(path: Path) -> Picture:
 
 def _from_tiff(path: Path) -> Picture:
     with tifffile.TiffFile(path) as tiff:
-        every: Any = tiff.pages
-        pages = list(islice((page for page in every if not page.subfiletype & NO_PAGE), 2)) or [every.first]
+        pages = _pages(tiff)
         planes = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
         if len(pages) > 1 or planes > 1:
-            count = planes if planes > 1 else len(every)
+            count = planes if planes > 1 else len(tiff.pages)
             raise Refused(f"{path} has {count} pages, of which one can be used: save each as a file of its own")
         page = pages[0]
         _check_size(path, page.imagewidth, page.imagelength)
@@ -224,6 +223,12 @@ def _from_tiff(path: Path) -> Picture:
         if ((picture.opacity != 0) & (picture.opacity != full)).mean() > 0.5:
             raise _too_many_bands(path, page.samplesperpixel, bands)
     return picture
+
+
+def _pages(tiff: tifffile.TiffFile) -> list[Any]:
+    """The first page of a TIFF, and another if there is one; smaller copies do not count."""
+    every: Any = tiff.pages
+    return list(islice((page for page in every if not page.subfiletype & NO_PAGE), 2)) or [every.first]
 
 
 def _too_many_bands(path: Path, found: int, used: int) -> Refused:
@@ -245,9 +250,10 @@ def _check_inflated(path: Path, page: Any) -> None:
 def _tiff_page(path: Path, page: Any) -> Picture:
     """The only page of a file. Pillow knows the colours and compressions of 8 bits, tifffile the other types."""
     bits, bands, grey = page.bitspersample, COLOR_BANDS[page.photometric], page.samplesperpixel == 1
-    if bits <= 8 or (grey and page.dtype == np.uint16 and page.photometric == 1):
+    if page.dtype in (np.uint8, np.bool_) or (grey and page.dtype == np.uint16 and page.photometric == 1):
         try:
             with Image.open(path) as image:
+                image.seek(page.index)
                 image.load()
                 picture = from_pillow(image)
             step = 255 // (2**bits - 1) if bits in (2, 4) and picture.colors is None else picture.step

@@ -72,21 +72,25 @@ READ = {
         path, (BYTES.astype(np.uint16) * 257).transpose(2, 0, 1), photometric="rgb", planarconfig="separate"
     ),
     "16-bit RGB PNG": lambda path: png(path.with_suffix(".png"), BYTES.astype(np.uint16) * 257, 16, 2),
-    "a smaller copy as a second page": lambda path: with_overview(path),
+    "a smaller copy as a second page": lambda path: with_overview(path, BYTES),
+    "a smaller copy as the first page": lambda path: with_overview(path, BYTES, first=True),
+    "a smaller copy of 16 bits": lambda path: with_overview(path, BYTES.astype(np.uint16) * 257, first=True),
     "LZW": lambda path: (Image.fromarray(BYTES).save(path, compression="tiff_lzw"), path)[1],
 }  # fmt: skip
 
 
-def with_overview(path):
+def with_overview(path, pixels, first=False):
     with tifffile.TiffWriter(path) as file:
-        file.write(BYTES, photometric="rgb")
-        file.write(BYTES[::2, ::2], photometric="rgb", subfiletype=1)
+        for small in (True, False) if first else (False, True):
+            file.write(pixels[::2, ::2] if small else pixels, photometric="rgb", subfiletype=int(small))
     return path
 
 
 @pytest.mark.parametrize("kind", READ)
 def test_files_that_are_read_exactly(tmp_path, kind):
-    assert read_image(READ[kind](tmp_path / "a.tif")).tolist() == BYTES.tolist()
+    path = READ[kind](tmp_path / "a.tif")
+    assert read_image(path).tolist() == BYTES.tolist()
+    assert stored_size(path) == ((6, 9), 1)
 
 
 @pytest.mark.parametrize("white", ["minisblack", "miniswhite"])
@@ -135,6 +139,7 @@ NEED_A_RANGE = {
     "12 bits in 16, RGB": (RNG.integers(2000, 4096, (6, 9, 3), np.uint16), "uint16", [0, 4095]),
     "14 bits in 16": (RNG.integers(9000, 16384, (6, 9), np.uint16), "uint16", [0, 16383]),
     "elevations": (RNG.integers(-30, 900, (6, 9), np.int16), "int16", None),
+    "int8": (RNG.integers(-128, 128, (6, 9), np.int8), "int8", None),
     "int32": (RNG.integers(0, 256, (6, 9), np.int32), "int32", [0, 255]),
     "uint32": (RNG.integers(0, 2**31, (6, 9), np.uint32), "uint32", None),
 }
