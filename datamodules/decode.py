@@ -67,7 +67,7 @@ def decode(path: Path) -> Picture:
 
 def from_pillow(image: Image.Image) -> Picture:
     """A picture that Pillow has opened. Pillow gives 16 bits of grey as they are."""
-    turn = image.getexif().get(ORIENTATION, 1)
+    turn = _turn(image)
     mode, colors, opacity, step = image.mode, None, None, 1
     if mode in ("P", "PA"):
         table = np.zeros((256, 3), np.uint8)
@@ -120,7 +120,14 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
             marks = (b"eXIf", b"xmp", b"Raw profile")
             if head.startswith(PNG) and not any(mark in path.read_bytes() for mark in marks):
                 return (image.height, image.width), 1
-            return (image.height, image.width), image.getexif().get(ORIENTATION, 1)
+            return (image.height, image.width), _turn(image)
+
+
+def _turn(image: Image.Image) -> int:
+    turn = image.getexif().get(ORIENTATION, 1)
+    if not isinstance(turn, int):
+        raise ValueError(f"its EXIF orientation is {turn!r}")
+    return turn
 
 
 @contextmanager

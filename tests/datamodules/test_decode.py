@@ -290,6 +290,10 @@ def broken(kind, path):
             picture.save(path := path.with_suffix(".jpg"), exif=b"Exif\0\0MM\0\x99garbage that is no TIFF header")
         case "EXIF that is cut":
             picture.save(path := path.with_suffix(".jpg"), exif=b"Exif\0\0II*\0\x08\0\0\0\x40\0\x12\x01")
+        case "EXIF with an orientation that is no number":
+            tag = struct.pack("<HHII", ORIENTATION, 7, 4, 0x20202020)
+            exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + tag + b"\0" * 4
+            picture.save(path := path.with_suffix(".jpg"), exif=exif)
         case "TIFF without a page":
             path.write_bytes(b"II*\0\x08\0\0\0")
         case "TIFF that ends in its tags":
@@ -314,12 +318,16 @@ def broken(kind, path):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("EXIF that is none", "EXIF that is cut", "TIFF without a page", "TIFF that ends in its tags"),
+        *("EXIF that is none", "EXIF that is cut", "EXIF with an orientation that is no number"),
+        *("TIFF without a page", "TIFF that ends in its tags"),
         *("TIFF that ends in its pixels", "TIFF of nonsense", "a folder"),
     ],
 )
 def test_broken_files_end_in_one_line(tmp_path, kind, capfd):
-    refused(broken(kind, tmp_path / "a.tif"), "cannot be read as an image", "replace it, or remove it")
+    path = broken(kind, tmp_path / "a.tif")
+    refused(path, "cannot be read as an image", "replace it, or remove it")
+    if kind.startswith("EXIF with"):
+        refused(path, "EXIF orientation", call=lambda path: upright_mask(BYTES[..., 0], path))
     assert capfd.readouterr() == ("", "")
 
 
