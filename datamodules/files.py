@@ -13,8 +13,7 @@ from PIL import Image
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.decode import SUFFIXES as SUFFIXES
-from datamodules.decode import Picture, decode, from_pillow, stored_size, turned
+from datamodules.decode import SUFFIXES, Picture, decode, from_pillow, stored_size, turned
 from datamodules.splits import first_few
 from datamodules.text import normal
 

@@ -13,8 +13,6 @@ from datamodules.text import normal, read_lines
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
 # First words of a line that names columns.
 HEADER = {
     *("image", "images", "img", "file", "files", "filename", "file_name", "name", "names", "path", "image_path"),
