@@ -1,6 +1,8 @@
 """Every wrong input ends in one line that names what, where and the way out, and leaves nothing half-written."""
 
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import methods.supervised.module
 import methods.tv.module
 from common.training.nonfinite import NonFiniteGuard
 from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
+from datamodules.scenes import draw_scene, seed_and_index
+from datamodules.sets.synthetic import Synthetic
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +143,7 @@ OPTIONS = {
     "no validation image": (["--data.init_args.val", "0"], ["val split of Synthetic has no image"], 1),
     "negative learning rate": (["--model.init_args.optimizer.init_args.lr", "-1"], ["learning rate", "-1.0"], 1),
     "no such accelerator": (["--trainer.accelerator", "abacus"], ["abacus", "cpu"], 1),
-    "no step": (["--trainer.max_steps", "0"], ["nothing was trained", "trainer.max_steps"], 1),
+    "no step": (["--trainer.max_steps", "0"], ["nothing is trained", "trainer.max_steps"], 1),
     "--config without a file": (["--config"], ["--config needs the name of a config", "regimes: ", "quickstart"], 1),
     "unknown config": (["--config", "quikstart"], ["no config 'quikstart'", "nearest: quickstart", "methods: "], 1),
     "missing config file": (["--config", "none.yaml"], ["none.yaml", "does not exist", "quickstart"], 1),
@@ -435,3 +439,58 @@ def test_infinite_gradient_of_a_finite_loss_stops_too(tmp_path, monkeypatch):
     assert "every term is finite, a gradient is not" in text
     assert (tmp_path / "run" / "nonfinite_rank0.pt").exists()
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+# Machines ----------------------------------------------------------------------------------------------------------
+
+
+def dies_of(error):
+    """An image whose reading ends in what a machine that is too small does to a loader process."""
+
+    def image(self, name):
+        if error == "killed" and torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if error == "shared memory":
+            raise RuntimeError("unable to write to file </torch_123_4>: No space left on device (28)")
+        if error == "memory":
+            raise MemoryError
+        return draw_scene(*seed_and_index(name), self.side)[0]
+
+    return image
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("killed", ["a loader process was killed", "data.num_workers"]),
+        ("shared memory", ["/dev/shm", "--shm-size", "data.num_workers"]),
+        ("memory", ["not enough memory", "data.batch_size"]),
+    ],
+)
+def test_a_machine_that_is_too_small(error, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(Synthetic, "image", dies_of(error))
+    monkeypatch.setattr(Synthetic, "prepare_data", lambda self: None)
+    fake = {"images": 1, "labeled_pixels": 1, "pixels": 1, "per_class": {}, "images_without_label": 0}
+    monkeypatch.setattr(Synthetic, "annotation_report", lambda self: fake)
+    text = message(fit_tiny(tmp_path / "run", "--data.init_args.num_workers", int(error != "memory"), expect=1))
+    assert not [word for word in words if word not in text], text
+
+
+def test_batch_norm_of_one_value(tmp_path):
+    network = "{arch: DeepLabV3Plus, encoder: tu-test_resnet, decoder: {encoder_depth: 4}}"
+    arguments = ["--model.init_args.network", network, "--data.init_args.batch_size", "1"]
+    text = message(fit_tiny(tmp_path / "run", *arguments, expect=1))
+    assert "BatchNorm cannot learn from one value a channel" in text
+    assert "model.network.freeze_bn=true" in text
+
+
+def test_an_error_that_nobody_has_foreseen_is_a_line_and_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEAKSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Synthetic, "image", lambda self, name: {}["missing"])
+    text = message(fit_tiny(tmp_path / "run", expect=1))
+    (log,) = (tmp_path / "cache" / "errors").iterdir()
+    assert text == f"weakseg: error: unexpected KeyError: 'missing'; please report it with {log}"
+    assert "Traceback" in log.read_text()
+    monkeypatch.setenv("WEAKSEG_TRACEBACK", "1")
+    with pytest.raises(KeyError, match="missing"):
+        fit_tiny(tmp_path / "run")

@@ -113,7 +113,7 @@ class PredictionWriter(Callback):
 
     def __init__(self, written: Written, probabilities: bool) -> None:
         self.written, self.probabilities = written, probabilities
-        self.counts: Array | int = 0
+        self.counts: Array = np.zeros(0, np.int64)
         self.failed: list[str] = []
 
     def targets(self, names: Iterable[str]) -> Iterator[str]:
@@ -130,6 +130,9 @@ class PredictionWriter(Callback):
                 seen.add(target)
                 if self.probabilities or not target.startswith("probabilities/"):
                     yield target
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.counts = np.zeros(trainer.datamodule.num_classes, np.int64)  # type: ignore[attr-defined]
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
@@ -152,5 +155,5 @@ class PredictionWriter(Callback):
                 np.save(file, outputs["probabilities"][0].half().cpu().numpy())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.counts = sum(gather(self.counts))
+        self.counts = np.sum(gather(self.counts), 0)
         self.failed = [line for part in gather(self.failed) for line in part]

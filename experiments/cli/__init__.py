@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import traceback
 from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 
-from common.training.signals import Stopped, die_with_parent, lossy_output, stop_request
+from common.training.signals import PATIENCE, Stopped, die_with_parent, lossy_output, stop_request
 
 USAGE = """\
 usage: weakseg <command> [options]
@@ -77,5 +80,29 @@ def run(verb: str, rest: list[str]) -> int:
             raise
         from experiments.cli.messages import explain
 
-        print(f"weakseg: error: {explain(str(error), error)}", file=sys.stderr)
-        return 1
+        tell(explain(str(error), error))
+    except Exception as error:
+        if os.environ.get("WEAKSEG_TRACEBACK"):
+            raise
+        tell(unexpected(error))
+    return 1
+
+
+def tell(line: str) -> None:
+    """Print an error. Most are those of all processes: then the first one tells it, and ends the others with itself."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE)
+    print(f"weakseg: error: {line}", file=sys.stderr)
+
+
+def unexpected(error: Exception) -> str:
+    """What is told of an error that nobody has foreseen; its traceback goes to a file."""
+    words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    folder = Path(os.environ.get("WEAKSEG_CACHE", "~/.cache/weakseg")).expanduser() / "errors"
+    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"weakseg {' '.join(sys.argv[1:])}\n{''.join(traceback.format_exception(error))}")
+    except OSError as why:
+        return f"unexpected {words}; its traceback could not be written ({why}): set WEAKSEG_TRACEBACK=1 to see it"
+    return f"unexpected {words}; please report it with {path}"

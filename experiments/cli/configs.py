@@ -44,25 +44,34 @@ def listed() -> str:
     )
 
 
-def compose(path: Path) -> list[str]:
+def compose(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
     """YAML texts of a config file, in the order in which they apply.
 
     A file may open with `compose: [base.yaml, ...]`, paths relative to itself: these come first, it overrides them.
 
+    Args:
+        path: the file.
+        above: the files whose part it is.
+
     Raises:
         FileNotFoundError: the file, or one that it names, is missing.
-        ValueError: it is not a YAML mapping.
+        ValueError: it is not a YAML mapping, or composes itself.
     """
+    if path.resolve() in above:
+        raise ValueError(f"{path} composes itself, through {above[-1]}: take it out of one of them")
     FILES.append(path)
     if not path.is_file():
         raise FileNotFoundError(f"config file {path} does not exist")
     try:
         content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `key: value` pairs, got {type(content).__name__}")
-    parts = [text for part in content.pop("compose", []) for text in compose(path.parent / part)]
+    names = content.pop("compose", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: compose must be a list of config files, got {names!r}")
+    parts = [text for name in names for text in compose(path.parent / name, (*above, path.resolve()))]
     return [*parts, yaml.safe_dump(content, sort_keys=False)]
 
 

@@ -90,9 +90,9 @@ class Fit(WeaksegCLI):
         rate = self.settings.model.init_args.optimizer.init_args.lr
         rank_zero_only(print)(f"global batch {data.batch_size} ({share}), learning rate {rate:g}")
         rank_zero_only(print)(f"run directory: {folder}")
+        if 0 in (self.trainer.max_steps, self.trainer.max_epochs, self.trainer.limit_train_batches):
+            raise ValueError("nothing is trained: trainer.max_steps, max_epochs or limit_train_batches is 0")
         self.trainer.fit(ckpt_path=checkpoint, weights_only=True, **kwargs)
-        if self.trainer.global_step == 0:
-            raise ValueError("nothing was trained: trainer.max_steps, max_epochs or limit_train_batches is 0")
         if self.trainer.is_global_zero:
             print_results(folder)
 

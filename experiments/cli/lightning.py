@@ -137,11 +137,44 @@ def run(cli: type[WeaksegCLI], arguments: list[str], *more: Any) -> None:
     except MisconfigurationException as error:  # trainer options that contradict each other or this machine
         raise ValueError(str(error)) from error
     except RuntimeError as error:
-        if "could not be downloaded" in str(error):
-            raise ValueError(str(error)) from error
-        if "Error(s) in loading state_dict" in str(error):
-            detail = str(error).splitlines()[1].strip()
+        if words := in_our_words(str(error)):
+            raise ValueError(words) from error
+        raise
+    except ValueError as error:
+        if "Expected more than 1 value per channel" in str(error):
             raise ValueError(
-                f"the checkpoint does not fit the network ({detail[:200]}): give the network that it was trained with"
+                "BatchNorm cannot learn from one value a channel: give more images per device (data.batch_size) or "
+                "larger ones (data.crop), or fix its statistics with model.network.freeze_bn=true"
             ) from error
         raise
+    except MemoryError as error:
+        raise ValueError(NO_MEMORY) from error
+
+
+NO_MEMORY = "there is not enough memory: lower data.batch_size, data.size or data.num_workers"
+# What torch and Lightning say of things that happen, and what to do about them.
+KNOWN = {
+    r"could not be downloaded": None,
+    r"EADDRINUSE|[Aa]ddress already in use": (
+        "the port at which the processes would meet is taken: set MASTER_PORT to a free one, or leave it unset"
+    ),
+    r"shared memory|No space left on device|[Bb]us error": (
+        "there is not enough shared memory (/dev/shm) for the loader processes: give the container more (docker run "
+        "--shm-size 2g), or set data.num_workers to 0"
+    ),
+    r"DataLoader worker .*(killed|exited unexpectedly)": (
+        "a loader process was killed, mostly for want of memory: set data.num_workers lower, or give more memory"
+    ),
+    r"out of memory|can't allocate memory|not enough memory": NO_MEMORY,
+}
+
+
+def in_our_words(message: str) -> str | None:
+    """A RuntimeError that can be expected, told in a line with the way out; None if it is none of these."""
+    if "Error(s) in loading state_dict" in message:
+        detail = message.splitlines()[1].strip()
+        return f"the checkpoint does not fit the network ({detail[:200]}): give the network that it was trained with"
+    for pattern, words in KNOWN.items():
+        if re.search(pattern, message):
+            return words or message
+    return None

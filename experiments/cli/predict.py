@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.training.predictions import PredictionWriter, Written
 from datamodules.photos import Photos
 from experiments.cli.lightning import run
@@ -35,7 +33,7 @@ class Predict(TrainedCLI):
         self.trainer.predict(**{**kwargs, "return_predictions": False, "weights_only": True})
         if not self.trainer.is_global_zero:
             return
-        counts, failed = np.asarray(self.writer.counts), self.writer.failed
+        counts, failed = self.writer.counts, self.writer.failed
         shares = zip(self.datamodule.class_names, counts / max(1, counts.sum()), strict=True)
         named = ", ".join(f"{name} {share:.1%}" for name, share in shares if share)
         count, seconds = len(self.datamodule.images) - len(failed), time.perf_counter() - since

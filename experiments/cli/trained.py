@@ -12,7 +12,7 @@ import yaml
 from experiments.cli.configs import expand_configs
 from experiments.cli.lightning import WeaksegCLI
 from experiments.cli.messages import FILES
-from experiments.runs.checkpoint import classes_of, photos_part, read_checkpoint, stored_config
+from experiments.runs.checkpoint import check_weights, classes_of, photos_part, read_checkpoint, stored_config
 
 
 class TrainedCLI(WeaksegCLI):
@@ -67,6 +67,7 @@ def from_run(
     checkpoint = read_checkpoint(options.ckpt)
     config = stored_config(checkpoint, options.package)
     options.classes = classes_of(checkpoint, config)
+    check_weights(checkpoint, config, options.classes)
     if photos:
         config["data"] = photos_part(options.classes, config)
     config["trainer"] |= {"devices": 1, "enable_model_summary": False}

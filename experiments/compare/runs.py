@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from common.ops.array import Array
 from experiments.runs.wandb_api import wandb_api
 
 SERVER = "wandb:"  # how a source on the W&B server begins
+MOST_BYTES = 2**31  # of the confusion matrices in a file
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError, zipfile.BadZipFile)
 IMAGES = re.compile(r"test_(.+)_images\.npz")
 
 
@@ -98,7 +101,11 @@ def from_disk(source: str) -> tuple[list[Finished], list[str]]:
         folders = list(run_folders(path))
         for folder in folders:
             if (folder / "summary.json").exists():
-                found.append(from_folder(folder))
+                try:
+                    found.append(from_folder(folder))
+                except BROKEN as error:
+                    told = " ".join(f"{type(error).__name__}: {error}".split())
+                    unfinished.append(f"{folder}: cannot be read ({told[:200]})")
             else:
                 unfinished.append(f"{folder}: not finished (`weakseg fit ... --resume auto` continues it)")
         for run in [] if folders else from_offline(path):
@@ -121,17 +128,27 @@ def run_folders(path: Path) -> Iterator[Path]:
 
 
 def from_folder(folder: Path) -> Finished:
-    """A run directory that has its `summary.json`."""
+    """A run directory that has its `summary.json`.
+
+    Raises:
+        OSError, ValueError, TypeError, ...: (`BROKEN`) a file in it is missing, or not what a run writes.
+    """
     images = {IMAGES.fullmatch(path.name)[1]: path for path in sorted(folder.glob("test_*_images.npz"))}  # type: ignore[index]
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [*csv.DictReader(file)]
     curve = [(int(row["step"]) + 1, float(row["val/miou"])) for row in rows if row.get("val/miou")]
     # A later row overwrites an earlier one.
     logged = {key: float(value) for row in rows for key, value in row.items() if value and key.startswith("train/")}
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    for part in ("model", "data"):
+        _ = config[part]["class_path"], config[part]["init_args"].keys()
+    for part in ("last", "best"):
+        _ = summary["steps"] + 0, summary[part].keys()
     return Finished(
         str(folder),
-        yaml.safe_load((folder / "config.yaml").read_text()),
-        json.loads((folder / "summary.json").read_text()),
+        config,
+        summary,
         curve,
         {which: read_images(path) for which, path in images.items()},
         folder,
@@ -141,6 +158,9 @@ def from_folder(folder: Path) -> Finished:
 
 def read_images(path: Path) -> Images:
     start = "confusion_"
+    with zipfile.ZipFile(path) as packed:
+        if sum(one.file_size for one in packed.infolist()) > MOST_BYTES:
+            raise ValueError(f"{path} unpacks to more than {MOST_BYTES >> 30} GiB")
     with np.load(path) as content:
         others = {name.removeprefix(start): content[name] for name in content.files if name.startswith(start)}
         return Images(content["names"], content["confusion"], str(content["evaluation"]), others)

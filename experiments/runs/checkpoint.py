@@ -58,8 +58,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {' '.join(str(error).split())[:200]}") from error
     told = content.get("weakseg") if isinstance(content, dict) else None
-    if not isinstance(told, dict) or not isinstance(told.get("config"), str) or "state_dict" not in content:
+    weights = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(told, dict) or not isinstance(told.get("config"), str) or not isinstance(weights, dict):
         raise ValueError(f"{path} was not written by `weakseg fit`")
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
+        raise ValueError(f"{path} has weights that are no tensors")
     return dict(content)
 
 
@@ -82,7 +85,7 @@ def stored_config(checkpoint: Checkpoint, packages: Sequence[str] = ()) -> dict[
         seed, precision = config["seed_everything"], (config.get("trainer") or {}).get("precision") or "32-true"
         model["init_args"]["network"]["weights"] = None
         data["init_args"].keys()
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"the checkpoint's config cannot be read ({told})") from error
     shown = (config.get("trainer") or {}).get("enable_progress_bar") is not False
@@ -132,6 +135,24 @@ def classes_of(checkpoint: Checkpoint, config: dict[str, Any]) -> Classes:
     if len(found.colors) != len(found.names):
         raise ValueError(f"the checkpoint has {len(found.names)} classes and {len(found.colors)} colours")
     return found
+
+
+def check_weights(checkpoint: Checkpoint, config: dict[str, Any], classes: Classes) -> None:
+    """Build the model without memory, and compare: so a config cannot ask for more than the file has weights.
+
+    Raises:
+        ValueError: the weights are not those of the network that the config names.
+    """
+    with torch.device("meta"):
+        model = built(config["model"], len(classes.names))
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    if wanted != found:
+        name = min(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+        raise ValueError(
+            f"the checkpoint's weights are not those of the network that its config names: {name} is "
+            f"{found.get(name, 'missing')} instead of {wanted.get(name, 'missing')}"
+        )
 
 
 def photos_part(classes: Classes, config: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from common.ops.array import Array
 from datamodules.base import SegmentationDataModule
 from datamodules.files import read_image, to_rgb
 from datamodules.photos import Photos
-from experiments.runs.checkpoint import built, classes_of, photos_part, read_checkpoint, stored_config
+from experiments.runs.checkpoint import built, check_weights, classes_of, photos_part, read_checkpoint, stored_config
 from experiments.runs.wandb_api import wandb_api
 
 ARTIFACT = "wandb:"
@@ -119,22 +119,10 @@ def load_run(path: str | Path, which: str = "best", packages: Sequence[str] = ()
     checkpoint = read_checkpoint(file)
     config = stored_config(checkpoint, packages)
     classes = classes_of(checkpoint, config)
+    check_weights(checkpoint, config, classes)
     model = built(config["model"], len(classes.names))
-    fitting(model, checkpoint["state_dict"], file)
+    model.load_state_dict(checkpoint["state_dict"])
     return Run(path, model.eval(), Photos(**photos_part(classes, config)["init_args"]), config)
-
-
-def fitting(model: SegmentationModule, weights: dict[str, Any], file: Path) -> None:
-    """Load a checkpoint's weights.
-
-    Raises:
-        ValueError: they are another network's.
-    """
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip()[:200]
-        raise ValueError(f"{file}: its weights do not fit the network that its config names ({detail})") from error
 
 
 def download(artifact: str) -> Path:

@@ -41,8 +41,8 @@ def start_from(model: SegmentationModule, file: Path, class_names: Sequence[str]
     }
     if lost := [name for name in ours if name.startswith(ENCODER) and name not in fits]:
         raise ValueError(
-            f"{file} has another encoder than this network ({lost[0]} does not fit): give the model.network that it was "
-            "trained with"
+            f"{file} has another encoder than this network ({lost[0]} does not fit): give the model.network that "
+            "it was trained with"
         )
     model.load_state_dict({**own, **fits})
     network = model.network.state_dict()

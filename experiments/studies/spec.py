@@ -122,7 +122,7 @@ def read_study(name: str) -> Study:
         raise FileNotFoundError(f"there is no study {told}: there are {', '.join(shipped())}, or give a file")
     try:
         return build(file.stem, name, yaml.safe_load(file.read_text()))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
