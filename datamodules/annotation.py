@@ -1,8 +1,8 @@
 """The annotation of a run: what training may see of the labels, drawn once into a folder that later runs find again.
 
 The folder holds a mask of each labelled image (PNG, at the training size, 255 = no label), the counts of labelled
-pixels and the length of each mask in `annotation.json`, and for boxes and tags the classes that occur in each image in
-`tags.json`. Its name is a hash of all that it depends on, also of the size and time of change of every file of the data
+pixels and the length of each mask in `annotation.json`, what a survey of the files has found in `findings.json`, and for
+boxes and tags the classes that occur in each image in `tags.json`. Its name is a hash of all that it depends on, also of the size and time of change of every file of the data
 set: whatever is replaced, by something newer or older, is drawn anew.
 """
 
@@ -26,12 +26,14 @@ from common.training.files import clean, folder_written_whole
 from datamodules.images import check_sizes
 from datamodules.splits import first_few
 from datamodules.supervision import dense_names, draw_annotation, known_protocol, shrink_mask
+from datamodules.survey import Survey
 from datamodules.transforms import fit_size
 
 if TYPE_CHECKING:
     from datamodules.base import SegmentationDataModule
 
 VERSION = 2  # of the drawing; raise it when reading, resizing or drawing gives other labels
+FINDINGS = "findings.json"  # of the survey, which is made once
 State = dict[str, Any]
 
 
@@ -102,6 +104,8 @@ def fault_of(folder: Path) -> str | None:
         return f"there is no {file}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{file} is broken ({error})"
+    if not (folder / FINDINGS).exists():
+        return f"there is no {folder / FINDINGS}"
     for name, length in lengths.items():
         try:
             if (folder / name).stat().st_size != length:
@@ -127,22 +131,29 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
     All that training and validation read is read here too, so that a bad file is named before the run begins.
     """
     labeled, unlabeled = data.lists()
-    dense = dense_names(labeled, data.supervision, data.annotation_seed)
+    dense, survey = dense_names(labeled, data.supervision, data.annotation_seed), Survey(data)
     with folder_written_whole(folder) as scratch:
-        masks = ((name, *annotate(data, name, name in dense)) for name in labeled)
+        masks = ((name, *annotate(data, name, name in dense, survey)) for name in labeled)
         write_annotation(scratch, masks, data.class_names, data.supervision.kind)
-        for name in unlabeled:
-            data.image(name)
+        for name in sorted({*unlabeled} - {*labeled}):
+            survey.add("train", name, data.image(name), None)
         for name in data.names("val"):
-            check_sizes(name, data.image(name).shape, data.mask(name))
+            image, mask = data.image(name), data.mask(name)
+            check_sizes(name, image.shape, mask)
+            survey.add("val", name, image, mask)
+        findings = survey.findings()
+        if fatal := [one.text for one in findings if one.level == "stop"]:
+            raise ValueError("; ".join(fatal))
+        (scratch / FINDINGS).write_text(json.dumps([[*one] for one in findings], indent=1))
 
 
-def annotate(data: SegmentationDataModule, name: str, dense: bool) -> tuple[Array, Array]:
+def annotate(data: SegmentationDataModule, name: str, dense: bool, survey: Survey) -> tuple[Array, Array]:
     """The mask of a labelled image at the training size, and what of it training may see (`dense`: all of it, whatever
     the supervision says), both uint8 (h, w)."""
-    mask = data.mask(name)
+    image, mask = data.image(name), data.mask(name)
     assert mask is not None  # `lists` takes labelled images from those that have one
-    check_sizes(name, data.image(name).shape, mask)
+    check_sizes(name, image.shape, mask)
+    survey.add("train", name, image, mask)
     size = fit_size(mask.shape, data.size)
     small = shrink_mask(mask, size, keep_strokes=data.keep_strokes)
     if dense:
@@ -201,6 +212,8 @@ def announce(data: SegmentationDataModule) -> None:
         f"labelled: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%} of them), "
         f"drawn once into {folder} (delete it to draw again)"
     )
+    for level, text in json.loads((folder / FINDINGS).read_text()):
+        rank_zero_warn(f"{text}{' (`weakseg doctor` tells more)' if level == 'error' else ''}")
     if report["images_without_label"]:
         rank_zero_warn(f"{report['images_without_label']} of the labelled images have no label at all")
     missing = [name for name, count in report["per_class"].items() if not count]

@@ -58,6 +58,7 @@ class SegmentationDataModule(LightningDataModule):
     images: Mapping[str, Path] = {}  # file of each image
     masks: Mapping[str, Path] = {}  # file of each mask; empty where masks do not come from files
     background: int | None = None  # class id of the background, where the data set has one
+    own_splits = False  # nobody has published the splits: they may tear a video or a person apart
     keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
 
     def __init__(
@@ -119,6 +120,10 @@ class SegmentationDataModule(LightningDataModule):
     def sequence(self, name: str) -> str:
         """The video that an image is a frame of."""
         raise ValueError(f"{type(self).__name__} does not say which images are of one video: leave by_sequence out")
+
+    def knows_sequences(self) -> bool:
+        """Whether `sequence` tells which images belong together."""
+        return False
 
     def has_mask(self, name: str) -> bool:
         """Whether a training image has a mask; the others are unlabelled, whatever `supervision` says."""

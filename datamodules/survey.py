@@ -1,0 +1,227 @@
+"""What is wrong with a data set, as far as its pictures and masks show: masks that say something else than they should,
+splits that share images, images that will not be seen as they are.
+
+`fit` surveys what it reads while the annotation is drawn, `doctor` all splits. Findings are sentences with a level:
+`stop`, nothing can come of it, so training does not begin; `error`, numbers will mislead; `warning`, worth a look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from common.ops.array import Array
+from common.ops.batch import IGNORE
+from datamodules.splits import Split, first_few
+
+if TYPE_CHECKING:
+    from datamodules.base import SegmentationDataModule
+
+IMBALANCE = 50  # times as many pixels of one class as of another
+SHRUNK = 8  # times smaller than the photo: what is left of a small object
+UNLABELED = 0.95  # of the pixels of val or test: scores are of the few others
+THUMB = 32  # pixels, of the small grey picture that near-duplicates are told by
+NEAR = 4.0  # grey levels of 255, mean difference of two such pictures
+
+
+class Finding(NamedTuple):
+    level: Literal["stop", "error", "warning"]
+    text: str
+
+
+@dataclass
+class Seen:
+    """What was seen of a split."""
+
+    images: int = 0
+    masks: int = 0
+    grey: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    pixels: Array = field(default_factory=lambda: np.zeros(256, np.int64))  # of each value of the masks
+    bilevel: int = 0  # masks of 0 and 255 alone
+    pictures: dict[str, str] = field(default_factory=dict)  # name of the first image with these pixels
+    labels: dict[str, str] = field(default_factory=dict)  # name of the first mask with these labels
+    thumbs: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def labeled(self) -> int:
+        """Pixels with a label."""
+        return int(self.pixels[:IGNORE].sum())
+
+
+class Survey:
+    """Collects what findings are made of, one image after the other: no more than a kilobyte of each is kept."""
+
+    def __init__(self, data: SegmentationDataModule) -> None:
+        self.data = data
+        self.seen: dict[Split, Seen] = {}
+        self.faults: list[Finding] = []  # of single files
+
+    def add(self, split: Split, name: str, image: Array, mask: Array | None) -> None:
+        """Look at an image, uint8 (H, W, 3), and its mask, uint8 (H, W), if it has one."""
+        seen = self.seen.setdefault(split, Seen())
+        seen.images += 1
+        seen.sizes[(image.shape[0], image.shape[1])] += 1
+        seen.grey += bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
+        seen.pictures.setdefault(hashlib.sha256(image.tobytes()).hexdigest(), name)
+        seen.thumbs[name] = np.asarray(Image.fromarray(image).convert("L").resize((THUMB, THUMB), Image.Resampling.BOX))
+        if mask is None:
+            return
+        seen.masks += 1
+        counts = np.bincount(mask.reshape(-1), minlength=256)
+        seen.pixels += counts
+        values = np.flatnonzero(counts)
+        seen.bilevel += values.tolist() == [0, IGNORE]
+        if len(values) > 1:  # others are alike by nature
+            seen.labels.setdefault(hashlib.sha256(mask.tobytes() + str(mask.shape).encode()).hexdigest(), name)
+
+    def findings(self) -> list[Finding]:
+        """All of them, the worst first."""
+        found = [*self.faults, *self._labels(), *self._balance(), *self._images(), *self._shared()]
+        found += self._near() if not any("same picture" in one.text for one in found) else []
+        found += self._sequences()
+        return sorted(found, key=lambda one: ("stop", "error", "warning").index(one.level))
+
+    def _labels(self) -> Iterator[Finding]:
+        names, weak = self.data.class_names, self.data.supervision.kind in ("none",)
+        for split, seen in self.seen.items():
+            if not seen.masks or (weak and split == "train"):
+                continue
+            present = [name for number, name in enumerate(names) if seen.pixels[number]]
+            if not present:
+                yield Finding("stop", f"no pixel of {split} has a label: check its {seen.masks} masks")
+            elif len(present) == 1 and seen.bilevel > seen.masks / 2 and len(names) == 2:
+                yield Finding(
+                    "stop",
+                    f"the masks of {split} hold 0 and {IGNORE} alone, and {IGNORE} is no label: where it stands for "
+                    f"{names[1]}, give data.mask_values: {{0: {names[0]}, {IGNORE}: {names[1]}}}",
+                )
+            elif len(present) == 1 and split == "train":
+                yield Finding(
+                    "stop", f"every labelled pixel of train is {present[0]}: nothing can be learned from one class"
+                )
+            elif len(present) < len(names):
+                absent = [name for name in names if name not in present]
+                yield Finding("warning", f"no pixel of {split} is {', '.join(absent)}")
+            share = 1 - seen.labeled / max(1, int(seen.pixels.sum()))
+            if present and split != "train" and share > UNLABELED:
+                yield Finding(
+                    "warning", f"{share:.1%} of the pixels of {split} have no label: its scores are those of the others"
+                )
+
+    def _balance(self) -> Iterator[Finding]:
+        seen = self.seen.get("train", Seen())
+        counts = {name: int(seen.pixels[number]) for number, name in enumerate(self.data.class_names)}
+        counts = {name: count for name, count in counts.items() if count}
+        if len(counts) > 1 and max(counts.values()) > IMBALANCE * min(counts.values()):
+            rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+            ratio = counts[common] / counts[rare]
+            yield Finding("warning", f"train has {ratio:.0f} pixels of {common} for each of {rare}: look at its own IoU")
+
+    def _images(self) -> Iterator[Finding]:
+        images, grey = (sum(getattr(seen, what) for seen in self.seen.values()) for what in ("images", "grey"))
+        if images and grey == images:
+            yield Finding(
+                "warning", "all images are grey: kernels over colour (sigma_rgb and the like) see brightness alone"
+            )
+        height, width = max(max(seen.sizes) for seen in self.seen.values()) if self.seen else (0, 0)
+        ratio = max(height / self.data.size[0], width / self.data.size[1])
+        if ratio > SHRUNK:
+            yield Finding(
+                "warning",
+                f"images of {height} x {width} pixels are shrunk {ratio:.0f} times to fit {self.data.size[0]} x "
+                f"{self.data.size[1]}: what is smaller than {ratio:.0f} pixels is lost; raise data.size",
+            )
+
+    def _shared(self) -> Iterator[Finding]:
+        for (split, seen), (other, before) in self._pairs():
+            for kind, text in (
+                ("pictures", "the same picture is in two splits: {}; remove one of them"),
+                ("labels", "two images of different splits have the same mask: {}; is one of them in the wrong place?"),
+            ):
+                here, there = getattr(seen, kind), getattr(before, kind)
+                both = sorted(here.keys() & there.keys(), key=here.__getitem__)
+                named = [f"{other}/{there[one]} and {split}/{here[one]}" for one in both]
+                # Masks of pictures that are the same are no news.
+                if kind == "labels":
+                    named = [one for one in named if not self._same_picture(one)]
+                if named:
+                    more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+                    yield Finding("error", text.format(named[0] + more))
+
+    def _same_picture(self, pair: str) -> bool:
+        names = [one.split("/", 1) for one in pair.split(" and ")]
+        (a, one), (b, two) = ((self.seen[split], name) for split, name in names)  # type: ignore[index]
+        return bool((a.thumbs[one] == b.thumbs[two]).all())
+
+    def _near(self) -> Iterator[Finding]:
+        for (split, seen), (other, before) in self._pairs():
+            found = [
+                f"{other}/{two} and {split}/{one}" for one, two in near_duplicates(seen.thumbs, before.thumbs)
+            ]
+            if found:
+                yield Finding(
+                    "warning",
+                    f"{len(found)} images of {split} are nearly those of {other} ({first_few(found)}): scores tell how "
+                    "well they are remembered",
+                )
+
+    def _pairs(self) -> Iterator[tuple[tuple[Split, Seen], tuple[Split, Seen]]]:
+        splits = [*self.seen.items()]
+        for number, one in enumerate(splits):
+            for before in splits[:number]:
+                yield one, before
+
+    def _sequences(self) -> Iterator[Finding]:
+        """Of sets whose splits nobody has published."""
+        if not self.data.own_splits or self.data.knows_sequences():
+            return
+        groups = name_groups([name for seen in self.seen.values() for name in seen.thumbs])
+        places: dict[str, set[str]] = defaultdict(set)
+        for split, seen in self.seen.items():
+            for name in seen.thumbs:
+                places[groups.get(name, name)].add(split)
+        torn = sorted(group for group, splits in places.items() if len(splits) > 1)
+        if torn:
+            yield Finding(
+                "warning",
+                f"images whose names begin with {first_few(torn)} are in several splits: if these are of one person or "
+                "video, set data.sequences to a pattern of what they share, such as '^[^_]+', or list the splits",
+            )
+
+
+def near_duplicates(one: dict[str, Array], two: dict[str, Array]) -> list[tuple[str, str]]:
+    """Pairs of names whose small grey pictures differ by less than `NEAR` levels in the mean; flat ones are none."""
+    kept = [{name: thumb for name, thumb in thumbs.items() if thumb.std() > 2 * NEAR} for thumbs in (one, two)]
+    if not all(kept):
+        return []
+    # Coarse pictures first: their difference is never larger than that of the fine ones.
+    coarse = [np.stack([_coarse(thumb) for thumb in thumbs.values()]) for thumbs in kept]
+    names = [[*thumbs] for thumbs in kept]
+    found = []
+    for number, small in enumerate(coarse[0]):
+        for other in np.flatnonzero(np.abs(coarse[1] - small).mean(1) < NEAR):
+            pair = names[0][number], names[1][int(other)]
+            if np.abs(one[pair[0]].astype(int) - two[pair[1]]).mean() < NEAR:
+                found.append(pair)
+    return found
+
+
+def _coarse(thumb: Array) -> Array:
+    return thumb.reshape(4, THUMB // 4, 4, THUMB // 4).mean((1, 3), dtype=np.float32).reshape(-1)
+
+
+def name_groups(names: Sequence[str]) -> dict[str, str]:
+    """What names share before their first separator (`patient007` of `patient007_frame12`) or folder, where that tells
+    several groups of several images; empty where it does not, as for IMG_0001."""
+    first = {name: match[0] for name in names if (match := re.match(r"[^_\-/. ]+(?=[_\-/. ])", name))}
+    counts = Counter(first.values())
+    several = [group for group, count in counts.items() if count > 1]
+    return first if len(first) == len(names) and len(several) >= max(3, len(counts) / 2) else {}
