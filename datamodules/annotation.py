@@ -1,9 +1,10 @@
 """The annotation of a run: what training may see of the labels, drawn once into a folder that later runs find again.
 
 The folder holds a mask of each labelled image (PNG, at the training size, 255 = no label), the counts of labelled
-pixels and the length of each mask in `annotation.json`, what a survey of the files has found in `findings.json`, and for
-boxes and tags the classes that occur in each image in `tags.json`. Its name is a hash of all that it depends on, also of the size and time of change of every file of the data
-set: whatever is replaced, by something newer or older, is drawn anew.
+pixels and the length of each mask in `annotation.json`, what a survey of the files has found in `findings.json`, and
+for boxes and tags the classes that occur in each image in `tags.json`. Its name is a hash of all that it depends on,
+also of the size and time of change of every file of the data set: whatever is replaced, by something newer or older, is
+drawn anew.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ def state_of(data: SegmentationDataModule) -> State:
 
     def look(path: Path) -> list[int]:
         if path not in known:
-            found = path.stat()
+            try:
+                found = path.stat()
+            except OSError as error:
+                raise FileNotFoundError(
+                    f"{path} cannot be read ({error.strerror}): put it back, or remove it"
+                ) from error
             known[path] = [found.st_size, found.st_mtime_ns]
         return known[path]
 

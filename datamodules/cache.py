@@ -21,7 +21,7 @@ from common.training.files import clean, written_whole
 from datamodules.transforms import fit_size, resize_image
 
 HEADER = 16  # bytes before a record's pixels: heights and widths of the small and the original image, 32 bits each
-FORMAT = 1  # of the disk cache; raise it when decoding or resizing gives other values
+FORMAT = 2  # of the disk cache; raise it when decoding or resizing gives other values
 
 
 class Small(NamedTuple):
@@ -81,19 +81,25 @@ class RamCache:
 
 class DiskCache:
     """Images in files, for all runs and devices. A file's key is the image file (path, size and time of change) and the
-    training size, so a replaced image is read again; delete the folder to free the space.
+    training size and the options of reading, so a replaced image is read again; delete the folder to free the space.
 
     Args:
         folder: where they are kept.
         box: the training size.
         read: reads one.
         file: where an image comes from; None: from no file.
+        reading: how it is read: part of the key.
     """
 
     def __init__(
-        self, folder: Path, box: tuple[int, int], read: Callable[[str], Small], file: Callable[[str], Path | None]
+        self,
+        folder: Path,
+        box: tuple[int, int],
+        read: Callable[[str], Small],
+        file: Callable[[str], Path | None],
+        reading: str = "",
     ) -> None:
-        self.folder, self.box, self.read, self.file = folder, box, read, file
+        self.folder, self.box, self.read, self.file, self.reading = folder, box, read, file, reading
         folder.mkdir(parents=True, exist_ok=True)
         clean(folder)
 
@@ -103,7 +109,7 @@ class DiskCache:
         if file is None:
             raise ValueError("data.cache=disk is for images that come from files: use data.cache=ram")
         state = file.stat()
-        key = (FORMAT, os.path.abspath(file), state.st_size, state.st_mtime_ns, *self.box)
+        key = (FORMAT, os.path.abspath(file), state.st_size, state.st_mtime_ns, *self.box, self.reading)
         return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.bin"
 
     def get(self, name: str) -> Small:

@@ -91,7 +91,9 @@ def reader(data: SegmentationDataModule) -> Callable[[str], Small]:
     if data.kept is None and data.cache == "ram":
         data.kept = RamCache([*data.names("train"), *data.names("val")], data.size, data.small_image)
     elif data.kept is None:
-        data.kept = DiskCache(data.cache_dir / "images", data.size, data.small_image, data.image_file)
+        data.kept = DiskCache(
+            data.cache_dir / "images", data.size, data.small_image, data.image_file, repr(data.reading())
+        )
         data.kept.path(data.names("train")[0])  # raises what is wrong before the run begins
     return data.kept.get
 

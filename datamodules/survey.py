@@ -123,7 +123,9 @@ class Survey:
         if len(counts) > 1 and max(counts.values()) > IMBALANCE * min(counts.values()):
             rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
             ratio = counts[common] / counts[rare]
-            yield Finding("warning", f"train has {ratio:.0f} pixels of {common} for each of {rare}: look at its own IoU")
+            yield Finding(
+                "warning", f"train has {ratio:.0f} pixels of {common} for each of {rare}: look at its own IoU"
+            )
 
     def _images(self) -> Iterator[Finding]:
         images, grey = (sum(getattr(seen, what) for seen in self.seen.values()) for what in ("images", "grey"))
@@ -131,13 +133,14 @@ class Survey:
             yield Finding(
                 "warning", "all images are grey: kernels over colour (sigma_rgb and the like) see brightness alone"
             )
-        height, width = max(max(seen.sizes) for seen in self.seen.values()) if self.seen else (0, 0)
-        ratio = max(height / self.data.size[0], width / self.data.size[1])
+        box = self.data.size
+        every = [(max(h / box[0], w / box[1]), h, w) for seen in self.seen.values() for h, w in seen.sizes]
+        ratio, height, width = max(every, default=(0, 0, 0))
         if ratio > SHRUNK:
             yield Finding(
                 "warning",
-                f"images of {height} x {width} pixels are shrunk {ratio:.0f} times to fit {self.data.size[0]} x "
-                f"{self.data.size[1]}: what is smaller than {ratio:.0f} pixels is lost; raise data.size",
+                f"images of {height} x {width} pixels are shrunk {ratio:.0f} times to fit {box[0]} x {box[1]}: what is "
+                f"smaller than {ratio:.0f} pixels is lost; raise data.size",
             )
 
     def _shared(self) -> Iterator[Finding]:
@@ -163,9 +166,7 @@ class Survey:
 
     def _near(self) -> Iterator[Finding]:
         for (split, seen), (other, before) in self._pairs():
-            found = [
-                f"{other}/{two} and {split}/{one}" for one, two in near_duplicates(seen.thumbs, before.thumbs)
-            ]
+            found = [f"{other}/{two} and {split}/{one}" for one, two in near_duplicates(seen.thumbs, before.thumbs)]
             if found:
                 yield Finding(
                     "warning",

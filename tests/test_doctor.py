@@ -1,10 +1,13 @@
 """`weakseg doctor` on data: leakage between splits, and its pictures."""
 
+import json
 import shutil
 
+import numpy as np
+import pytest
 from PIL import Image
 
-from conftest import TINY, draw_folder, weakseg
+from conftest import TINY, draw_folder, fit_tiny, on_folder, weakseg
 
 FOLDER = ["--config", "base", "--data", "Folder"]
 
@@ -27,3 +30,60 @@ def test_sheets_show_what_is_labelled(tmp_path):
     assert str(regimes) in output
     assert Image.open(regimes).width > 2 * Image.open(sheet).width  # eight columns and three
     assert len(Image.open(sheet).convert("RGB").getcolors(2**24)) > 100  # pictures, not a blank page
+
+
+FAULTS = {
+    "val without a label": ("67", 255, "no pixel of val has a label"),
+    "one class": ("012345", 0, "every labelled pixel of train is ground"),
+    "test without a label": ("89", 255, "no pixel of test has a label"),
+}
+
+
+@pytest.mark.parametrize("row", FAULTS)
+def test_a_fault_is_a_problem_for_doctor_and_the_end_of_fit_before_a_step(row, tmp_path):
+    names, value, words = FAULTS[row]
+    root = draw_folder(tmp_path / "data")
+    for name in names:
+        path = root / "masks" / f"{name}.png"
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), value)).save(path)
+    output = weakseg("doctor", *FOLDER, "--data.root", root, expect=1)
+    assert f"problem: {words}" in output
+    assert "no problem found" not in output
+    assert output.endswith("problems in the data\n")
+    found = json.loads(weakseg("doctor", *FOLDER, "--data.root", root, "--json", expect=1))
+    assert found["errors"] >= 1
+    assert any(words in one["text"] for one in found["findings"])
+    if row != "test without a label":  # training does not look at test
+        text = fit_tiny(tmp_path / "run", *on_folder(root), expect=1)
+        assert f"weakseg: error: {words}" in text
+        assert not (tmp_path / "run").exists()
+
+
+def test_fit_surveys_once_and_tells_at_each_start(tmp_path, monkeypatch):
+    root = draw_folder(tmp_path / "data")
+    for name in "012345":
+        path = root / "masks" / f"{name}.png"
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask == 2, 255, mask).astype(np.uint8)).save(path)
+    options = [*on_folder(root), "--data.init_args.cache_dir", str(tmp_path / "cache")]
+    with pytest.warns(UserWarning, match="no pixel of train is blue thing"):
+        fit_tiny(tmp_path / "one", *options)
+    monkeypatch.setattr("datamodules.annotation.Survey", None)
+    with pytest.warns(UserWarning, match="no pixel of train is blue thing"):
+        fit_tiny(tmp_path / "two", *options)
+
+
+def test_machines_get_json_and_nothing_else(tmp_path):
+    found = json.loads(weakseg("doctor", "--config", TINY, "--json"))
+    assert found["splits"]["train"]["images"] == 12
+    assert found["errors"] == 0
+
+
+def test_two_shares_of_labels_are_named_as_such():
+    output = weakseg("doctor", "--config", TINY)
+    assert "% of those at the training size); of the masks as they are 100.0000%" in output
+
+
+def test_other_options_than_those_of_data_are_refused():
+    text = weakseg("doctor", "--config", TINY, "--model", "TV", expect=1)
+    assert "weakseg doctor looks at data: it takes --config and --data options, not --model" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ class Folder(SegmentationDataModule):
         value_range: [low, high] of images of other than 8 bits, see `datamodules.files.read_image`.
         mask_values: class of each value of the masks, such as {0: background, 255: horse}, where values are not class
             ids; `ignore`: no label.
+        sequences: regular expression for what ids of one person or video share, such as `^[^_]+` for `p07_03` or `^.*/`
+            for folders: its first group, or all that it finds. Such images stay together in splits made here, and
+            `supervision.by_sequence` draws by it.
         kwargs: see `datamodules.base.SegmentationDataModule`.
 
     Raises:
@@ -54,6 +58,7 @@ class Folder(SegmentationDataModule):
     """
 
     keep_strokes = True
+    own_splits = True
 
     def __init__(
         self,
@@ -61,6 +66,7 @@ class Folder(SegmentationDataModule):
         fill: str | None = None,
         value_range: list[float] | None = None,
         mask_values: dict[int, str] | None = None,
+        sequences: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -84,6 +90,7 @@ class Folder(SegmentationDataModule):
                 f"{self.root} has masks without an image: {lost}; add the images, or remove the masks"
                 + _unread(others, self.masks.keys() - self.images.keys())
             )
+        self.sequences = _pattern(sequences)
         self.splits = self._make_splits()
         for split in ("val", "test"):
             if lost := missing(self.splits[split], self.masks):
@@ -115,8 +122,12 @@ class Folder(SegmentationDataModule):
             raise ValueError(
                 f"{self.root} has {len(spare)} masks; 5 are needed to keep some for val and test, or list them"
             )
+        # Images of one sequence are drawn together: each is a sequence of its own where `sequences` tells of none.
+        group = {name: self.sequence(name) if self.sequences else name for name in self.images}
+        order = in_hash_order({group[name] for name in spare})
         step = len(absent) if "train" in listed else 5
-        found: dict[str, list[str]] = listed | {split: spare[number::step] for number, split in enumerate(absent)}
+        held = {split: {*order[number::step]} for number, split in enumerate(absent)}
+        found = listed | {split: [name for name in spare if group[name] in groups] for split, groups in held.items()}
         for split in absent:
             if not found[split]:
                 raise ValueError(
@@ -131,6 +142,11 @@ class Folder(SegmentationDataModule):
                 f"{self.root} has lists of {', '.join(listed)}; of the other images are {' and '.join(rest)}"
             )
         taken = {name for names in found.values() for name in names}
+        if "train" not in listed:
+            beside = {name for name in self.images if any(group[name] in groups for groups in held.values())} - taken
+            if beside:
+                rank_zero_warn(f"{len(beside)} images without a mask are of sequences of val or test, and are left out")
+            taken |= beside
         return {"train": sorted(self.images.keys() - taken), **found}
 
     def _check_names_of_lists(self) -> None:
@@ -154,30 +170,22 @@ class Folder(SegmentationDataModule):
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        self._check_white()
         if self.turned:
             rank_zero_warn(
                 f"{first_few(self.turned)}: turned by their EXIF orientation, and their sizes do not tell if their "
                 "masks are: these are taken as drawn on the upright images; look at some with `weakseg doctor --sheet`"
             )
 
-    def _check_white(self) -> None:
-        """Raise ValueError if the masks are black and white, and so hold one class and no label."""
-        shares = self.annotation_report()["share_per_class"]
-        if self.num_classes > 2 or self.mask_values or [share is None for share in shares.values()] != [False, True]:
-            return
-        white = False
-        for name in self.names("train"):
-            mask = self.mask(name)
-            if mask is not None and (mask == 1).any():
-                return
-            white = white or (mask is not None and name not in self.drawn and bool((mask == IGNORE).any()))
-        if white:
-            zero, one = self.class_names
-            raise ValueError(
-                f"the masks of {self.root} hold 0 and {IGNORE} alone, and {IGNORE} is no label: where it stands for "
-                f"{one}, give data.mask_values: {{0: {zero}, {IGNORE}: {one}}}"
-            )
+    def knows_sequences(self) -> bool:
+        return self.sequences is not None
+
+    def sequence(self, name: str) -> str:
+        if self.sequences is None:
+            raise ValueError("which images are of one video? give data.sequences, or leave by_sequence out")
+        found = self.sequences.search(name)
+        if not found:
+            raise ValueError(f"data.sequences '{self.sequences.pattern}' finds nothing in '{name}': correct it")
+        return found[1] if self.sequences.groups else found[0]
 
     def sources(self) -> dict[str, Mapping[str, Path]]:
         classes = class_file(self.root)
@@ -205,6 +213,13 @@ class Folder(SegmentationDataModule):
         if path.suffix.lower() in (".jpg", ".jpeg"):
             raise ValueError(f"{path} is a JPEG, which changes values near edges to other classes: save masks as PNG")
         return mask
+
+
+def _pattern(text: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if text is None else re.compile(text)
+    except re.error as error:
+        raise ValueError(f"data.sequences '{text}' is no regular expression ({error})") from error
 
 
 def _checked(value_range: Sequence[float] | None) -> tuple[float, float] | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
+import json
 import platform
-from collections import Counter
+import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -23,7 +23,10 @@ from common.training.discovery import import_all
 from common.training.pictures import colorize, mark_pixels, save_grid
 from common.training.summary import PACKAGES
 from datamodules.base import SegmentationDataModule
+from datamodules.images import check_sizes
+from datamodules.splits import SPLITS
 from datamodules.supervision import Supervision, draw_annotation, shrink_mask
+from datamodules.survey import Finding, Survey
 from datamodules.transforms import fit_size, resize_image
 from experiments.cli.configs import expand_configs
 from experiments.cli.messages import Parser
@@ -36,7 +39,8 @@ REGIMES = [
     Supervision("boxes"),
     Supervision("tags"),
 ]
-MOST = 20  # problems printed; more are counted
+MOST = 20  # findings printed; more are counted
+DATA_OPTION = re.compile(r"--(data|seed_everything)\b")
 
 
 def describe_installation() -> str:
@@ -69,89 +73,107 @@ def load_data(arguments: list[str]) -> SegmentationDataModule:
     return data
 
 
-def examine(data: SegmentationDataModule) -> tuple[list[str], list[str]]:
-    """Read every file of every split. Returns what was found and what is wrong, a line each."""
-    found, problems = [], []
-    seen: dict[bytes, str] = {}  # pixels of an image -> where it was met first
-    for split in ("train", "val", "test"):
-        names = data.names(split)
-        sizes: Counter[tuple[int, int]] = Counter()
-        counts = np.zeros(256, np.int64)
-        masks = 0
-        for name in names:
+def examine(data: SegmentationDataModule) -> Survey:
+    """Read every file of every split."""
+    survey = Survey(data)
+    for split in SPLITS:
+        for name in data.names(split):
             try:
                 image = data.image(name)
                 mask = data.mask(name) if data.has_mask(name) else None
+                check_sizes(name, image.shape, mask)
             except (OSError, ValueError) as error:
-                problems.append(str(error))
+                survey.faults.append(Finding("stop", str(error)))
                 continue
-            sizes[(image.shape[0], image.shape[1])] += 1
-            first = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), f"{split}/{name}")
-            if not first.startswith(f"{split}/"):
-                problems.append(f"the same picture is in two splits: {first} and {split}/{name}; remove one of them")
-            if mask is None:
-                continue
-            masks += 1
-            counts += np.bincount(mask.reshape(-1), minlength=256)
-            if mask.shape != image.shape[:2]:
-                problems.append(
-                    f"{name}: image {image.shape[0]} x {image.shape[1]}, mask {mask.shape[0]} x {mask.shape[1]}"
-                )
-        smallest, largest = (min(sizes), max(sizes)) if sizes else ((0, 0), (0, 0))
-        found.append(f"{split}: {len(names)} images ({masks} with a mask), sizes {smallest} to {largest}")
-        total = max(1, int(counts.sum()))
-        shares = {name: counts[i] / total for i, name in enumerate(data.class_names)} | {
-            "no label": counts[IGNORE] / total
-        }
-        found.append("  " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if share))
-    return found, problems
+            survey.add(split, name, image, mask)
+    return survey
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print the report.
+def describe(survey: Survey) -> list[str]:
+    """What is in each split, two lines each."""
+    lines = []
+    for split, seen in survey.seen.items():
+        smallest, largest = (f"{size[0]} x {size[1]}" for size in (min(seen.sizes), max(seen.sizes)))
+        sizes = smallest if smallest == largest else f"{smallest} to {largest}"
+        lines.append(f"{split}: {seen.images} images ({seen.masks} with a mask), {sizes} pixels")
+        total = max(1, int(seen.pixels.sum()))
+        named = [*zip(survey.data.class_names, seen.pixels, strict=False), ("no label", seen.pixels[IGNORE])]
+        lines.append("  " + ", ".join(f"{name} {count / total:.1%}" for name, count in named if count))
+    return lines
+
+
+def labelled(data: SegmentationDataModule, survey: Survey) -> list[str]:
+    """What training sees, in two shares: of the masks as they are, and of what is drawn from them."""
+    report, seen = data.annotation_report(), survey.seen["train"]
+    share = report["labeled_pixels"] / max(1, report["pixels"])
+    return [
+        f"labelled for training: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%} of those at "
+        f"the training size); of the masks as they are {seen.labeled / max(1, int(seen.pixels.sum())):.4%}",
+        "  " + ", ".join(f"{name} {count}" for name, count in report["per_class"].items()),
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the report; 1 if there are errors.
 
     Raises:
-        ValueError: the data have problems; the message counts them, the report has named them.
+        ValueError, OSError: the data cannot be looked at.
     """
-    if {"-h", "--help"} & set(arguments):
-        parser = argparse.ArgumentParser(prog="weakseg doctor", description=__doc__)
-        parser.add_argument(
-            "--config", metavar="NAME", help="a regime or data set, or a file such as a run's config.yaml"
-        )
-        parser.add_argument("--sheet", type=Path, help="write a PNG of training images with what is labelled in them")
-        parser.add_argument("--regimes", type=Path, help="write a PNG of what each kind of supervision would label")
-        parser.print_help()
-        return
-    own = argparse.ArgumentParser(prog="weakseg doctor", add_help=False, allow_abbrev=False)
-    own.add_argument("--sheet", type=Path)
-    own.add_argument("--regimes", type=Path)
-    options, arguments = own.parse_known_args(arguments)
-    print(describe_installation())
-    if not arguments:
-        return
-    data = load_data(arguments)
-    found, problems = examine(data)
+    parser = argparse.ArgumentParser(prog="weakseg doctor", description=__doc__, allow_abbrev=False)
+    told = "a regime or data set, or a file such as a run's config.yaml; --data options lie over it"
+    parser.add_argument("--config", metavar="NAME", action="append", default=[], help=told)
+    parser.add_argument("--sheet", type=Path, help="write a PNG of training images with what is labelled in them")
+    parser.add_argument("--regimes", type=Path, help="write a PNG of what each kind of supervision would label")
+    parser.add_argument("--json", action="store_true", help="print the report for machines")
+    options, rest = parser.parse_known_args(arguments)
+    if foreign := [word for word in rest if word.startswith("--") and not DATA_OPTION.match(word)]:
+        raise ValueError(f"weakseg doctor looks at data: it takes --config and --data options, not {foreign[0]}")
+    words = [word for config in options.config for word in ("--config", config)] + rest
+    if not options.json:
+        print(describe_installation())
+    if not words:
+        return 0
+    data = load_data(words)
+    survey = examine(data)
+    findings = survey.findings()
+    lines = describe(survey)
+    if not any(one.level == "stop" for one in findings):
+        try:
+            data.prepare_data()
+            lines += labelled(data, survey)
+            check_first_batch(data)
+        except (OSError, ValueError) as error:
+            findings.insert(0, Finding("stop", str(error)))
+    errors = sum(one.level != "warning" for one in findings)
+    if options.json:
+        splits = {
+            split: {"images": seen.images, "masks": seen.masks, "labeled_pixels": seen.labeled}
+            for split, seen in survey.seen.items()
+        }
+        found = [{"level": "warning" if one.level == "warning" else "error", "text": one.text} for one in findings]
+        print(json.dumps({"classes": [*data.class_names], "splits": splits, "findings": found, "errors": errors}))
+        return int(errors > 0)
     print(f"\n{type(data).__name__}: {data.num_classes} classes ({', '.join(data.class_names)})")
-    print("\n".join(found))
-    for line in problems[:MOST]:
-        print(f"problem: {line}")
-    if problems:
-        raise ValueError(f"{len(problems)} problems in the data ({min(MOST, len(problems))} are shown above)")
-    data.prepare_data()
-    report = data.annotation_report()
-    share = report["labeled_pixels"] / report["pixels"]
-    print(f"labelled for training: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%})")
-    print("  " + ", ".join(f"{name} {count}" for name, count in report["per_class"].items()))
-    if options.sheet:
-        contact_sheet(data, options.sheet, [data.supervision])
-        print(f"contact sheet: {options.sheet}")
-    if options.regimes:
-        contact_sheet(
-            data, options.regimes, [one for one in REGIMES if one.kind != "boxes" or data.background is not None]
-        )
-        print(f"kinds of supervision: {options.regimes}")
-    check_first_batch(data)
-    print("no problem found")
+    print("\n".join(lines))
+    for one in findings[:MOST]:
+        print(f"{'warning' if one.level == 'warning' else 'problem'}: {one.text}")
+    if len(findings) > MOST:
+        print(f"and {len(findings) - MOST} more")
+    if not errors:
+        draw_sheets(data, options.sheet, options.regimes)
+    warnings = f" ({len(findings)} warnings)" if findings else ""
+    print(f"{errors} problems in the data" if errors else f"no problem found{warnings}")
+    return int(errors > 0)
+
+
+def draw_sheets(data: SegmentationDataModule, sheet: Path | None, regimes: Path | None) -> None:
+    """The pictures that were asked for."""
+    if sheet:
+        contact_sheet(data, sheet, [data.supervision])
+        print(f"contact sheet: {sheet}")
+    if regimes:
+        contact_sheet(data, regimes, [one for one in REGIMES if one.kind != "boxes" or data.background is not None])
+        print(f"kinds of supervision: {regimes}")
 
 
 def check_first_batch(data: SegmentationDataModule) -> None:
@@ -168,12 +190,15 @@ def check_first_batch(data: SegmentationDataModule) -> None:
 
 
 def contact_sheet(data: SegmentationDataModule, path: Path, regimes: list[Supervision], count: int = 6) -> None:
-    """Write rows of the first labelled training images: image, mask, and what each kind of supervision labels in it.
+    """Write rows of labelled training images, spread over the list: image, mask, and what each kind of supervision
+    labels in it.
 
     The data's own supervision is read from its drawn annotation, so that real points and scribbles are shown too.
     """
     rows = []
-    for name in data.lists()[0][:count]:
+    names = data.lists()[0]
+    for place in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int):
+        name = names[place]
         image, mask = data.image(name), data.mask(name)
         assert mask is not None  # a labelled image
         size = fit_size(mask.shape, data.size)
