@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow check site lock clean
+.PHONY: demo test slow soak check site lock clean
 
 demo: .venv/installed
 	$(BIN)/weakseg demo
@@ -12,6 +12,10 @@ test: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# Minutes of kills, signals, full disks and moved directories at random moments; docs/reliability.md has the figures.
+soak: .venv/installed
+	PYTHONPATH=tests:. $(BIN)/python tests/soak.py --minutes 10
 
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,6 +1,7 @@
 """The house: what may import what, and what is shipped."""
 
 import ast
+import importlib
 import subprocess
 import sys
 
@@ -58,4 +59,4 @@ def test_the_imported_packages_are_this_checkouts(package):
         [sys.executable, "-c", where % package], cwd="/", capture_output=True, text=True, check=True
     )  # from elsewhere: the installed package answers, not the current folder
     assert text.stdout.strip() == str((ROOT / package).resolve())
-    assert sys.modules[package].__file__ == str(ROOT / package / "__init__.py")
+    assert importlib.import_module(package).__file__ == str(ROOT / package / "__init__.py")
