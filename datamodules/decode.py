@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from PIL import Image
 from common.ops.array import Array
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of the files that are read
-MOST_PIXELS = 2**28  # of a picture; more are refused before anything is decoded
+# Pixels of a picture; more are refused before anything is decoded.
+MOST_PIXELS = int(os.environ.get("WEAKSEG_MAX_PIXELS", 2**28))
 ORIENTATION = 0x0112  # the EXIF and TIFF tag
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -170,7 +172,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise Refused(
             f"{path} is {width} x {height} pixels; pictures of up to {MOST_PIXELS // 10**6} million are read: cut it "
-            "into tiles, or shrink it"
+            "into tiles, shrink it, or set WEAKSEG_MAX_PIXELS if there is the memory for it"
         )
 
 
