@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,6 +266,31 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 2  # nothing half-written is left
     fit_tiny(tmp_path / "cut", *OFTEN, "--resume", "auto")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "summary.json", "pictures/last.png"])
+def test_a_full_disk_names_the_file_that_it_cuts_off(name, tmp_path, monkeypatch):
+    """Here only this file finds no room; what was there before stays."""
+    sync, open_file = common.training.files.sync, Path.open
+
+    def full(path, *arguments, **options):
+        if path.name.startswith(f".{Path(name).name}-"):
+            raise OSError(28, "No space left on device")
+        return sync(path)
+
+    def refused(path, mode="r", *arguments, **options):
+        if path.name == name and mode == "a":
+            raise OSError(28, "No space left on device")
+        return open_file(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(common.training.files, "sync", full)
+    monkeypatch.setattr(Path, "open", refused)
+    text = fit_tiny(tmp_path / "run", expect=1)
+    assert f"weakseg: error: [Errno 28] No space left on device: '{tmp_path / 'run' / name}'" in text
+    monkeypatch.undo()
+    fit_tiny(tmp_path / "run", "--resume", "auto")
+    fit_tiny(tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_two_processes_stop_at_the_same_step_when_one_is_told(tmp_path):

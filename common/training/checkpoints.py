@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with written_whole(Path(path)) as scratch:
                 torch.save(checkpoint, scratch)
-        except OSError as error:
-            raise OSError(f"cannot write {path} ({error}): the previous checkpoint is kept; free some space") from error
+        except (OSError, RuntimeError) as error:  # torch's writer does not tell why
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
+            free = shutil.disk_usage(Path(path).parent).free / 2**20
+            why = error.strerror if isinstance(error, OSError) else "it was cut off"
+            raise OSError(
+                f"cannot write {path} ({why}, {free:.0f} MiB free): the previous checkpoint is kept; free some space"
+            ) from error
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -37,6 +37,10 @@ def written_whole(path: Path) -> Iterator[Path]:
             sync(scratch)
             os.replace(scratch, path)
             sync(path.parent)  # the new name too
+        except OSError as error:
+            if error.errno and error.filename is None:  # of a write: say of which file
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
         finally:
             scratch.unlink(missing_ok=True)
 

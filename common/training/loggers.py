@@ -55,8 +55,11 @@ class CSVLogger(Logger):
             order = {"step": 0, "epoch": 1}
             self.columns = sorted({*self.columns, *row}, key=lambda name: (order.get(name, 2), name))
             write_csv(self.path, rows, self.columns)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     @rank_zero_only
     def drop_from(self, step: int) -> None:
