@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -216,6 +217,21 @@ def test_a_run_is_validated_at_its_end_whatever_the_interval(steps, tmp_path):
     assert found["last"]["val/miou"] > 0
     assert found["best"]["val/miou"] >= found["last"]["val/miou"] - 1e-3
     weakseg("validate", "--run", tmp_path / "run")
+
+
+def test_a_val_split_without_a_label_is_said_and_its_summary_is_json(tmp_path):
+    data = draw_folder(tmp_path / "data")
+    for name in "67":
+        with Image.open(data / "masks" / f"{name}.png") as mask:
+            Image.new("L", mask.size, 255).save(data / "masks" / f"{name}.png")
+    with pytest.warns(UserWarning, match="no pixel of the val split has a label.*--which last"):
+        said = fit_tiny(tmp_path / "run", *on_folder(data))
+    assert re.search(r"^val/miou +absent$", said, re.MULTILINE)
+    assert not re.search(r"\b(inf|nan)\b", said)
+    text = (tmp_path / "run" / "summary.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert (found["last"]["val/miou"], found["best"]) == (None, {})
+    assert weakseg("validate", "--run", tmp_path / "run", "--which", "last").splitlines()[-1].endswith("absent")
 
 
 def test_stopped_after_the_last_regular_validation_the_summary_is_that_of_the_unbroken_run(tmp_path):

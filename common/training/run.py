@@ -12,6 +12,7 @@ import torch
 import yaml
 from lightning import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from common.model.module import SegmentationModule
 from common.model.options import plain_options
@@ -19,6 +20,7 @@ from common.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, Last
 from common.training.loggers import CSVLogger
 from common.training.nonfinite import NonFiniteGuard
 from common.training.predictions import PredictionPictures
+from common.training.progress import progress
 from common.training.run_dir import RunStart, is_used
 from common.training.summary import RunSummary, git_commit
 from common.training.throughput import FetchTimer, Throughput
@@ -101,6 +103,7 @@ def make_trainer(
     if is_used(folder) and not overwrite:
         raise FileExistsError(f"{folder} holds a run already: give overwrite=True, or another directory")
     told = {**DEFAULTS, **trainer}
+    data.given.update(fill_streams(model, data))
     config = {
         "seed_everything": data.seed,
         "trainer": {name: value for name, value in told.items() if isinstance(value, (int, float, str, type(None)))},
@@ -111,9 +114,30 @@ def make_trainer(
     seed_everything(data.seed, verbose=False)
     claim = {"overwrite": overwrite}
     parts = run_parts(folder, type(model).__name__, yaml.safe_dump(config), seed=data.seed, claim=claim)
-    callbacks = [*parts.pop("callbacks"), *told.pop("callbacks", [])]
+    first, *rest = parts.pop("callbacks")
+    callbacks = [first, *progress(told), *rest, *told.pop("callbacks", [])]
     data.accumulation = told.get("accumulate_grad_batches", 1)
     return Trainer(**{**house_arguments(told), **parts, "callbacks": callbacks})
+
+
+def fill_streams(method: SegmentationModule, data: Any) -> dict[str, Any]:
+    """Set the options of the unlabelled stream that a data module was not given (None) to what a method needs.
+
+    As many unlabelled images as labelled ones where the method learns from them, or there are no others; its strong
+    views; the images without an annotation, or all where none is left.
+
+    Returns:
+        The three options, for the config of the run.
+    """
+    if data.given["unlabeled_batch_size"] is None:
+        needed = "unlabeled" in method.streams or data.supervision.kind == "none"
+        data.unlabeled_batch_size = data.batch_size if needed else 0
+    if data.given["strong_views"] is None:
+        data.strong_views = method.strong_views if data.unlabeled_batch_size else 0
+    if data.given["unlabeled_pool"] is None and data.unlabeled_batch_size and not data.lists()[1]:
+        data.unlabeled_pool = "all"
+        rank_zero_only(print)("every training image is labelled: all are in the unlabelled stream too, without labels")
+    return {name: getattr(data, name) for name in ("unlabeled_batch_size", "strong_views", "unlabeled_pool")}
 
 
 def house_arguments(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import time
@@ -10,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from common.training.files import write_json
 from common.training.run_dir import locked
@@ -48,6 +49,11 @@ class RunSummary(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last = read_metrics(trainer, "val")
+        if self.last.get("val/miou", 0) is None:
+            rank_zero_warn(
+                "no pixel of the val split has a label, so that there is no val/miou, and best.ckpt is that of the "
+                "first validation: label some of its images, or use --which last"
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # After last.ckpt: who sees a summary sees a finished run. A run that was killed between the two gets it when it
@@ -58,6 +64,8 @@ class RunSummary(Callback):
         timer = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         speed = round(timer.total_images / timer.total_seconds, 2) if timer.total_seconds else None
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        found = None if best is None else best.best_model_score
+        score = math.nan if found is None else float(found)  # -inf: no validation gave a value
         data = trainer.datamodule  # type: ignore[attr-defined]
         summary = {
             "method": type(pl_module).__name__,
@@ -66,7 +74,7 @@ class RunSummary(Callback):
             "steps": trainer.global_step,
             "annotation": data.annotation_report(),
             "last": self.last,
-            "best": {"val/miou": float(best.best_model_score)} if best and best.best_model_score is not None else {},
+            "best": {"val/miou": score} if math.isfinite(score) else {},
             "seconds": round(seconds, 1),
             "images_per_s": speed,
             "peak_memory_gb": round(peak_memory_gb(), 3),
@@ -87,9 +95,9 @@ class RunSummary(Callback):
 
 
 def read_metrics(trainer: Trainer, stage: str) -> dict[str, float | None]:
-    """The trainer's current `<stage>/...` values; None for a class that does not occur."""
+    """The trainer's current `<stage>/...` values; None for a class that does not occur, or if none does."""
     values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
-    return {name: None if np.isnan(value) else round(value, 4) for name, value in values.items()}
+    return {name: round(value, 4) if math.isfinite(value) else None for name, value in values.items()}
 
 
 def git_commit() -> str | None:

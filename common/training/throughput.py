@@ -30,8 +30,8 @@ class FetchTimer(PassThroughProfiler):
 
 
 class Throughput(Callback):
-    """Logs `perf/images_per_s`, `perf/data_wait` (share of training time spent waiting for the loader, in the progress
-    bar too) and `perf/peak_memory_gb` at the logging interval. Validation time is not counted."""
+    """Logs `perf/images_per_s`, `perf/data_wait` (share of training time spent waiting for the loader) and
+    `perf/peak_memory_gb` at the logging interval. Validation time is not counted."""
 
     def __init__(self) -> None:
         self.total_images, self.total_seconds = 0, 0.0
@@ -62,7 +62,7 @@ class Throughput(Callback):
         self.total_images, self.total_seconds = self.total_images + self._images, self.total_seconds + seconds
         waited = self._wait(trainer) - self._waited
         pl_module.log("perf/images_per_s", self._images / seconds)
-        pl_module.log("perf/data_wait", waited / seconds, prog_bar=True)
+        pl_module.log("perf/data_wait", waited / seconds)
         pl_module.log("perf/peak_memory_gb", peak_memory_gb())
         self._begin(trainer)
 

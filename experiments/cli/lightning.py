@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -18,10 +16,12 @@ import methods
 from common.model.module import SegmentationModule
 from common.training.discovery import import_all
 from common.training.memory import keep_freed
+from common.training.progress import progress
 from common.training.run import house_arguments, quiet
 from datamodules.base import SegmentationDataModule
 from experiments.cli.configs import stated
 from experiments.cli.messages import Parser
+from experiments.cli.options import RUN
 
 # About one start, not part of the saved config.
 RUN_OPTIONS = ("run_dir", "name", "resume", "changed_data", "init_from", "overwrite")
@@ -50,7 +50,7 @@ class WeaksegCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=Parser,
-            parser_kwargs={"prog": "weakseg", self.verb: {"prog": f"weakseg {self.verb}"}},
+            parser_kwargs={"prog": "weakseg", self.verb: {"usage": f"weakseg {self.verb} [options]"}},
             args=[self.verb, *arguments],
         )
 
@@ -64,20 +64,8 @@ class WeaksegCLI(LightningCLI):
         return {**skipped, "fit": skipped["fit"] | {"ckpt_path", "weights_only"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        add = parser.add_argument
-        add("--run_dir", type=str | None, help="where the run's files go; default runs/REGIME/METHOD/NAME")
-        add("--name", type=str | None, help="NAME in the default run_dir; default: what is labelled, and the seed")
-        add("--resume", type=str | None, help="'auto': continue what is in run_dir, if anything; or a file")
-        add("--changed_data", type=Literal["refuse", "accept"], default="refuse", help="when a run is continued")
-        add("--init_from", type=str | None, help="start from the network of this checkpoint, at step 0")
-        add("--overwrite", type=bool, default=False, help="replace the run that is in run_dir")
-        add("--checkpoint_every", type=int, default=50, help="optimizer steps between last.ckpt files")
-        add("--skip_nonfinite", type=int, default=0, help="steps without a finite gradient to leave out")
-        add("--tensorboard", type=bool, default=False, help="log to TensorBoard too")
-        # An agent of a W&B sweep expects its run there.
-        logged: Any = "online" if os.environ.get("WANDB_SWEEP_ID") else "off"
-        add("--wandb", type=Literal["off", "online", "offline"], default=logged, help="log to W&B too")
-        add("--wandb_checkpoints", type=bool, default=False, help="send the checkpoints to W&B too")
+        for name, option in RUN.items():
+            parser.add_argument(f"--{name}", type=option.type, default=option.default, help=option.help)
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
@@ -116,9 +104,8 @@ class WeaksegCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         told = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         parts = self.parts()
-        bar: list[Callback] = [] if told.get("enable_progress_bar") is False else [TQDMProgressBar()]
         first, rest = parts["callbacks"][:1], parts["callbacks"][1:]  # the run is claimed before a bar is shown
-        callbacks = [*first, *bar, *rest, *(told["callbacks"] or [])]
+        callbacks = [*first, *progress(told), *rest, *(told["callbacks"] or [])]
         return Trainer(**{**house_arguments(told), **parts, "callbacks": callbacks})
 
 

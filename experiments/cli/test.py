@@ -33,7 +33,8 @@ class Test(TrainedCLI):
         }
 
     def test(self, **kwargs: Any) -> None:
-        self.trainer.test(**{**kwargs, "weights_only": True})
+        self.trainer.test(**{**kwargs, "weights_only": True, "verbose": False})
+        self.print_metrics("test")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import yaml
 
+from common.training.summary import read_metrics
 from experiments.cli.configs import expand_configs
 from experiments.cli.lightning import WeaksegCLI
 from experiments.cli.messages import FILES
 from experiments.runs.checkpoint import check_weights, classes_of, photos_part, read_checkpoint, stored_config
+from experiments.runs.run_dir import print_metrics
 
 
 class TrainedCLI(WeaksegCLI):
@@ -30,6 +32,11 @@ class TrainedCLI(WeaksegCLI):
                 "give it the same classes in the same order"
             )
         return {"callbacks": [], "logger": False, "enable_checkpointing": False}
+
+    def print_metrics(self, stage: str) -> None:
+        """What the evaluation found."""
+        if self.trainer.is_global_zero:
+            print_metrics({self.options.ckpt.stem: read_metrics(self.trainer, stage)})
 
 
 def trained_parser(verb: str) -> argparse.ArgumentParser:

@@ -13,7 +13,8 @@ class Validate(TrainedCLI):
     verb = "validate"
 
     def validate(self, **kwargs: Any) -> None:
-        self.trainer.validate(**{**kwargs, "weights_only": True})
+        self.trainer.validate(**{**kwargs, "weights_only": True, "verbose": False})
+        self.print_metrics("val")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -52,6 +52,8 @@ def test_a_file_appears_with_its_folder_and_replaces_an_older_one(tmp_path):
     write_text(path, "second\n")
     assert path.read_bytes() == b"second\n"
     write_json(tmp_path / "one.json", {"b": [1, 2], "a": None})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "one.json", {"b": float("-inf")})
     assert (tmp_path / "one.json").read_text().endswith("}\n")
     assert json.loads((tmp_path / "one.json").read_text()) == {"b": [1, 2], "a": None}
     assert names(path.parent) == ["one.txt"]
