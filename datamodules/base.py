@@ -36,16 +36,17 @@ class SegmentationDataModule(LightningDataModule):
         size: images are resized to fit inside [height, width] (one number: a square), keeping their proportions.
         crop: [height, width] of a training sample; default: `size`.
         batch_size: labelled images per optimizer step, over all devices and accumulated batches.
-        unlabeled_batch_size: unlabelled images per optimizer step, likewise; 0 leaves the unlabelled stream out.
+        unlabeled_batch_size: unlabelled images per optimizer step, likewise; 0 leaves the unlabelled stream out. This
+            and the next two options follow from the method unless given (`common.training.run.fill_streams`).
         unlabeled_pool: the unlabelled stream holds `rest`, the images without an annotation (as in CPS and UniMatch),
             or `all` training images, without their labels (as in CutMix-Seg; also for weak labels on every image).
+        strong_views: strongly augmented views of each unlabelled image, see `datamodules.transforms.strong_view`.
         supervision: what is labelled, see `datamodules.supervision.Supervision`.
         scale: range of the random magnification, [1, 1] for none.
         flip: mirror half of the training samples.
         num_workers: loader processes per device; they only decode and resize.
         seed: of the annotation, the order and the augmentation; the run's seed unless given.
         cache_dir: where drawn annotations are kept; default: $WEAKSEG_CACHE or ~/.cache/weakseg.
-        strong_views: strongly augmented views of each unlabelled image, see `datamodules.transforms.strong_view`.
         cache: keep decoded, resized training and validation images, so that each is read once: `ram`, until the run
             ends, shared by the loader processes of a device; `disk`, in `cache_dir`, for all runs and devices. Either
             takes up to 3 x height x width bytes an image; the results are the same bit for bit.
@@ -66,15 +67,15 @@ class SegmentationDataModule(LightningDataModule):
         size: int | list[int] = 128,
         crop: list[int] | None = None,
         batch_size: int = 16,
-        unlabeled_batch_size: int = 0,
+        unlabeled_batch_size: int | None = None,
         supervision: Supervision = Supervision(),  # noqa: B008 (frozen)
         scale: list[float] = [0.75, 1.5],  # noqa: B006 (never written to)
         flip: bool = True,
         num_workers: int = 2,
         seed: int = 0,
         cache_dir: str | None = None,
-        strong_views: int = 0,
-        unlabeled_pool: Literal["rest", "all"] = "rest",
+        strong_views: int | None = None,
+        unlabeled_pool: Literal["rest", "all"] | None = None,
         cache: Literal["none", "ram", "disk"] = "none",
     ) -> None:
         super().__init__()
@@ -83,19 +84,16 @@ class SegmentationDataModule(LightningDataModule):
         self.crop = (crop[0], crop[1]) if crop else self.size
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"data.scale must be [low, high] with 0 < low <= high, got {scale}")
-        if batch_size < 1 or unlabeled_batch_size < 0:
+        self.batch_size, self.unlabeled_batch_size = batch_size, unlabeled_batch_size or 0
+        if self.batch_size < 1 or self.unlabeled_batch_size < 0:
             raise ValueError(f"batch sizes must be positive, got {batch_size} and {unlabeled_batch_size}")
-        self.batch_size, self.unlabeled_batch_size = batch_size, unlabeled_batch_size
-        self.supervision, self.unlabeled_pool = supervision, unlabeled_pool
+        self.supervision, self.unlabeled_pool = supervision, unlabeled_pool or "rest"
         self.scale, self.flip = (scale[0], scale[1]), flip
         self.num_workers, self.seed = num_workers, seed
         self.cache_dir = Path(cache_dir or os.environ.get("WEAKSEG_CACHE", "~/.cache/weakseg")).expanduser()
-        if strong_views < 0 or (strong_views and not unlabeled_batch_size):
-            raise ValueError(
-                f"data.strong_views is the number of views of an unlabelled image, got {strong_views} with "
-                f"data.unlabeled_batch_size {unlabeled_batch_size}: set both, or neither"
-            )
-        self.strong_views, self.cache = strong_views, cache
+        self.strong_views, self.cache = strong_views or 0, cache
+        if self.strong_views < 0:
+            raise ValueError(f"data.strong_views is a number of views, got {strong_views}")
         self.kept: RamCache | DiskCache | None = None  # made with the first loader
         self.known_state: State | None = None
         # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.

@@ -33,8 +33,13 @@ def training_loader(data: SegmentationDataModule) -> CombinedLoader:
     labeled, unlabeled = data.lists()
     if data.unlabeled_batch_size and not unlabeled:
         raise ValueError(
-            "data.unlabeled_batch_size asks for unlabelled images, but every training image is labelled: "
-            "set it to 0, use supervision.kind=image_subset, or data.unlabeled_pool=all"
+            "every training image is labelled, so that there is none for the unlabelled stream: set "
+            "data.unlabeled_pool=all to learn from them without their labels too"
+        )
+    if data.strong_views and not data.unlabeled_batch_size:
+        raise ValueError(
+            f"data.strong_views={data.strong_views} is the number of views of an unlabelled image, and there is none: "
+            "set data.unlabeled_batch_size above 0"
         )
     if not data.streams:
         raise ValueError("supervision kind none labels no image: set data.unlabeled_batch_size above 0")

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import methods
-
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 
@@ -91,16 +89,6 @@ def two_processes(script: str, folder: Path) -> None:
             rank.wait()
 
 
-def needs(method: str) -> list[str]:
-    """Options that give a method the streams that it learns from, in a tiny run."""
-    found, options = getattr(methods, method), {}
-    if "unlabeled" in found.streams:
-        options |= {"unlabeled_batch_size": 4, "unlabeled_pool": "all"}
-    if found.strong_views:
-        options |= {"strong_views": found.strong_views}
-    return [word for name, value in options.items() for word in (f"--data.init_args.{name}", str(value))]
-
-
 # Defaults of a method that are not for images of 32 pixels.
 SMALL = {"RRN": ["--model.init_args.region_conv", "1"]}
 
@@ -108,9 +96,8 @@ SMALL = {"RRN": ["--model.init_args.region_conv", "1"]}
 def fit_tiny(run_dir, *arguments, expect: int = 0) -> str:
     """Fit the method that `--model NAME` names among the arguments (default: Supervised)."""
     named = [after for word, after in itertools.pairwise(arguments) if word == "--model"]
-    options = needs(named[0]) if named and named[0] in methods.CLASSES else []
     small = SMALL.get(named[0], []) if named else []
-    return weakseg("fit", "--config", TINY, "--run_dir", run_dir, *options, *arguments, *small, expect=expect)
+    return weakseg("fit", "--config", TINY, "--run_dir", run_dir, *arguments, *small, expect=expect)
 
 
 # An epoch's end, validations and steps between them.

@@ -25,7 +25,7 @@ from lightning.pytorch.plugins import MixedPrecision
 import common.training.files
 import methods
 from common.model.module import SegmentationModule
-from conftest import LONG, SMALL, TINY, fit_tiny, needs, two_processes, weakseg, weakseg_process
+from conftest import LONG, SMALL, TINY, fit_tiny, two_processes, weakseg, weakseg_process
 from same_run import assert_same_run, load, metrics
 
 OFTEN = [*LONG, "--checkpoint_every", "3"]
@@ -207,7 +207,7 @@ def test_stopped_at_a_random_step_and_resumed_equals_the_unbroken_run(method, fa
         "while writing": lambda: kill_while_writing(write),
     }[fault]
     said = f"step {step}, delay {delay}, write {write}"
-    arguments = ["--model", method, *needs(method), *SMALL.get(method, []), *OFTEN]
+    arguments = ["--model", method, *SMALL.get(method, []), *OFTEN]
     status, text = in_child(prepare, tmp_path / "cut", *arguments)
     if fault.startswith("SIG") and fault != "SIGKILL":
         assert (status, load(tmp_path / "cut")["global_step"]) == (os.EX_TEMPFAIL, step + 1), text + said

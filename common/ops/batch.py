@@ -65,8 +65,8 @@ def check_streams(method: Any, data: Any) -> None:
     name = type(method).__name__
     if "unlabeled" in method.streams and "unlabeled" not in data.streams:
         raise ValueError(
-            f"{name} learns from unlabelled images: set data.unlabeled_batch_size, with supervision.kind=image_subset "
-            "or data.unlabeled_pool=all"
+            f"{name} learns from unlabelled images: leave data.unlabeled_batch_size out (as many as labelled), or set "
+            "it above 0"
         )
     if "labeled" in method.streams and "labeled" not in data.streams:
         raise ValueError(f"{name} learns from labels: choose another supervision.kind than none")

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from common.training.run import run_parts
+from common.training.run import fill_streams, run_parts
 from common.training.run_dir import file_state, is_used, used
 from common.training.tracking import check_trackers, partition
 from experiments.cli.configs import CONFIG_OPTIONS, SHIPPED, expand_configs
@@ -53,6 +53,8 @@ class Fit(WeaksegCLI):
         check_trackers(settings.wandb, settings.tensorboard)
         if settings.wandb_checkpoints and settings.wandb == "off":
             raise ValueError("--wandb_checkpoints sends checkpoints to W&B: set --wandb online or offline too")
+        for option, value in fill_streams(self.model, self.datamodule).items():
+            settings.data.init_args[option] = value
         self.datamodule.accumulation = settings.trainer.accumulate_grad_batches
         last = self.run_dir / "checkpoints" / "last.ckpt"
         claim = {
@@ -117,4 +119,5 @@ def told_options(words: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     FILES.clear()
-    run(Fit, expand_configs([*arguments]), arguments)
+    words = ["--help" if word == "--help-all" else word for word in arguments]
+    run(Fit, expand_configs(words), arguments)

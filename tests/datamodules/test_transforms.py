@@ -242,5 +242,5 @@ def test_streams_with_and_without_views():
 
 
 def test_views_need_unlabelled_images():
-    with pytest.raises(ValueError, match=r"strong_views .* set both, or neither"):
-        Synthetic(strong_views=1)
+    with pytest.raises(ValueError, match=r"strong_views=1 .* set data.unlabeled_batch_size above 0"):
+        Synthetic(strong_views=1).train_dataloader()

@@ -152,7 +152,7 @@ def test_a_regime_without_files_runs_two_steps(name, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_methods_config_runs_two_steps(name, tmp_path):
-    small = ["--data.unlabeled_pool", "all", "--data.batch_size", "4"]
+    small = ["--data.batch_size", "4"]
     small += ["--model.region_conv", "2"] if name.startswith("rrn") else []
     weakseg("fit", "--config", "quickstart", "--config", name, "--run_dir", tmp_path / "run", *FEW, *small)
 

@@ -61,6 +61,14 @@ def test_its_config_says_every_option_and_repeats_it(run_dir, tmp_path):
     assert_equal(load(run_dir)["state_dict"], load(tmp_path / "again")["state_dict"])
 
 
+def test_the_unlabelled_stream_follows_from_the_method(tmp_path):
+    data = scenes()
+    model = weakseg.methods.UniMatch(data.num_classes, network=NETWORK)
+    weakseg.make_trainer(tmp_path / "run", model, data, max_steps=1, enable_progress_bar=False).fit(model, data)
+    used = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]
+    assert (used["unlabeled_batch_size"], used["strong_views"], used["unlabeled_pool"]) == (4, 2, "all")
+
+
 def test_the_command_tests_it_and_load_run_predicts_with_it(run_dir):
     command("test", "--run", run_dir, "--trainer.enable_progress_bar", "false")
     assert json.loads((run_dir / "summary.json").read_text())["test"]["best"]["test/miou"] > 0
