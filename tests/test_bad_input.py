@@ -65,12 +65,12 @@ OPTIONS = {
     "missing weights": (["--model.init_args.network.weights", "none.pth"], ["no weights file", "none.pth"], 1),
     "unknown option": (
         ["--trainer.max_stepz", "3"],
-        ["'--trainer.max_stepz 3'", "nearest", "trainer.max_steps", "weakseg fit --help"],
+        ["'--trainer.max_stepz 3'", "nearest", "trainer.max_steps", "weakseg fit --help-all"],
         2,
     ),
     "shortened option": (
         ["--trainer.max_step", "3"],
-        ["'--trainer.max_step 3'", "nearest", "trainer.max_steps", "weakseg fit --help"],
+        ["'--trainer.max_step 3'", "nearest", "trainer.max_steps", "weakseg fit --help-all"],
         2,
     ),
     "unknown option of the method": (
@@ -102,18 +102,23 @@ OPTIONS = {
         1,
     ),
     "unlabelled batch without unlabelled images": (
-        [UNLABELED, "4"],
-        ["data.unlabeled_batch_size", "every training image is labelled", "image_subset"],
+        [UNLABELED, "4", "--data.init_args.unlabeled_pool", "rest"],
+        ["every training image is labelled", "set data.unlabeled_pool=all"],
         1,
     ),
     "a method without its unlabelled images": (
         ["--model", "SCL", UNLABELED, "0"],
-        ["SCL learns from unlabelled images", "data.unlabeled_batch_size", "data.unlabeled_pool=all"],
+        ["SCL learns from unlabelled images", "leave data.unlabeled_batch_size out"],
         1,
     ),
     "a method without its strong views": (
         ["--model", "UniMatch", "--data.init_args.strong_views", "1"],
         ["UniMatch learns from strong views", "set data.strong_views to 2"],
+        1,
+    ),
+    "strong views of no image": (
+        ["--data.init_args.strong_views", "1"],
+        ["data.strong_views=1", "set data.unlabeled_batch_size above 0"],
         1,
     ),
     "a method without its labels": (
@@ -122,7 +127,7 @@ OPTIONS = {
         1,
     ),
     "no label and no unlabelled image": (
-        ["--data.init_args.supervision", "{kind: none, fraction: null}"],
+        ["--data.init_args.supervision", "{kind: none, fraction: null}", UNLABELED, "0"],
         ["supervision kind none labels no image", "data.unlabeled_batch_size above 0"],
         1,
     ),

@@ -72,15 +72,19 @@ def weights(run_dir, which="last"):
 # Help --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["--help", "methods", "datamodules"])
+@pytest.mark.parametrize("verb", ["--help", "methods", "datamodules", "fit --help"])
 def test_help_and_listings_answer_at_once_and_without_torch(verb):
     code = "import sys; from experiments.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
-    text = subprocess.run([sys.executable, "-c", code, verb], cwd=ROOT, capture_output=True, text=True, check=True)
+    text = subprocess.run(
+        [sys.executable, "-c", code, *verb.split()], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert text.stdout.splitlines()[-1] == "False"
     seconds = []
     for _ in range(5):  # the best of five: other programs may be running
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "experiments.cli", verb], cwd=ROOT, capture_output=True, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "experiments.cli", *verb.split()], cwd=ROOT, capture_output=True, check=True
+        )
         seconds.append(time.perf_counter() - start)
     assert min(seconds) <= 0.5
 
@@ -99,7 +103,7 @@ def test_no_command_is_help_and_an_unknown_one_is_refused():
 
 
 def test_help_of_a_verb_lists_its_options():
-    assert "--run_dir" in weakseg("fit", "--help")
+    assert "--trainer.overfit_batches" in weakseg("fit", "--help-all")
     assert "--model.tv_weight" in weakseg("fit", "--model", "TV", "--model.help", "TV")
     assert "--images" in weakseg("predict", "--help")
     assert len(weakseg("test", "--help").splitlines()) < 20  # a run has its options already
@@ -247,8 +251,8 @@ def test_resume_from_a_file_in_a_new_directory(trained, tmp_path):
 
 
 def table_value(text, name):
-    """A value in the table that Lightning prints."""
-    return float(re.search(rf"{name}\W+([\d.]+)", text)[1])
+    """A value in the table that the command prints, of two decimals."""
+    return float(re.search(rf"^{name} +(\d+\.\d\d)$", text, re.MULTILINE)[1])
 
 
 @pytest.mark.parametrize("way", ["run", "last", "ckpt"])
@@ -260,10 +264,10 @@ def test_validate_gives_what_fit_has_measured(way, trained):
     assert snapshot(trained) == before
     best = summary(trained)["best"]["val/miou"]
     if way == "run":
-        assert table_value(text, "val/miou") == pytest.approx(best, abs=1e-3)
+        assert table_value(text, "val/miou") == pytest.approx(best, abs=5.1e-3)
     else:
-        assert table_value(text, "val/miou") == pytest.approx(summary(trained)["last"]["val/miou"], abs=1e-3)
-        assert summary(trained)["last"]["val/miou"] != pytest.approx(best, abs=1e-3)
+        assert table_value(text, "val/miou") == pytest.approx(summary(trained)["last"]["val/miou"], abs=5.1e-3)
+        assert summary(trained)["last"]["val/miou"] != pytest.approx(best, abs=5.1e-3)
 
 
 def test_test_adds_to_the_summary_an_entry_for_each_checkpoint_and_refinement(copied):
@@ -503,6 +507,24 @@ def test_every_method_takes_an_unlabelled_stream(method, tmp_path, monkeypatch):
     assert {(len(batch["labeled"]), len(batch["unlabeled"])) for batch in seen} == {(2, 4)}
     assert (len(labeled), len(unlabeled), len(labeled & unlabeled)) == (4, 8, 0)
     assert summary(tmp_path / "run")["annotation"]["images"] == 4
+
+
+@pytest.mark.parametrize("masks", ["all", "some"])
+@pytest.mark.parametrize("method", [name for name in methods.CLASSES if "unlabeled" in getattr(methods, name).streams])
+def test_the_unlabelled_stream_follows_from_the_method(method, masks, tmp_path):
+    """On a folder of one's own, without an option for it; the config of the run says what it was, and repeats it."""
+    data = draw_folder(tmp_path / "data")
+    if masks == "some":
+        (data / "masks" / "0.png").unlink()
+        (data / "masks" / "3.png").unlink()
+    said = fit_tiny(tmp_path / "one", *on_folder(data), "--model", method, "--trainer.max_steps", "2")
+    used = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())["data"]["init_args"]
+    views, pool = getattr(methods, method).strong_views, "all" if masks == "all" else "rest"
+    assert (used["unlabeled_batch_size"], used["strong_views"], used["unlabeled_pool"]) == (4, views, pool)
+    assert ("every training image is labelled" in said) == (masks == "all")
+    said = weakseg("fit", "--config", tmp_path / "one" / "config.yaml", "--run_dir", tmp_path / "two")
+    assert "every training image is labelled" not in said  # it is told now
+    assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
 def test_only_methods_that_want_it_see_the_unlabelled_stream(tmp_path):

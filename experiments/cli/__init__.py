@@ -70,6 +70,11 @@ def run(verb: str, rest: list[str]) -> int:
     if verb not in VERBS:
         print(f"weakseg: there is no command '{verb}'\n\n{USAGE}", end="", file=sys.stderr)
         return 2
+    if verb == "fit" and {"-h", "--help"} & {*rest}:
+        from experiments.cli.options import help_page
+
+        print(help_page(), end="")
+        return 0
     if os.environ.get(LAUNCHER) == str(os.getppid()):
         die_with_parent()
     os.environ[LAUNCHER] = str(os.getpid())

@@ -29,11 +29,12 @@ UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (.+)|Import path
 
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, whose errors are one line instead of a page of options. An option is its whole name:
-    shortened ones are taken without a word by argparse, and mean another option once there is a new one."""
+    """LightningCLI's parser, whose errors are one line instead of a page of options, as is the usage over its help. An
+    option is its whole name: shortened ones are taken without a word by argparse, and mean another option once there
+    is a new one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "usage": "%(prog)s [options]", **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside the parser: its error is wrapped and comes to the outer one
@@ -63,7 +64,7 @@ def explain(message: str, error: BaseException | None = None, options: Iterable[
         message = message.strip().splitlines()[-1].partition(": ")[2]
     where = ".init_args.".join(keys)
     short = owner.rsplit(".", 1)[-1]
-    way_out = f"`weakseg fit --{keys[0]}.help {short}` lists them" if owner else "`weakseg fit --help` lists them"
+    way_out = f"`weakseg fit --{keys[0]}.help {short}` lists them" if owner else "`weakseg fit --help-all` lists them"
     if match := UNKNOWN_OPTION.match(message):
         name = next(group for group in match.groups() if group)
         word = re.split(r"[ =]", name)[0].lstrip("-")
