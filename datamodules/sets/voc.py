@@ -29,7 +29,8 @@ class PascalVOC(SegmentationDataModule):
     `SegmentationClassAug`. Images of `supervision.list_file` are not held out: published lists work as they are.
 
     Args:
-        root: folder that holds `VOCdevkit/`.
+        root: folder that holds `VOCdevkit/`. The paths below are relative to the working directory or, where nothing
+            is there, to this folder.
         masks: folder of the masks.
         splits: folder with lists of one's own (not the official protocol): `train.txt` and `test.txt`, perhaps
             `val.txt`, or with a number, `train1000.txt`.
@@ -66,12 +67,12 @@ class PascalVOC(SegmentationDataModule):
             self.prepare(self.root, masks)
         self.images = find_images(self.root / VOC / "JPEGImages")
         self.masks = find_images(self.root / VOC / masks)
-        self.scribbles = Path(scribbles).expanduser() if scribbles else None
+        self.scribbles = self._near(scribbles) if scribbles else None
         if self.scribbles and not self.scribbles.is_dir():
             raise FileNotFoundError(f"folder {self.scribbles} does not exist: check data.scribbles")
-        self.click_file = Path(clicks).expanduser() if clicks else None
+        self.click_file = self._near(clicks) if clicks else None
         self.clicks = read_clicks(self.click_file) if self.click_file else None
-        self.splits = read_lists(Path(splits).expanduser()) if splits else self._official()
+        self.splits = read_lists(self._near(splits)) if splits else self._official()
         check_disjoint(self.splits)
         if "val" not in self.splits:
             self.splits = hold_out(self.splits["train"], self.splits["test"], keep=self.supervision.listed())
@@ -80,6 +81,11 @@ class PascalVOC(SegmentationDataModule):
                 raise FileNotFoundError(f"{self.root / VOC / 'JPEGImages'} has no image of {lost}, of {split}: add it")
             if split != "train" and (lost := missing(names, self.masks)):
                 raise ValueError(f"{self.root / VOC / masks} has no mask of {lost}, of {split}: add it")
+
+    def _near(self, given: str) -> Path:
+        """Where a path leads: from here, or else from the root."""
+        path = Path(given).expanduser()
+        return path if path.exists() else self.root / path
 
     def _official(self) -> dict[str, list[str]]:
         lists = self.root / VOC / "ImageSets" / "Segmentation"

@@ -290,6 +290,27 @@ def test_voc_lists_of_ones_own(drawn, tmp_path):
     refused(FileNotFoundError, ["test.txt, test5.txt"], PascalVOC, str(drawn("voc")), splits=str(tmp_path))
 
 
+def test_voc_paths_are_taken_from_here_or_from_the_root(drawn, tmp_path, monkeypatch):
+    root = shutil.copytree(drawn("voc"), tmp_path / "root")
+    for folder, name in ((root, "2007_000001"), (tmp_path, "2007_000002")):
+        (folder / "lists").mkdir()
+        (folder / "lists" / "train.txt").write_text("\n".join(f"2007_{n:06d}" for n in range(5, 15)))
+        (folder / "lists" / "test.txt").write_text(name)
+        (folder / "clicks.json").write_text("{}")
+        (folder / "strokes").mkdir()
+    monkeypatch.chdir(root.parent)
+    given = {"splits": "lists", "clicks": "clicks.json", "scribbles": "strokes"}
+    data = PascalVOC("root", **given)
+    assert (data.names("test"), data.click_file, data.scribbles) == (
+        ["2007_000002"], Path("clicks.json"), Path("strokes")
+    )  # fmt: skip
+    monkeypatch.chdir("/")
+    data = PascalVOC(str(root), **given)
+    assert (data.names("test"), data.click_file) == (["2007_000001"], root / "clicks.json")
+    assert data.scribbles == root / "strokes"
+    refused(FileNotFoundError, [root / "nothing"], PascalVOC, str(root), scribbles="nothing")
+
+
 def test_voc_training_images_without_a_mask_are_unlabelled(drawn, tmp_path):
     names = [f"2007_{number:06d}" for number in range(25)]
     for split, listed in (("train", names[:5] + names[15:]), ("val", names[5:8]), ("test", names[10:15])):

@@ -1,5 +1,7 @@
 """Shipped configs: found by name, composed, and each of them runs."""
 
+import re
+
 import pytest
 import yaml
 
@@ -103,6 +105,15 @@ def test_a_regime_opens_with_its_command_which_parses(name):
     named = [word for word in words if word in METHODS]
     wanted = yaml.safe_load(find_config(named[0]).read_text())["model"]["class_path"]
     assert settings.model.class_path == f"methods.{wanted}"
+
+
+@pytest.mark.parametrize("name", [name for name in [*REGIMES, "all_labels"] if "." in command_in(find_config(name))])
+def test_the_command_of_a_regime_lacks_nothing_but_the_data(name, tmp_path):
+    words = [str(tmp_path / "data") if word == "." else word for word in command_in(find_config(name))]
+    words += ["--model.network.weights", "null", "--run_dir", str(tmp_path / "run")]
+    last = weakseg("fit", *words, expect=1).splitlines()[-1]
+    assert re.match(rf"weakseg: error: (folder|list) {tmp_path / 'data'}\S* does not exist", last), last
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("[dmt]*/*.yaml")), ids=lambda p: p.stem)
