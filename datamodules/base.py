@@ -18,7 +18,7 @@ from common.model.options import given_options, plain_options
 from common.ops.array import Array
 from datamodules.annotation import State, announce, changes, digest_of, folder_name, prepare, state_of
 from datamodules.augmentation import STREAMS, augmented, whole, with_draws
-from datamodules.cache import DiskCache, RamCache, Small, shrink
+from datamodules.cache import DiskCache, RamCache, Small, shrink, writing
 from datamodules.files import read_image, read_mask
 from datamodules.images import whole_image
 from datamodules.loaders import split_loader, training_loader
@@ -198,7 +198,8 @@ class SegmentationDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Draw the annotation of the labelled images once; afterwards training opens no dense mask."""
-        prepare(self, self.annotation_dir())
+        with writing(self.cache_dir):
+            prepare(self, self.annotation_dir())
 
     def annotation_report(self) -> dict[str, Any]:
         """Number of labelled images and pixels, in all and per class (see `summary.json`)."""

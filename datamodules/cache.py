@@ -5,10 +5,12 @@ What is kept is what would be read, byte for byte. Two processes that fill one p
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,22 @@ from datamodules.transforms import fit_size, resize_image
 
 HEADER = 16  # bytes before a record's pixels: heights and widths of the small and the original image, 32 bits each
 FORMAT = 2  # of the disk cache; raise it when decoding or resizing gives other values
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """An error of writing below the cache folder, told with the way out; other errors, such as those of reading images
+    in the same block, stay what they are."""
+    try:
+        yield
+    except OSError as error:
+        below = error.filename is not None and Path(str(error.filename)).is_relative_to(folder)
+        if not below and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise OSError(
+            f"cannot write into the cache folder {folder} ({error.strerror}): set WEAKSEG_CACHE or --data.cache_dir to "
+            "a folder that you can write to"
+        ) from error
 
 
 class Small(NamedTuple):
@@ -100,7 +118,8 @@ class DiskCache:
         reading: str = "",
     ) -> None:
         self.folder, self.box, self.read, self.file, self.reading = folder, box, read, file, reading
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         clean(folder)
 
     def path(self, name: str) -> Path:
@@ -125,7 +144,7 @@ class DiskCache:
                 small = None
         if small is None:
             small = self.read(name)
-            with written_whole(path) as scratch:
+            with writing(self.folder), written_whole(path) as scratch:
                 pack(small).tofile(scratch)
         return small
 

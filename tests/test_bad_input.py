@@ -274,6 +274,18 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(way, used, tmp_path, monkeypatch):
+    """Here because a file is in its place; root, who runs some tests, may write everywhere."""
+    data = draw_folder(tmp_path / "data")
+    (tmp_path / "file").touch()
+    words = ["cannot write into the cache folder", str(tmp_path / "file"), "set WEAKSEG_CACHE or --data.cache_dir"]
+    cache = str(tmp_path / "file" / "cache")
+    monkeypatch.setenv("WEAKSEG_CACHE", cache if way == "variable" else str(tmp_path / "other"))
+    option = ["--data.init_args.cache_dir", cache] if way == "option" else []
+    refused([*on_folder(data), *option], words, 1, used, tmp_path)
+
+
 @pytest.mark.parametrize("row", BROKEN)
 def test_broken_files(row, used, tmp_path):
     change, words = BROKEN[row]

@@ -1,7 +1,9 @@
 """Caches change nothing but the time."""
 
+import errno
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from conftest import fit_tiny
-from datamodules.cache import HEADER, DiskCache, RamCache, Small, pack, shrink, unpack
+from datamodules.cache import HEADER, DiskCache, RamCache, Small, pack, shrink, unpack, writing
 from datamodules.photos import Photos
 from datamodules.scenes import CLASSES, draw_scene
 from datamodules.sets.folder import Folder
@@ -225,3 +227,17 @@ def test_a_broken_record_is_named_and_read_again(fault, folder, tmp_path):
     with pytest.warns(UserWarning, match=f"{path.name} is broken"):
         assert np.array_equal(cache.get(name).image, expected.image)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (OSError(errno.ENOSPC, "No space left on device"), True),
+    (OSError(errno.EROFS, "Read-only file system", "elsewhere"), True),
+    (PermissionError(errno.EACCES, "Permission denied", "cache/images"), True),
+    (PermissionError(errno.EACCES, "Permission denied", "photos/1.jpg"), False),
+    (OSError("broken picture"), False),
+])  # fmt: skip
+def test_only_errors_of_writing_the_cache_name_it(error, told):
+    with pytest.raises(OSError, match=r"\w") as found, writing(Path("cache")):
+        raise error
+    assert ("set WEAKSEG_CACHE" in str(found.value)) == told
+    assert (found.value is error) != told
