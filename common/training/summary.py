@@ -51,8 +51,8 @@ class RunSummary(Callback):
         self.last = read_metrics(trainer, "val")
         if self.last.get("val/miou", 0) is None:
             rank_zero_warn(
-                "no pixel of the val split has a label, so that there is no val/miou, and best.ckpt is that of the "
-                "first validation: label some of its images, or use --which last"
+                "no pixel of the images validated has a label, so that there is no val/miou, and best.ckpt is that of "
+                "the first validation: label some of them, or use --which last"
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
