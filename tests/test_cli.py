@@ -285,6 +285,14 @@ def test_test_adds_to_the_summary_an_entry_for_each_checkpoint_and_refinement(co
     assert refined["best+mrf"] != refined["best"] == tests["best"]
 
 
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_a_run_without_a_validation_names_its_last_checkpoint(verb, copied, tmp_path):
+    (copied / "checkpoints" / "best.ckpt").unlink()
+    more = ["--images", tmp_path, "--output", tmp_path / "out"] if verb == "predict" else []
+    text = weakseg(verb, "--run", copied, *more, expect=1)
+    assert "has no best.ckpt, for nothing was validated yet: give --which last" in text
+
+
 def test_test_of_a_checkpoint_file_writes_nothing(trained):
     before = snapshot(trained.parent)
     text = weakseg("test", "--ckpt", trained / "checkpoints" / "best.ckpt")

@@ -69,6 +69,8 @@ def from_run(
     if (options.run is None) == (options.ckpt is None):
         raise ValueError(f"{parser.prog} needs a trained model: give either --run RUN_DIR or --ckpt FILE")
     options.ckpt = options.ckpt or options.run / "checkpoints" / f"{options.which}.ckpt"
+    if options.run and not options.ckpt.is_file() and options.ckpt.with_name("last.ckpt").is_file():
+        raise FileNotFoundError(f"{options.run} has no best.ckpt, for nothing was validated yet: give --which last")
     if not options.ckpt.is_file():
         raise FileNotFoundError(f"there is no checkpoint {options.ckpt}: is it a run directory that `fit` has written?")
     checkpoint = read_checkpoint(options.ckpt)
