@@ -97,7 +97,7 @@ class Survey:
             present = [name for number, name in enumerate(names) if seen.pixels[number]]
             if not present:
                 yield Finding("stop", f"no pixel of {split} has a label: check its {seen.masks} masks")
-            elif len(present) == 1 and seen.bilevel > seen.masks / 2 and len(names) == 2:
+            elif len(present) == 1 and len(names) == 2 and seen.bilevel > seen.masks / 2 and self._is_white(split):
                 yield Finding(
                     "stop",
                     f"the masks of {split} hold 0 and {IGNORE} alone, and {IGNORE} is no label: where it stands for "
@@ -115,6 +115,13 @@ class Survey:
                 yield Finding(
                     "warning", f"{share:.1%} of the pixels of {split} have no label: its scores are those of the others"
                 )
+
+    def _is_white(self, split: Split) -> bool:
+        """Whether 255 in masks of two classes stands for the second class: no mask has that, or those of train are
+        labelled everywhere. In scribbles of which some lack the second class it does not."""
+        train = self.seen.get("train", self.seen[split])
+        unlabeled = train.pixels[IGNORE] / max(1, train.pixels.sum())
+        return not train.pixels[1] or bool(unlabeled < 1 - UNLABELED)
 
     def _balance(self) -> Iterator[Finding]:
         seen = self.seen.get("train", Seen())

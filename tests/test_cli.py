@@ -479,7 +479,7 @@ def test_hidden_labels_are_irrelevant(kind, tmp_path):
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
     drawn = snapshot(tmp_path / "cache")
-    assert len(drawn) == 7  # six pictures and the report
+    assert len(drawn) == 8  # six pictures, the report and the survey
     shutil.rmtree(tmp_path / "cache")
     assert str(masks[0]) in fit_tiny(tmp_path / "three", *options, expect=1)  # it has to be drawn again, and cannot be
     write(kept)
@@ -560,7 +560,7 @@ def test_doctor_counts_sound_data_and_names_every_problem(folder, tmp_path):
     options = on_folder(folder)
     text = weakseg("doctor", "--config", TINY, *options)
     assert "Folder: 3 classes (ground, red thing, blue thing)" in text
-    assert "train: 6 images (6 with a mask), sizes (29, 29) to (53, 38)" in text
+    assert "train: 6 images (6 with a mask), 29 x 29 to 53 x 38 pixels" in text
     assert "no problem found" in text
     broken = shutil.copytree(folder, tmp_path / "data")
     (broken / "images" / "1.png").write_bytes(b"no picture")
@@ -569,7 +569,7 @@ def test_doctor_counts_sound_data_and_names_every_problem(folder, tmp_path):
     problems = [line for line in text.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 2
     assert str(broken / "images" / "1.png") in problems[0]
-    assert "6: image 25 x 61, mask 9 x 9" in problems[1]
+    assert "image '6' is 25 x 61 pixels but its mask 9 x 9" in problems[1]
     assert "2 problems in the data" in text.splitlines()[-1]
 
 

@@ -33,7 +33,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     scratch = _scratch_of(path)
     with _held(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)):
         try:
+            os.utime(scratch, (0, 0))
             yield scratch
+            if not scratch.stat().st_mtime:
+                raise FileNotFoundError(f"nothing was written for {path}")
             sync(scratch)
             os.replace(scratch, path)
             sync(path.parent)  # the new name too

@@ -206,7 +206,7 @@ def test_a_hostile_file_ends_in_one_line(root, case, monkeypatch):
     before, start = files(root.parent), time.process_time()
     with little_memory(), pytest.raises(ValueError) as caught:  # noqa: PT011 (what matters is the file's name)
         prepare(root)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 5  # a second on a machine that does nothing else
     message = str(caught.value)
     assert message.startswith(str(path))
     assert "\n" not in message

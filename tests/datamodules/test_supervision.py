@@ -333,6 +333,7 @@ def test_kind_none_labels_no_image(tmp_path):
     none = Supervision(kind="none")
     lists = streams(tmp_path / "one", supervision=none, unlabeled_batch_size=2)
     assert (lists["labeled"], len(lists["unlabeled"])) == ([], 8)
-    assert [path.name for path in (tmp_path / "one").rglob("*") if path.is_file()] == ["annotation.json"]
+    drawn = sorted(path.name for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert drawn == ["annotation.json", "findings.json"]
     with pytest.raises(ValueError, match=r"kind none labels no image: set data.unlabeled_batch_size above 0"):
         streams(tmp_path / "two", supervision=none)
