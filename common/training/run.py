@@ -103,12 +103,12 @@ def make_trainer(
     if is_used(folder) and not overwrite:
         raise FileExistsError(f"{folder} holds a run already: give overwrite=True, or another directory")
     told = {**DEFAULTS, **trainer}
-    data.given.update(fill_streams(model, data))
+    options = plain_options({**data.given, **fill_streams(model, data)})
     config = {
         "seed_everything": data.seed,
         "trainer": {name: value for name, value in told.items() if isinstance(value, (int, float, str, type(None)))},
         "model": {"class_path": f"methods.{type(model).__name__}", "init_args": plain_options(model.given)},
-        "data": {"class_path": f"datamodules.{type(data).__name__}", "init_args": plain_options(data.given)},
+        "data": {"class_path": f"datamodules.{type(data).__name__}", "init_args": options},
     }
     quiet()
     seed_everything(data.seed, verbose=False)

@@ -63,6 +63,9 @@ def test_its_config_says_every_option_and_repeats_it(run_dir, tmp_path):
 
 def test_the_unlabelled_stream_follows_from_the_method(tmp_path):
     data = scenes()
+    other = weakseg.methods.Supervised(data.num_classes, network=NETWORK)
+    weakseg.make_trainer(tmp_path / "other", other, data, max_steps=1, enable_progress_bar=False)
+    assert data.streams == ("labeled",)  # the next trainer is another method's
     model = weakseg.methods.UniMatch(data.num_classes, network=NETWORK)
     weakseg.make_trainer(tmp_path / "run", model, data, max_steps=1, enable_progress_bar=False).fit(model, data)
     used = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]
