@@ -11,8 +11,9 @@ from conftest import TINY, fit_tiny, weakseg_process
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
 
 
-def ended(*processes, within=60):
-    """What they printed; all have failed."""
+def ended(*processes, within=180):
+    """What they printed; all have failed. Two starts one after the other, which take long on a slow machine; a hang takes
+    half an hour."""
     since = time.monotonic()
     try:
         texts = [process.communicate(timeout=within)[0] for process in processes]

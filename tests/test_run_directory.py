@@ -392,7 +392,7 @@ def test_a_broken_annotation_is_named_and_drawn_anew(row, tmp_path):
 
 
 def test_looking_at_twenty_thousand_files_is_quick(tmp_path):
-    """No file is opened. A generous limit: this takes a fifth of a second on a slow machine."""
+    """No file is opened. A generous limit: it takes a fifth of a second."""
     from datamodules.annotation import state_of
 
     class Many:
@@ -406,4 +406,4 @@ def test_looking_at_twenty_thousand_files_is_quick(tmp_path):
             path.touch()
     since = time.perf_counter()
     assert len(state_of(Many())["files"]["masks"]) == 10_000
-    assert time.perf_counter() - since < 2
+    assert time.perf_counter() - since < 5
