@@ -12,8 +12,8 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.acceler
 
 
 def ended(*processes, within=180):
-    """What they printed; all have failed. Two starts, one after the other, take long on a slow machine; a hang takes half
-    an hour."""
+    """What they printed; all have failed. Two starts, one after the other, take long on a slow machine; a hang takes
+    half an hour."""
     since = time.monotonic()
     try:
         texts = [process.communicate(timeout=within)[0] for process in processes]

@@ -90,6 +90,14 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
 # Ours, or somebody else's ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Read it, do not write into it."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    fit_tiny(run_dir, "--trainer.max_steps", "4")
+    return run_dir
+
+
 FOREIGN = {
     "wandb": lambda folder: ((folder / "wandb").mkdir(), (folder / "wandb" / "theirs").write_text("x")),
     "pictures": lambda folder: ((folder / "pictures").mkdir(), (folder / "pictures" / "cat.jpg").write_text("x")),
@@ -98,11 +106,12 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("how", [[], ["--overwrite"]])
+@pytest.mark.parametrize("how", [[], ["--overwrite"], ["--resume", "auto"], ["--resume", "FILE"]])
 @pytest.mark.parametrize("name", FOREIGN)
-def test_files_that_no_run_has_written_are_not_touched(name, how, tmp_path):
+def test_files_that_no_run_has_written_are_not_touched(name, how, trained, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
+    how = [trained / "checkpoints" / "last.ckpt" if word == "FILE" else word for word in how]
     FOREIGN[name](folder)
     before = snapshot(folder)
     text = fit_tiny(folder, *how, expect=1)

@@ -126,7 +126,9 @@ class RunStart(Callback):
     def _claim(self, trainer: Trainer) -> None:
         folder, new = self.folder, self.expected is False
         foreign = [path.name for pattern in ("config.yaml", *RUN_FILES) for path in folder.glob(pattern)]
-        if new and foreign and not (folder / MARK).exists() and not trainer.ckpt_path:
+        last = folder / "checkpoints" / "last.ckpt"
+        ours = (folder / MARK).exists() or (not new and last.exists())  # runs of earlier versions have no mark
+        if foreign and not ours:
             raise FileExistsError(
                 f"{folder} holds {', '.join(foreign[:3])}, but no run of this version: choose another --run_dir, or "
                 "remove them"
@@ -136,7 +138,7 @@ class RunStart(Callback):
         try:
             if new and is_used(folder) and not self.overwrite and not trainer.ckpt_path:
                 raise FileExistsError(used(folder))
-            if not new and file_state(folder / "checkpoints" / "last.ckpt") != self.expected:
+            if not new and file_state(last) != self.expected:
                 raise FileExistsError(f"another process has continued {folder} meanwhile: start again")
         except FileExistsError:
             self.held.close()
