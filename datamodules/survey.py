@@ -85,14 +85,14 @@ class Survey:
     def findings(self) -> list[Finding]:
         """All of them, the worst first."""
         found = [*self.faults, *self._labels(), *self._balance(), *self._images(), *self._shared()]
-        found += self._near() if not any("same picture" in one.text for one in found) else []
+        found += [] if any(a.pictures.keys() & b.pictures.keys() for (_, a), (_, b) in self._pairs()) else self._near()
         found += self._sequences()
         return sorted(found, key=lambda one: ("stop", "error", "warning").index(one.level))
 
     def _labels(self) -> Iterator[Finding]:
-        names, weak = self.data.class_names, self.data.supervision.kind in ("none",)
+        names, unlabeled = self.data.class_names, self.data.supervision.kind == "none"
         for split, seen in self.seen.items():
-            if not seen.masks or (weak and split == "train"):
+            if not seen.masks or (unlabeled and split == "train"):
                 continue
             present = [name for number, name in enumerate(names) if seen.pixels[number]]
             if not present:
@@ -158,18 +158,12 @@ class Survey:
             ):
                 here, there = getattr(seen, kind), getattr(before, kind)
                 both = sorted(here.keys() & there.keys(), key=here.__getitem__)
-                named = [f"{other}/{there[one]} and {split}/{here[one]}" for one in both]
-                # Masks of pictures that are the same are no news.
-                if kind == "labels":
-                    named = [one for one in named if not self._same_picture(one)]
-                if named:
-                    more = f" and {len(named) - 1} more" if len(named) > 1 else ""
-                    yield Finding("error", text.format(named[0] + more))
-
-    def _same_picture(self, pair: str) -> bool:
-        names = [one.split("/", 1) for one in pair.split(" and ")]
-        (a, one), (b, two) = ((self.seen[split], name) for split, name in names)  # type: ignore[index]
-        return bool((a.thumbs[one] == b.thumbs[two]).all())
+                pairs = [(there[one], here[one]) for one in both]
+                if kind == "labels":  # masks of pictures that are the same are no news
+                    pairs = [(a, b) for a, b in pairs if (before.thumbs[a] != seen.thumbs[b]).any()]
+                if pairs:
+                    more = f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""
+                    yield Finding("error", text.format(f"{other}/{pairs[0][0]} and {split}/{pairs[0][1]}{more}"))
 
     def _near(self) -> Iterator[Finding]:
         for (split, seen), (other, before) in self._pairs():

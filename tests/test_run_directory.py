@@ -401,7 +401,7 @@ def test_a_broken_annotation_is_named_and_drawn_anew(row, tmp_path):
 
 
 def test_looking_at_twenty_thousand_files_is_quick(tmp_path):
-    """No file is opened. A generous limit: it takes a fifth of a second."""
+    """No file is opened. A generous limit: half a second was measured."""
     from datamodules.annotation import state_of
 
     class Many:

@@ -33,7 +33,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     scratch = _scratch_of(path)
     with _held(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)):
         try:
-            os.utime(scratch, (0, 0))
+            os.utime(scratch, (0, 0))  # a block that writes nothing leaves this time
             yield scratch
             if not scratch.stat().st_mtime:
                 raise FileNotFoundError(f"nothing was written for {path}")

@@ -6,6 +6,7 @@ from PIL import Image
 
 from conftest import draw_folder
 from datamodules import Folder
+from datamodules.supervision import Supervision
 from datamodules.survey import THUMB, Survey, name_groups, near_duplicates
 
 
@@ -123,6 +124,17 @@ FAULTS = {
 }
 
 
+def test_names_may_hold_any_words(root):
+    for kind in ("images", "masks"):
+        (root / kind / "6.png").rename(root / kind / "cat and dog.png")
+    (root / "val.txt").write_text("cat and dog\n7\n")
+    copy(root, "0", "cat and dog")
+    same_mask(root)
+    texts = [text for _, text in survey(root)]
+    assert "the same picture is in two splits: train/0 and val/cat and dog; remove one of them" in texts
+    assert any("train/1 and val/7" in text for text in texts)
+
+
 @pytest.mark.parametrize("row", FAULTS)
 def test_a_fault_is_found(row, root):
     break_it, (level, words) = FAULTS[row]
@@ -142,8 +154,6 @@ def test_large_images_are_told_of(root):
 
 def test_what_has_no_label_for_a_reason_is_no_fault(root):
     masks(root, lambda mask, _: mask * 0 + 255, "012345")
-    from datamodules.supervision import Supervision
-
     assert not [text for level, text in survey(root, supervision=Supervision("none")) if level == "stop"]
 
 
@@ -165,7 +175,7 @@ def test_names_that_share_a_beginning(names, groups):
     assert {*name_groups(names).values()} == groups
 
 
-def people(root, count=6, each=2):
+def people(root):
     """The images of ten, renamed as frames of people, without lists."""
     for kind in ("images", "masks"):
         for number, path in enumerate(sorted((root / kind).iterdir())):
