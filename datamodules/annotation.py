@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -26,14 +26,14 @@ from common.ops.batch import IGNORE
 from common.training.files import clean, folder_written_whole
 from datamodules.images import check_sizes
 from datamodules.splits import first_few
-from datamodules.supervision import dense_names, draw_annotation, known_protocol, shrink_mask
+from datamodules.supervision import TAGGED, dense_names, draw_annotation, known_protocol, shrink_mask
 from datamodules.survey import Survey
 from datamodules.transforms import fit_size
 
 if TYPE_CHECKING:
     from datamodules.base import SegmentationDataModule
 
-VERSION = 2  # of the drawing; raise it when reading, resizing or drawing gives other labels
+VERSION = 3  # of the drawing; raise it when reading, resizing or drawing gives other labels
 FINDINGS = "findings.json"  # of the survey, which is made once
 State = dict[str, Any]
 
@@ -137,7 +137,8 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
     All that training and validation read is read here too, so that a bad file is named before the run begins.
     """
     labeled, unlabeled = data.lists()
-    dense, survey = dense_names(labeled, data.supervision, data.annotation_seed), Survey(data)
+    masked = [name for name in labeled if data.has_mask(name)]  # tags alone do not need one
+    dense, survey = dense_names(masked, data.supervision, data.annotation_seed), Survey(data)
     with folder_written_whole(folder) as scratch:
         masks = ((name, *annotate(data, name, name in dense, survey)) for name in labeled)
         write_annotation(scratch, masks, data.class_names, data.supervision.kind)
@@ -153,34 +154,36 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
         (scratch / FINDINGS).write_text(json.dumps([[*one] for one in findings], indent=1))
 
 
-def annotate(data: SegmentationDataModule, name: str, dense: bool, survey: Survey) -> tuple[Array, Array]:
+def annotate(data: SegmentationDataModule, name: str, dense: bool, survey: Survey) -> tuple[Array, Array, Array]:
     """The mask of a labelled image at the training size, and what of it training may see (`dense`: all of it, whatever
-    the supervision says), both uint8 (h, w)."""
+    the supervision says), both uint8 (h, w); and its tags, bool (K,), of the mask before it is shrunk."""
     image, mask = data.image(name), data.mask(name)
-    assert mask is not None  # `lists` takes labelled images from those that have one
     check_sizes(name, image.shape, mask)
     survey.add("train", name, image, mask)
+    tags = data.tags(name, mask)
+    if mask is None:  # people have tagged it
+        mask = np.full(image.shape[:2], IGNORE, np.uint8)
     size = fit_size(mask.shape, data.size)
     small = shrink_mask(mask, size, keep_strokes=data.keep_strokes)
     if dense:
-        return small, small
+        return small, small, tags
     if data.supervision.real:
         real = data.annotation(name, cast(Literal["points", "scribbles"], data.supervision.kind))
         strokes = np.full(mask.shape, IGNORE, np.uint8) if real is None else real
-        return small, shrink_mask(strokes, size, keep_strokes=True)
-    return small, draw_annotation(small, data.supervision, data.annotation_seed, name, data.background)
+        return small, shrink_mask(strokes, size, keep_strokes=True), tags
+    return small, draw_annotation(small, data.supervision, data.annotation_seed, name, data.background), tags
 
 
 def write_annotation(
-    folder: Path, masks: Iterable[tuple[str, Array, Array]], class_names: Sequence[str], kind: str
+    folder: Path, masks: Iterable[tuple[str, Array, Array, Array]], class_names: Sequence[str], kind: str
 ) -> None:
     """Write the masks, their counts and, for boxes and tags, the tags. `masks` gives each labelled image's name, its
-    dense mask and what of it is labelled, both uint8 (h, w) with class ids and 255."""
+    dense mask and what of it is labelled, both uint8 (h, w) with class ids and 255, and its tags, bool (K,)."""
     counts, totals = np.zeros(len(class_names), np.int64), np.zeros(len(class_names), np.int64)
     tags: dict[str, list[bool]] = {}
     lengths: dict[str, int] = {}
     pixels = empty = 0
-    for name, dense, drawn in masks:
+    for name, dense, drawn, occur in masks:
         file = folder / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)  # ids may have folders
         Image.fromarray(drawn).save(file)
@@ -189,7 +192,7 @@ def write_annotation(
         totals += np.bincount(dense[dense != IGNORE], minlength=len(class_names))
         pixels += dense.size
         empty += bool((drawn == IGNORE).all())
-        tags[name] = np.isin(np.arange(len(class_names)), dense).tolist()
+        tags[name] = occur.tolist()
     if not counts.any() and kind not in ("tags", "none"):
         raise ValueError(f"no pixel of the {len(tags)} labelled images has a label: check the masks")
     report = {
@@ -203,11 +206,18 @@ def write_annotation(
         },
         "images_without_label": empty if kind != "tags" else 0,
     }
-    if kind in ("boxes", "tags"):  # elsewhere they would be a label that nobody gave
+    if kind in TAGGED:
+        per_tag = np.sum([*tags.values()], 0)
+        report["images_per_tag"] = {name: int(count) for name, count in zip(class_names, per_tag, strict=True) if count}
         file = folder / "tags.json"
         file.write_text(json.dumps(tags))
         lengths[file.name] = file.stat().st_size
     (folder / "annotation.json").write_text(json.dumps({**report, "bytes": lengths}, indent=1))
+
+
+def told_tags(counts: Mapping[str, int]) -> str:
+    """Images per tag, in words."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none has a tag"
 
 
 def announce(data: SegmentationDataModule) -> None:
@@ -218,6 +228,8 @@ def announce(data: SegmentationDataModule) -> None:
         f"labelled: {report['images']} images, {report['labeled_pixels']} pixels ({share:.4%} of them), "
         f"drawn once into {folder} (delete it to draw again)"
     )
+    if "images_per_tag" in report:
+        rank_zero_only(print)(f"images per tag: {told_tags(report['images_per_tag'])}")
     for level, text in json.loads((folder / FINDINGS).read_text()):
         rank_zero_warn(f"{text}{' (`weakseg doctor` tells more)' if level == 'error' else ''}")
     if report["images_without_label"]:

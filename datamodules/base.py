@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader, move_data_to_device
@@ -59,6 +60,7 @@ class SegmentationDataModule(LightningDataModule):
     images: Mapping[str, Path] = {}  # file of each image
     masks: Mapping[str, Path] = {}  # file of each mask; empty where masks do not come from files
     background: int | None = None  # class id of the background, where the data set has one
+    tagged: Mapping[str, Collection[int]] | None = None  # classes that people tagged in images; None: masks tell them
     own_splits = False  # nobody has published the splits: they may tear a video or a person apart
     keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
 
@@ -127,6 +129,14 @@ class SegmentationDataModule(LightningDataModule):
         """Whether a training image has a mask; the others are unlabelled, whatever `supervision` says."""
         return not self.masks or name in self.masks
 
+    def tags(self, name: str, mask: Array | None) -> Array:
+        """bool (K,): the classes that occur in an image: those that people have tagged, else those of its mask, uint8
+        (H, W) at any size. Background is nobody's tag."""
+        given = (self.tagged or {}).get(name)
+        occur = np.isin(np.arange(self.num_classes), list(given or ()) if given is not None or mask is None else mask)
+        occur[[] if self.background is None else [self.background]] = False
+        return occur
+
     def annotation(self, name: str, kind: Literal["points", "scribbles"]) -> Array | None:
         """What people annotated in an image, uint8 (H, W) with 255 elsewhere; None where there is nothing."""
         raise ValueError(f"{type(self).__name__} has no {kind} drawn by people: leave out supervision.real")
@@ -171,11 +181,13 @@ class SegmentationDataModule(LightningDataModule):
         names = self.names("train")
         if self.supervision.kind == "none":
             return [], sorted(names)
-        with_mask = [name for name in names if self.has_mask(name)]
+        tagged = self.tagged if self.supervision.kind == "tags" else None
+        with_mask = [name for name in names if name in (tagged or ()) or self.has_mask(name)]
         if not with_mask:
             raise ValueError(
                 f"none of the {len(names)} training images has a mask: label some of them, or learn without labels "
                 "(supervision.kind=none, and a method that can)"
+                + ("; they have tags: learn from these (supervision.kind=tags)" if self.tagged else "")
             )
         labeled, rest = split_images(with_mask, self.supervision, self.annotation_seed, self.sequence)
         unlabeled = {*names} - {*with_mask} | {*rest}

@@ -56,17 +56,25 @@ class TrainingImages(Dataset[dict[str, Any]]):
 
 
 class WholeImages(Dataset[dict[str, Any]]):
-    """Evaluation images, see `whole_image`."""
+    """Evaluation images, see `whole_image`; with their `tags`, if these are given."""
 
-    def __init__(self, names: list[str], image: Callable[[str], Small], mask: Callable[[str], Array | None]) -> None:
-        self.names, self.read, self.read_mask = names, image, mask
+    def __init__(
+        self,
+        names: list[str],
+        image: Callable[[str], Small],
+        mask: Callable[[str], Array | None],
+        tags: Callable[[str, Array | None], Array] | None = None,
+    ) -> None:
+        self.names, self.read, self.read_mask, self.tags = names, image, mask, tags
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.names[index]
-        return whole_image(name, self.read(name), self.read_mask(name))
+        mask = self.read_mask(name)
+        tags = {} if self.tags is None else {"tags": torch.from_numpy(self.tags(name, mask))}
+        return {**whole_image(name, self.read(name), mask), **tags}
 
 
 def whole_image(name: str, small: Small, mask: Array | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from datamodules.cache import DiskCache, RamCache, Small
 from datamodules.images import TrainingImages, WholeImages, one_thread
 from datamodules.samplers import EpochSampler
 from datamodules.splits import Split
+from datamodules.supervision import TAGGED
 
 if TYPE_CHECKING:
     from datamodules.base import SegmentationDataModule
@@ -69,10 +70,11 @@ def _part(batch: int, accumulation: int) -> int:
 
 
 def split_loader(data: SegmentationDataModule, split: Split) -> DataLoader[Any]:
-    """Whole images of a split, one by one, with their masks."""
+    """Whole images of a split, one by one, with their masks and, where these are the label, their tags."""
     if not data.names(split):
         raise ValueError(f"the {split} split of {type(data).__name__} has no image: give it some")
-    images = WholeImages(shared(data, data.names(split)), reader(data), data.mask)
+    tags = data.tags if data.supervision.kind in TAGGED else None
+    images = WholeImages(shared(data, data.names(split)), reader(data), data.mask, tags)
     return loader(data, images, batch_size=1)
 
 

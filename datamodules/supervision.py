@@ -27,6 +27,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "tags": ("dense_images",),
     "none": (),
 }
+TAGGED = ("boxes", "tags")  # kinds that say which classes occur in an image; elsewhere nobody gave that label
 NEEDED = {"image_subset": ("fraction", "number", "list_file"), "pixels": ("fraction",)}  # exactly one of these
 
 

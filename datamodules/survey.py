@@ -49,6 +49,8 @@ class Seen:
     pictures: dict[str, str] = field(default_factory=dict)  # name of the first image with these pixels
     labels: dict[str, str] = field(default_factory=dict)  # name of the first mask with these labels
     thumbs: dict[str, Array] = field(default_factory=dict)
+    tagged: int = 0  # images whose tags are known, and how many each class tags
+    tags: Array = field(default_factory=lambda: np.zeros(256, np.int64))
 
     @property
     def labeled(self) -> int:
@@ -72,6 +74,9 @@ class Survey:
         seen.grey += bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
         seen.pictures.setdefault(hashlib.sha256(image.tobytes()).hexdigest(), name)
         seen.thumbs[name] = np.asarray(Image.fromarray(image).convert("L").resize((THUMB, THUMB), Image.Resampling.BOX))
+        if mask is not None or name in (self.data.tagged or ()):
+            seen.tagged += 1
+            seen.tags[: self.data.num_classes] += self.data.tags(name, mask)
         if mask is None:
             return
         seen.masks += 1
@@ -84,7 +89,7 @@ class Survey:
 
     def findings(self) -> list[Finding]:
         """All of them, the worst first."""
-        found = [*self.faults, *self._labels(), *self._balance(), *self._images(), *self._shared()]
+        found = [*self.faults, *self._labels(), *self._tags(), *self._balance(), *self._images(), *self._shared()]
         found += [] if any(a.pictures.keys() & b.pictures.keys() for (_, a), (_, b) in self._pairs()) else self._near()
         found += self._sequences()
         return sorted(found, key=lambda one: ("stop", "error", "warning").index(one.level))
@@ -115,6 +120,26 @@ class Survey:
                 yield Finding(
                     "warning", f"{share:.1%} of the pixels of {split} have no label: its scores are those of the others"
                 )
+
+    def _tags(self) -> Iterator[Finding]:
+        """Of the tags of the training images, where these are what is learned from."""
+        seen = self.seen.get("train", Seen())
+        if self.data.supervision.kind != "tags" or not seen.tagged:
+            return
+        objects = {n: name for n, name in enumerate(self.data.class_names) if n != self.data.background}
+        if not seen.tags.any():
+            yield Finding(
+                "stop", f"none of the {seen.tagged} training images has the tag of an object: nothing is learned"
+            )
+            return
+        if absent := [name for number, name in objects.items() if not seen.tags[number]]:
+            yield Finding("warning", f"no image of train is tagged {', '.join(absent)}: it cannot be learned")
+        if every := [name for number, name in objects.items() if seen.tags[number] == seen.tagged]:
+            yield Finding(
+                "warning",
+                f"every image of train shows {', '.join(every)}: without images that do not, a classifier need not "
+                "look at it; add some",
+            )
 
     def _is_white(self, split: Split) -> bool:
         """Whether 255 in masks of two classes stands for the second class: no mask has that, or those of train are

@@ -22,7 +22,7 @@ class SegBatch(TypedDict, total=False):
     size: Tensor  # (B, 2) int64, height and width of the original image
     strong: Tensor  # (B, V, 3, H, W), strongly augmented views of the same geometry
     weight: Tensor  # (B, H, W) float, per-pixel confidence
-    tags: Tensor  # (B, K) bool, image-level labels
+    tags: Tensor  # (B, K) bool, image-level labels; background is nobody's tag
 
 
 class Batch(TypedDict, total=False):
@@ -58,6 +58,19 @@ def all_images(*streams: SegBatch | None) -> tuple[Tensor, Tensor, Tensor]:
     given = [stream for stream in streams if stream is not None]
     image, mask, valid = (torch.cat([s[key] for s in given]) for key in ("image", "mask", "valid"))
     return image, mask, valid
+
+
+def check_tags(data: Any) -> None:
+    """Raise ValueError unless a data module's image tags can be learned from: its first class is the background, which
+    no tag names and which is what is left where no tagged object is."""
+    if data.background != 0:
+        name, classes = type(data).__name__, ", ".join(data.class_names)
+        why = "has none" if data.background is None else "has it in another place"
+        raise ValueError(
+            "image tags name objects, and what is left is background: they need 'background' as the first class, but "
+            f"{name} {why} (its classes are {classes}); choose another supervision.kind, or, of data of your own, "
+            "another list of classes"
+        )
 
 
 def check_streams(method: Any, data: Any) -> None:

@@ -18,10 +18,11 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from PIL import Image
 
 import datamodules
-from common.ops.batch import IGNORE, check_batch
+from common.ops.batch import IGNORE, check_batch, check_tags
 from common.training.discovery import import_all
 from common.training.pictures import colorize, mark_pixels, save_grid
 from common.training.summary import PACKAGES
+from datamodules.annotation import told_tags
 from datamodules.base import SegmentationDataModule
 from datamodules.images import check_sizes
 from datamodules.splits import SPLITS
@@ -90,7 +91,7 @@ def examine(data: SegmentationDataModule) -> Survey:
 
 
 def describe(survey: Survey) -> list[str]:
-    """What is in each split, two lines each."""
+    """What is in each split, a few lines each."""
     lines = []
     for split, seen in survey.seen.items():
         smallest, largest = (f"{size[0]} x {size[1]}" for size in (min(seen.sizes), max(seen.sizes)))
@@ -98,7 +99,11 @@ def describe(survey: Survey) -> list[str]:
         lines.append(f"{split}: {seen.images} images ({seen.masks} with a mask), {sizes} pixels")
         total = max(1, int(seen.pixels.sum()))
         named = [*zip(survey.data.class_names, seen.pixels, strict=False), ("no label", seen.pixels[IGNORE])]
-        lines.append("  " + ", ".join(f"{name} {count / total:.1%}" for name, count in named if count))
+        if seen.masks:
+            lines.append("  " + ", ".join(f"{name} {count / total:.1%}" for name, count in named if count))
+        if survey.data.supervision.kind == "tags" and seen.tagged:
+            tags = {name: int(n) for name, n in zip(survey.data.class_names, seen.tags, strict=False) if n}
+            lines.append(f"  images per tag: {told_tags(tags)}")
     return lines
 
 
@@ -136,6 +141,11 @@ def main(arguments: Sequence[str]) -> int:
     data = load_data(words)
     survey = examine(data)
     findings = survey.findings()
+    if data.supervision.kind == "tags":
+        try:
+            check_tags(data)
+        except ValueError as error:
+            findings.insert(0, Finding("stop", str(error)))
     lines = describe(survey)
     if not any(one.level == "stop" for one in findings):
         try:
@@ -200,7 +210,8 @@ def contact_sheet(data: SegmentationDataModule, path: Path, regimes: list[Superv
     for place in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int):
         name = names[place]
         image, mask = data.image(name), data.mask(name)
-        assert mask is not None  # a labelled image
+        if mask is None:  # people have tagged it
+            mask = np.full(image.shape[:2], IGNORE, np.uint8)
         size = fit_size(mask.shape, data.size)
         tensor = torch.from_numpy(resize_image(image, size).copy()).permute(2, 0, 1) / 255
         small = shrink_mask(mask, size, data.keep_strokes)
