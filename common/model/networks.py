@@ -1,25 +1,21 @@
-"""Networks: an architecture of segmentation_models_pytorch (smp) on an smp or timm encoder, for RGB of any size."""
+"""Networks for RGB of any size: an architecture of segmentation_models_pytorch (smp), or of `common.model.decoders`, on
+an encoder of smp or timm."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import segmentation_models_pytorch as smp
-import timm
 import torch
-from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING as ARCHITECTURES
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.model import pretrained
+from common.model import encoders, pretrained
 from common.model.pretrained import FILE_SUFFIXES
 
 
@@ -28,7 +24,8 @@ class NetworkConfig:
     """Which network to build.
 
     Args:
-        arch: smp architecture: Unet, FPN, DeepLabV3Plus, PSPNet, Segformer, UPerNet, DPT, ...
+        arch: smp architecture: Unet, FPN, DeepLabV3Plus, PSPNet, Segformer, UPerNet, DPT, ...; or, for plain vision
+            transformers of any patch size, Linear or UniMatchDPT.
         encoder: smp or timm model name; a name that both know is smp's, `tu-NAME` is always timm's.
         weights: None (from scratch), a name that smp or timm has for this encoder ("imagenet", "a1_in1k"; downloaded
             once), or the path of a .safetensors, .pt or .pth file with the encoder's weights. Files of timm's
@@ -80,6 +77,7 @@ class SegmentationNetwork(nn.Module):
     def __init__(self, model: Any, stride: int, mean: list[float], std: list[float], config: NetworkConfig) -> None:
         super().__init__()
         self.model = model  # an smp.base.SegmentationModel, whose parts smp does not declare
+        self.encoder_name, self.only_size = config.encoder, 0  # the one size of images that some encoders take
         self.stride, self.freeze_bn, self.layer_decay = stride, config.freeze_bn, config.layer_decay
         self.dropout = nn.Dropout2d(config.dropout)
         # Persistent: trained weights mean nothing under another normalisation, so it travels with them in every
@@ -108,8 +106,18 @@ class SegmentationNetwork(nn.Module):
         return maps, self.decode(maps, tokens)
 
     def encode(self, image: Tensor) -> tuple[list[Tensor], list[Tensor | None] | None]:
-        """(B, 3, H, W) RGB in [0, 1] -> smp's list of encoder maps (B, C, h, w), and a plain ViT's prefix tokens."""
+        """(B, 3, H, W) RGB in [0, 1] -> the list of encoder maps (B, C, h, w), and for smp's DPT a ViT's prefix tokens.
+
+        Raises:
+            ValueError: an image larger than the one size that an encoder is built for.
+        """
         height, width = image.shape[-2:]
+        if self.only_size and max(height, width) > self.only_size:
+            side = self.only_size
+            raise ValueError(
+                f"encoder {self.encoder_name!r} takes at most {side} x {side} pixels, got {height} x {width}: "
+                f"set data.crop and model.inference.window to [{side}, {side}]"
+            )
         normalised = (image - self.mean) / self.std
         # After the normalisation, so that padding looks like the mean colour and not like black.
         padded = F.pad(normalised, (0, -width % self.stride, 0, -height % self.stride))
@@ -184,12 +192,12 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
         FileNotFoundError: no such weights file.
         RuntimeError: named weights that cannot be downloaded.
     """
-    arch = _find_arch(config.arch)
-    _check_decoder(arch, config.decoder)
-    encoder = _find_encoder(config.encoder, timm_only=arch is smp.DPT)
-    full = _timm_skeleton(encoder) if encoder.startswith("tu-") else None
+    arch = encoders.find_arch(config.arch)
+    encoders.check_decoder(arch, config.decoder)
+    encoder = encoders.find_encoder(config.encoder, timm_only=arch in (*encoders.ON_TOKENS, smp.DPT))
+    full = encoders.timm_skeleton(encoder) if encoder.startswith("tu-") else None
     if full is not None:
-        _check_pair(arch, config.encoder, {int(stage["reduction"]) for stage in full.feature_info})
+        encoders.check_pair(arch, config.encoder, {int(stage["reduction"]) for stage in full.feature_info})
 
     file = config.weights if config.weights is not None and config.weights.endswith(FILE_SUFFIXES) else None
     named = config.weights if file is None else None
@@ -207,7 +215,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
             encoder_weights=named if full is None else (True if named else None),
             in_channels=3,
             classes=num_classes,
-            **_any_size_arguments(full),
+            **encoders.any_size_arguments(full),
             **config.decoder,
         )
     except OSError as error:
@@ -231,7 +239,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
     if arch is smp.DPT:  # its i-th map is resampled to stride 2^(i + 2), also beyond the patch size
         stride = max(stride, 2 ** (len(model.encoder.out_channels) + 1))
     network = SegmentationNetwork(model, stride, mean, std, config)
-    _try_out(network, num_classes, pair)
+    _try_out(network, num_classes, pair, int(full.pretrained_cfg["input_size"][-1]) if full is not None else None)
     if config.checkpoint_activations:
         _checkpoint_activations(network, config)
     if config.compile:
@@ -259,73 +267,26 @@ def _checkpoint_activations(network: SegmentationNetwork, config: NetworkConfig)
     inner.set_grad_checkpointing()
 
 
-def _unknown(kind: str, name: str, known: Sequence[str], whole_list: str = "") -> ValueError:
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=4, cutoff=0.5)]
-    nearest = f"nearest: {', '.join(near)}" if near else "no similar name"
-    return ValueError(f"unknown {kind} {name!r}; {nearest}. All of them: {whole_list or ', '.join(known)}")
+def _try_out(network: SegmentationNetwork, num_classes: int, what: str, usual: int | None) -> None:
+    """One small image through `network`: check its output's size and freeze the parameters without a gradient.
 
-
-def _find_arch(name: str) -> Any:
-    if name.lower() not in ARCHITECTURES:
-        raise _unknown("arch", name, [arch.__name__ for arch in ARCHITECTURES.values()])
-    return ARCHITECTURES[name.lower()]
-
-
-def _check_decoder(arch: Any, decoder: dict[str, Any]) -> None:
-    """smp passes what it does not know on to the encoder, where a typing error is lost without a word."""
-    ours = {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
-    known = [name for name in inspect.signature(arch.__init__).parameters if name not in ours]
-    for name in decoder:
-        if name not in known:
-            raise _unknown(f"decoder argument of {arch.__name__}", name, known)
-
-
-def _find_encoder(name: str, timm_only: bool) -> str:
-    """The name that smp wants: its own, or timm's with the prefix `tu-`."""
-    smp_names = [] if timm_only else smp.encoders.get_encoder_names()
-    if name in smp_names:
-        return name
-    timm_name, _, tag = name.removeprefix("tu-").partition(".")
-    if not timm.is_model(timm_name):
-        smp_list = "" if timm_only else " and segmentation_models_pytorch.encoders.get_encoder_names()"
-        raise _unknown("encoder", name, [*timm.list_models(), *smp_names], f"timm.list_models(){smp_list}")
-    if tag:
-        raise ValueError(f"encoder {name!r} names its weights: write encoder: {timm_name} and weights: {tag}")
-    return f"tu-{timm_name}"
-
-
-def _check_pair(arch: Any, encoder: str, strides: set[int]) -> None:
-    if arch is smp.DPT and any(stride & (stride - 1) for stride in strides):
-        raise ValueError(f"arch DPT needs a patch size that is a power of 2, encoder {encoder!r} has {max(strides)}")
-    if arch is not smp.DPT and len(strides) == 1:
-        raise ValueError(f"encoder {encoder!r} is a plain vision transformer: use arch DPT, not {arch.__name__}")
-
-
-def _timm_skeleton(encoder: str) -> Any:
-    """The whole timm model without memory: to see its arguments, strides and parameter names."""
-    with torch.device("meta"):
-        return timm.create_model(encoder.removeprefix("tu-"))
-
-
-def _any_size_arguments(full: Any) -> dict[str, Any]:
-    """What makes a timm transformer take images of any size, by what its class understands."""
-    known = inspect.signature(type(full).__init__).parameters
-    if "strict_img_size" in known:  # Swin
-        return {"strict_img_size": False}
-    return {"dynamic_img_size": True} if "dynamic_img_size" in known else {}
-
-
-def _try_out(network: SegmentationNetwork, num_classes: int, what: str) -> None:
-    """One small image through `network`: check its output's size and freeze the parameters without a gradient."""
-    side = network.stride * math.ceil(128 / network.stride)  # PAN needs 128 pixels
+    An encoder that refuses it is tried with the one size that it may be built for, `usual`, and is kept to it.
+    """
+    small = network.stride * math.ceil(128 / network.stride)  # PAN needs 128 pixels
     parameters = list(network.parameters())
     network.eval()  # keeps the BatchNorm statistics and draws no random number
-    try:
-        with torch.enable_grad():
-            logits = network(torch.zeros(1, 3, side, side))
-    except Exception as error:
-        raise ValueError(f"{what} does not run: {error}") from error
+    failed: Exception | None = None
+    for side in (small, usual or small):
+        try:
+            with torch.enable_grad():
+                logits = network(torch.zeros(1, 3, side, side))
+            break
+        except Exception as error:
+            failed = failed or error
+    else:
+        raise ValueError(f"{what} does not run: {failed}") from failed
+    if failed is not None:
+        network.stride = network.only_size = side
     if logits.shape != (1, num_classes, side, side):
         raise ValueError(f"{what}: the logits of a {side} x {side} image are {tuple(logits.shape)}; see `decoder`")
     gradients = torch.autograd.grad(logits, parameters, torch.ones_like(logits), allow_unused=True)

@@ -126,8 +126,14 @@ class SCL(SegmentationModule):
         """A bool plane (B, H, W) of the image at the pixels of a feature (B, C, h, w) of the padded image."""
         height, width = plane.shape[-2:]
         plane = F.pad(plane, (0, -width % self.network.stride, 0, -height % self.network.stride))
-        step = plane.shape[-1] // feature.shape[-1] if feature.shape[-2:] != (height, width) else 1
-        return plane[:, step // 2 :: step, step // 2 :: step][..., : feature.shape[-2], : feature.shape[-1]]
+        size = (feature.shape[-2], feature.shape[-1])
+        if size == (height, width):
+            return plane[:, :height, :width]
+        rows, columns = (
+            ((torch.arange(count, device=plane.device) + 0.5) * side / count).long()  # a cell's middle pixel
+            for count, side in zip(size, plane.shape[-2:], strict=True)
+        )
+        return plane[:, rows[:, None], columns]
 
     def structured(self, student: Tensor, teacher: Tensor, valid: Tensor, inside: Tensor, key: Tensor) -> Tensor:
         """The structured term of a feature (B, C, h, w), on every pair or on those among drawn pixels."""

@@ -302,11 +302,6 @@ def test_wrong_settings_are_told_what_is_right(changes, words):
         assert word in str(error.value)
 
 
-def test_a_network_that_cannot_take_other_sizes_is_refused_when_it_is_built():
-    with pytest.raises(ValueError, match="arch DPT with encoder beit_base_patch16_224 does not run"):
-        tiny(arch="DPT", encoder="beit_base_patch16_224", decoder=SLIM_DPT)
-
-
 # Named weights (no test here goes to the network) ---------------------------------------------------------------------
 
 
