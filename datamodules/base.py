@@ -219,6 +219,12 @@ class SegmentationDataModule(LightningDataModule):
         del report["bytes"]
         return report
 
+    def image_tags(self) -> dict[str, list[bool]]:
+        """Which classes occur in each labelled image, by id, as training sees it; empty where the supervision does not
+        say (`supervision.kind` other than tags and boxes)."""
+        file = self.annotation_dir() / "tags.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
     def setup(self, stage: str) -> None:
         """Before training, say what is labelled."""
         if stage == "fit":

@@ -89,8 +89,9 @@ def two_processes(script: str, folder: Path) -> None:
             rank.wait()
 
 
-# Defaults of a method that are not for images of 32 pixels.
-SMALL = {"RRN": ["--model.init_args.region_conv", "1"]}
+# Defaults of a method that are not for images of 32 pixels, and labels that it learns from.
+TAGS = ["--data.init_args.supervision", "{kind: tags, fraction: null}"]
+SMALL = {"RRN": ["--model.init_args.region_conv", "1"], "CAM": [*TAGS, "--model.init_args.scales", "[1, 1.5]"]}
 
 
 def fit_tiny(run_dir, *arguments, expect: int = 0) -> str:

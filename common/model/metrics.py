@@ -115,3 +115,72 @@ def matched(confusion: Tensor) -> Tensor:
     """A square confusion matrix with its columns, the phases, moved to the classes of `match_phases`."""
     order = torch.from_numpy(match_phases(confusion.cpu().numpy())).to(confusion.device)
     return torch.empty_like(confusion).index_copy_(1, order, confusion)
+
+
+class CamMetrics(Metric):
+    """mIoU of class activation maps at every threshold, from one histogram of all images since the last reset.
+
+    A labelled pixel counts by its class, the object class k* of the largest CAM there, and that value m. At threshold
+    j/n it is an object iff m > j/n, so the n + 1 confusion matrices are sums over the histogram: exact at multiples of
+    1/n. The best threshold is chosen on the images that it is scored on, and maps know the images' tags: the custom of
+    the field, and no mIoU of a segmentation.
+
+    Args:
+        num_classes: K, from 2 to 255; 0 is the background.
+        steps: n.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int, steps: int = 100) -> None:
+        super().__init__()
+        if not 2 <= num_classes <= IGNORE:
+            raise ValueError(f"num_classes must be from 2 to {IGNORE}, got {num_classes}")
+        self.num_classes, self.steps = num_classes, steps
+        zeros = torch.zeros(num_classes, num_classes - 1, steps + 1, dtype=torch.int64)
+        self.add_state("counts", default=zeros, dist_reduce_fx="sum")
+
+    def update(self, cam: Tensor, mask: Tensor) -> None:
+        """Count the pixels that have a label.
+
+        Args:
+            cam: (B, K - 1, H, W) in [0, 1], 0 where an image has no such tag.
+            mask: (B, H, W) int64, class ids or IGNORE.
+        """
+        if cam.shape[1] != self.num_classes - 1 or (len(cam), *cam.shape[2:]) != tuple(mask.shape):
+            raise ValueError(f"CAMs {tuple(cam.shape)} and mask {tuple(mask.shape)} differ in shape or classes")
+        counted = mask != IGNORE
+        highest, winner = cam.max(1)
+        truth, value = mask[counted], highest[counted].double()
+        strange = truth[(truth < 0) | (truth >= self.num_classes)]
+        if strange.numel():
+            raise ValueError(f"mask holds class {int(strange[0])}, outside 0..{self.num_classes - 1}")
+        edges = torch.arange(self.steps + 1, dtype=torch.float64, device=value.device) / self.steps
+        above = torch.bucketize(value, edges).clamp(max=self.steps)  # the thresholds that it exceeds
+        cell = (truth * (self.num_classes - 1) + winner[counted]) * (self.steps + 1) + above
+        self.counts += torch.bincount(cell, minlength=self.counts.numel()).view_as(self.counts)
+
+    def confusions(self) -> Tensor:
+        """(n + 1, K, K) int64, rows the truth: the confusion matrix at each threshold j/n."""
+        above = self.counts.flip(2).cumsum(2).flip(2)  # of the histogram's cells >= j
+        objects = torch.cat([above[..., 1:], torch.zeros_like(above[..., :1])], 2)
+        background = self.counts.sum((1, 2))[:, None] - objects.sum(1)
+        return torch.cat([background[:, None], objects], 1).permute(2, 0, 1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`curve` (n + 1,), the mIoU in per cent at thresholds j/n; `miou`, its largest value, `threshold`, the lowest
+        one that has it, and `iou` (K,) there. NaN if no pixel was counted. Call it on all processes."""
+        found = scores(self.confusions())
+        best = int(found["miou"].nan_to_num(-1).argmax())
+        threshold = torch.tensor(best / self.steps, dtype=torch.float64, device=self.counts.device)
+        if not self.counts.any():
+            threshold = threshold * torch.nan
+        return {
+            "miou": found["miou"][best],
+            "threshold": threshold,
+            "iou": found["iou"][best],
+            "curve": found["miou"],
+        }

@@ -20,7 +20,7 @@ from common.model.networks import NetworkConfig, SegmentationNetwork, build_netw
 from common.model.optim import ScheduleName, build_optimizer, lr_schedule
 from common.model.options import given_options
 from common.model.postprocess import PostprocessConfig, postprocess
-from common.ops.batch import Batch, check_streams
+from common.ops.batch import PIXELS, Batch, check_streams
 from common.ops.distributed import average_buffers
 from common.ops.seeds import mixed
 
@@ -50,6 +50,8 @@ class SegmentationModule(LightningModule):
 
     streams: tuple[str, ...] = ("labeled",)  # what a method's batches must hold
     strong_views = 0  # and how many strongly augmented views of each unlabelled image
+    supervision: tuple[str, ...] = PIXELS  # kinds of labels that it can learn from
+    score = "val/miou"  # the metric by which `best.ckpt` is chosen; may change in a validation
 
     def __init__(
         self,
@@ -65,11 +67,15 @@ class SegmentationModule(LightningModule):
         super().__init__()
         self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
         self.num_classes = num_classes
-        self.network: SegmentationNetwork = build_network(network, num_classes)
+        self.network: SegmentationNetwork = self.make_network(network)
         self.optimizer_factory = optimizer
         self.encoder_lr_scale, self.schedule, self.warmup = encoder_lr_scale, schedule, warmup
         self.inference, self.postprocess = inference, postprocess
         self.last_step: tuple[Batch, StepOutput] | None = None  # for the report of a non-finite step
+
+    def make_network(self, config: NetworkConfig) -> SegmentationNetwork:
+        """The network; a method that needs another one than a segmentation network makes it."""
+        return build_network(config, self.num_classes)
 
     def compute_loss(self, batch: Batch) -> StepOutput:
         """The paper: the loss of one batch."""
@@ -141,9 +147,13 @@ class SegmentationModule(LightningModule):
         probabilities = predict_probabilities(network, batch["image"], self.inference, size)
         if not refine or self.postprocess.kind == "none":
             return probabilities.argmax(1), probabilities
-        image = nn.functional.interpolate(batch["image"], size, mode="bilinear", align_corners=False)
+        return self.refined(probabilities, batch["image"], size), probabilities
+
+    def refined(self, probabilities: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """Labels (B, H, W) of probabilities at `size`, after the post-processing."""
+        image = nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)
         pairs = zip(probabilities, image, strict=True)
-        return torch.stack([postprocess(p, i, self.postprocess) for p, i in pairs]), probabilities
+        return torch.stack([postprocess(p, i, self.postprocess) for p, i in pairs])
 
     def _evaluate(self, batch: Mapping[str, Any], refine: bool) -> None:
         for name, network in self.eval_networks().items():

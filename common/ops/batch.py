@@ -11,6 +11,10 @@ IGNORE = 255
 """Mask value of a pixel without a label: unlabelled, or void in the data set. Padding is not a value but `valid`."""
 
 
+PIXELS = ("dense", "image_subset", "pixels", "points", "scribbles", "boxes")
+"""Kinds of supervision that label pixels."""
+
+
 class SegBatch(TypedDict, total=False):
     """One stream of images. Shapes: B images of H x W pixels, K classes, V strong views."""
 
@@ -74,8 +78,16 @@ def check_tags(data: Any) -> None:
 
 
 def check_streams(method: Any, data: Any) -> None:
-    """Raise ValueError unless a data module gives the streams and strong views that a method learns from."""
-    name = type(method).__name__
+    """Raise ValueError unless a data module gives the labels, streams and strong views that a method learns from."""
+    name, kind = type(method).__name__, data.supervision.kind
+    # A few dense masks beside tags are labels of pixels too.
+    if kind not in (*method.supervision, "none") and not (
+        data.supervision.dense_images and method.supervision == PIXELS
+    ):
+        raise ValueError(
+            f"{name} does not learn from supervision.kind {kind}: choose one of {', '.join(method.supervision)}, or "
+            + ("the method CAM" if kind == "tags" else "another method")
+        )
     if "unlabeled" in method.streams and "unlabeled" not in data.streams:
         raise ValueError(
             f"{name} learns from unlabelled images: leave data.unlabeled_batch_size out (as many as labelled), or set "

@@ -37,7 +37,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, the highest `val/miou` so far, also in a run directory that was moved."""
+    """Keeps `best.ckpt`, the highest score so far (the method's `score`, `val/miou` for most), also in a run directory
+    that was moved."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
@@ -49,10 +50,15 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,  # one file, replaced
             save_on_train_epoch_end=False,  # saved after validation, when the value exists
         )
+        self.key = super().state_key.replace(type(self).__name__, ModelCheckpoint.__name__)  # as in older checkpoints
 
     @property
     def state_key(self) -> str:
-        return super().state_key.replace(type(self).__name__, ModelCheckpoint.__name__)  # as in older checkpoints
+        return self.key  # not with the monitored metric, which follows the method
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.monitor = str(pl_module.score)
+        super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         file = Path(str(self.dirpath), "best.ckpt")

@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-SHOWN = {"train/loss": ("loss", ".4g"), "val/miou": ("val", ".2f")}
+LOSS = {"train/loss": ("loss", ".4g")}
 
 
 def progress(told: Mapping[str, Any]) -> list[Callback]:
@@ -28,8 +28,9 @@ class Bar(Tqdm):
 
 
 class RunProgress(TQDMProgressBar):
-    """Optimizer steps of the whole run, with the loss, the last val/miou and the time left (validations included). A
-    continued run goes on where it stopped. Where stdout is no terminal there is a line at each validation instead."""
+    """Optimizer steps of the whole run, with the loss, the last score (the method's, mostly val/miou) and the time left
+    (validations included). A continued run goes on where it stopped. Where stdout is no terminal there is a line at
+    each validation instead."""
 
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -69,7 +70,8 @@ class RunProgress(TQDMProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         known = trainer.callback_metrics
-        return {name: f"{float(known[key]):{how}}" for key, (name, how) in SHOWN.items() if key in known}
+        shown = {**LOSS, str(pl_module.score): ("val", ".2f")}
+        return {name: f"{float(known[key]):{how}}" for key, (name, how) in shown.items() if key in known}
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         steps = trainer.estimated_stepping_batches
@@ -92,7 +94,7 @@ class RunProgress(TQDMProgressBar):
             print(self.line(trainer, pl_module), flush=True)
 
     def line(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        """For a file: step, loss, val/miou and the time left."""
+        """For a file: step, loss, score and the time left."""
         step, metrics = trainer.global_step, self.get_metrics(trainer, pl_module)
         parts = [f"step {step}" + (f" of {self.total}" if self.total else "")]
         parts += [f"{name} {value}" for name, value in metrics.items()]

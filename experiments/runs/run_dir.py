@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+PER_CENT = ("miou", "iou", "accuracy", "cam_miou", "cam_iou", "map", "f1")  # beginnings of metrics' names
+
 
 def print_results(folder: Path) -> None:
     """The end of a run: what came out, and where it is."""
@@ -21,7 +23,7 @@ def print_metrics(columns: Mapping[str, Mapping[str, float | None]]) -> None:
     first = next(iter(columns.values()))
     width = max(24, *(len(name) + 2 for name in first), 0)
     print(f"\n{'metric':{width}}{''.join(f'{title:>10}' for title in columns)}")
-    for name in sorted(first, key=lambda name: (not name.endswith("/miou"), name)):
+    for name in sorted(first, key=lambda name: (not name.endswith(("/miou", "/cam_miou")), name)):
         cells = [shown(name, values[name]) if name in values else "" for values in columns.values()]
         print(f"{name:{width}}{''.join(f'{cell:>10}' for cell in cells)}".rstrip())
 
@@ -30,5 +32,5 @@ def shown(name: str, value: float | None) -> str:
     """A metric's value as a person reads it."""
     if value is None:
         return "absent"
-    per_cent = any(part.startswith(("miou", "iou", "accuracy")) for part in name.split("/"))
+    per_cent = any(part.startswith(PER_CENT) for part in name.split("/"))
     return f"{value:.2f}" if per_cent else f"{value:.4g}"

@@ -1,0 +1,158 @@
+"""Affinities between near pixels, and the random walk that spreads a map along them.
+
+A pair is a pixel (y, x) and its partner (y + dy, x + dx), for the P offsets of half a disc: `half_disc`. What belongs
+to pairs is (B, P, H, W), at the pixel that comes first; where the partner is outside the image it is 0 (False).
+
+    affinity = bilateral_affinity(image, radius=5, sigma=0.1)
+    spread = random_walk(affinity, cam, radius=5, beta=8)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.ops.batch import IGNORE
+from common.ops.tensors import at_least_fp32
+
+Place = tuple[slice, slice]
+
+
+def half_disc(radius: int) -> list[tuple[int, int]]:
+    """Offsets (dy, dx) at a distance below `radius` pixels, one of each pair: 34 for radius 5."""
+    across = range(1 - radius, radius)
+    inside = [(dy, dx) for dy in range(radius) for dx in across if dy**2 + dx**2 < radius**2]
+    return [(dy, dx) for dy, dx in inside if dy > 0 or dx > 0]
+
+
+def places(offset: tuple[int, int], height: int, width: int) -> tuple[Place, Place] | None:
+    """Where the first and the second pixels of an offset's pairs are; None if the image is too small for a pair."""
+    dy, dx = offset
+    if dy >= height or abs(dx) >= width:
+        return None
+    left, right = slice(max(-dx, 0), width - max(dx, 0)), slice(max(dx, 0), width + min(dx, 0))
+    return (slice(0, height - dy), left), (slice(dy, height), right)
+
+
+def affinity_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which pairs are of one class, and which are not (PSA, IRN [code]).
+
+    Args:
+        labels: (B, H, W) int64, class id (0 the background) or 255 for not sure.
+        radius: see `half_disc`.
+
+    Returns:
+        Pairs of background and background, of an object's class and the same, of two classes: each (B, P, H, W) bool.
+        A pair with 255, or with a pixel outside the image, is in none of them.
+    """
+    offsets = half_disc(radius)
+    background, same, other = torch.zeros(3, len(labels), len(offsets), *labels.shape[1:], dtype=torch.bool).to(
+        labels.device
+    )
+    for number, offset in enumerate(offsets):
+        if found := places(offset, *labels.shape[1:]):
+            here, there = ((slice(None), *place) for place in found)
+            one, two = labels[here], labels[there]
+            sure = (one != IGNORE) & (two != IGNORE)
+            pairs = (slice(None), number, *found[0])
+            background[pairs] = sure & (one == two) & (one == 0)
+            same[pairs] = sure & (one == two) & (one != 0)
+            other[pairs] = sure & (one != two)
+    return background, same, other
+
+
+def path_pixels(offset: tuple[int, int]) -> list[tuple[int, int]]:
+    """The pixels of the straight path from (0, 0) to `offset`: those in its box less than a pixel from the line (IRN
+    [code])."""
+    dy, dx = offset
+    box = [(y, x) for y in range(dy + 1) for x in range(min(0, dx), max(0, dx) + 1)]
+    return [(y, x) for y, x in box if (dy * x - dx * y) ** 2 < dy**2 + dx**2]
+
+
+def path_affinity(edges: Tensor, radius: int) -> Tensor:
+    """`1 - max of the edge map on the straight path from one pixel to the other`, both included (Ahn et al. 2019, arXiv
+    1904.05044, IRN).
+
+    Args:
+        edges: (B, 1, H, W) in [0, 1]. Gradient flows into them.
+        radius: see `half_disc`.
+
+    Returns:
+        (B, P, H, W).
+    """
+    (height, width), found = edges.shape[2:], []
+    for offset in half_disc(radius):
+        plane = torch.zeros_like(edges[:, 0])
+        if pair := places(offset, height, width):
+            (rows, columns), _ = pair
+            steps = [
+                edges[:, 0, rows.start + y : rows.stop + y, columns.start + x : columns.stop + x]
+                for y, x in path_pixels(offset)
+            ]
+            plane[:, rows, columns] = 1 - torch.stack(steps).amax(0)
+        found.append(plane)
+    return torch.stack(found, 1)
+
+
+@torch.no_grad()
+def bilateral_affinity(image: Tensor, radius: int = 5, sigma: float = 0.1) -> Tensor:
+    """`exp(-|I_i - I_j|^2 / (2 sigma^2))`: nothing to train [ours].
+
+    Args:
+        image: (B, 3, H, W), RGB in [0, 1].
+        radius: see `half_disc`.
+        sigma: in the unit of the image.
+
+    Returns:
+        (B, P, H, W).
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma of an affinity must be positive, got {sigma}")
+    image, offsets = at_least_fp32(image), half_disc(radius)
+    found = image.new_zeros(len(image), len(offsets), *image.shape[2:])
+    for number, offset in enumerate(offsets):
+        if pair := places(offset, *image.shape[2:]):
+            one, two = (image[(slice(None), slice(None), *place)] for place in pair)
+            found[(slice(None), number, *pair[0])] = (-(one - two).square().sum(1) / (2 * sigma**2)).exp()
+    return found
+
+
+@torch.no_grad()
+def random_walk(affinity: Tensor, maps: Tensor, radius: int, beta: float = 8, steps: int = 256) -> Tensor:
+    """`m T^steps`, with T the affinities to the power `beta`, its columns divided by their sums (PSA and IRN [code]:
+    beta 8 and 10, 256 steps).
+
+    A pixel's affinity to itself is 1. Every pixel takes a mean over its surroundings, so constants are kept, and the
+    total of a map is not. T is never a matrix: its 2 P + 1 diagonals are multiplied one by one, `steps` times [ours],
+    where the codes square a matrix of all pairs eight times.
+
+    Args:
+        affinity: (B, P, H, W) in [0, 1], see `bilateral_affinity`.
+        maps: (B, C, H, W).
+        radius: of the affinity, see `half_disc`.
+
+    Returns:
+        (B, C, H, W), at least float32.
+    """
+    offsets = half_disc(radius)
+    if affinity.shape[1] != len(offsets) or affinity.shape[2:] != maps.shape[2:]:
+        raise ValueError(
+            f"affinity must be (B, {len(offsets)}, H, W) for radius {radius} and maps {tuple(maps.shape)}, got "
+            f"{tuple(affinity.shape)}"
+        )
+    maps, weights = at_least_fp32(maps), at_least_fp32(affinity) ** beta
+    pairs = [(number, pair) for number, offset in enumerate(offsets) if (pair := places(offset, *maps.shape[2:]))]
+
+    def spread(values: Tensor) -> Tensor:
+        found = values.clone()
+        for number, (one, two) in pairs:
+            here, there = (..., *one), (..., *two)
+            weight = weights[(slice(None), slice(number, number + 1), *one)]
+            found[here].addcmul_(weight, values[there])
+            found[there].addcmul_(weight, values[here])
+        return found
+
+    columns = spread(torch.ones_like(maps[:, :1]))
+    for _ in range(steps):
+        maps = spread(maps) / columns
+    return maps

@@ -1,0 +1,301 @@
+"""Class activation maps of a classifier that learns from image tags (Zhou et al. 2016, arXiv 1512.04150)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+
+from common.model.cam import CamNetwork, at_scale, build_cam_network, image_logits, multi_scale_cam
+from common.model.inference import InferenceConfig
+from common.model.metrics import CamMetrics
+from common.model.module import SegmentationModule, StepOutput
+from common.model.networks import NetworkConfig
+from common.ops.batch import IGNORE, Batch
+from common.ops.cam import Normalisation, background_score, cam_labels, irn_seeds, label_crf, normalise_cam
+from common.ops.distributed import all_sum, global_mean
+from common.ops.refine import pamr
+from common.ops.walk import bilateral_affinity, random_walk
+from common.training.files import write_json
+from common.training.loggers import CSVLogger
+
+Refinement = Literal["none", "pamr", "crf", "walk"]
+STRIDE = 4  # of the walk, in pixels
+RADIUS, SIGMA, BETA = 5, 0.1, 8.0  # of its pairs, in cells; of their colours; of its sharpening
+
+
+class CAM(SegmentationModule):
+    """Class activation maps: a classifier of image tags, and where it looks (Zhou et al. 2016, 1512.04150).
+
+    The baseline of methods that learn from tags: its maps become labels (`pseudo_labels`) that a segmentation network
+    learns from. Validation scores the maps by the tags of each image, `val/cam_miou`, which is no mIoU of a
+    segmentation, and the tags that it finds, `val/map`.
+
+    Args:
+        threshold: score of the background, in (0, 1), until a validation with masks has found the best one; for
+            `val/cam_miou_fixed` always.
+        scales: magnifications of an image whose maps are added up.
+        flip: add the maps of the mirror image.
+        normalisation: of maps to [0, 1], see `common.ops.cam.normalise_cam`.
+        kwargs: see `common.model.module.SegmentationModule`.
+
+    Raises:
+        ValueError: an option out of range, or one without effect.
+    """
+
+    supervision = ("tags", "boxes")
+    score = "val/cam_miou"
+
+    def __init__(
+        self,
+        num_classes: int,
+        threshold: float = 0.15,
+        scales: list[float] = [0.5, 1.0, 1.5, 2.0],  # noqa: B006 (never written to)
+        flip: bool = True,
+        normalisation: Normalisation = "max",
+        **kwargs: Any,
+    ) -> None:
+        if not 0 < threshold < 1 or not scales or min(scales) <= 0:
+            raise ValueError(f"threshold must be in (0, 1) and scales positive, got {threshold} and {scales}")
+        if num_classes < 2:
+            raise ValueError("CAM needs the background and at least one class of objects")
+        self.threshold = threshold
+        super().__init__(num_classes, **kwargs)
+        if self.inference != InferenceConfig():
+            raise ValueError("the maps of CAM are made of whole images: use scales and flip in place of inference")
+        self.scales, self.flip, self.normalisation = scales, flip, normalisation
+
+    def make_network(self, config: NetworkConfig) -> CamNetwork:
+        return build_cam_network(config, self.num_classes, self.threshold)
+
+    @property
+    def classifier(self) -> CamNetwork:
+        """The network, as what it is."""
+        return cast(CamNetwork, self.network)
+
+    def compute_loss(self, batch: Batch) -> StepOutput:
+        labeled = batch["labeled"]
+        image, target = labeled["image"], labeled["tags"][:, 1:].float()  # nobody tags the background
+        valid = F.pad(labeled["valid"], self._padding(image), value=False)
+        logits = image_logits(self.classifier.activations(image), valid)
+        # The multilabel soft margin loss.
+        losses = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+        right = ((logits.detach() > 0) == labeled["tags"][:, 1:]).float().mean()
+        return StepOutput(global_mean(losses.sum(), torch.tensor(losses.numel()).to(losses.device)), {"right": right})
+
+    def _padding(self, image: Tensor) -> tuple[int, int, int, int]:
+        height, width = image.shape[-2:]
+        padded = self.network.padded_size(height, width)
+        return 0, padded[1] - width, 0, padded[0] - height
+
+    # Start ---------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_background(cast(Any, self.trainer).datamodule)
+        super().setup(stage)
+        if stage == "fit":
+            check_tags(cast(Any, self.trainer).datamodule)
+        objects = self.num_classes - 1
+        self.metrics = nn.ModuleDict({"network": CamMetrics(self.num_classes)})
+        self.precision_of_tags = MultilabelAveragePrecision(objects)
+        self.f1_of_tags = MultilabelF1Score(objects)
+
+    def on_predict_start(self) -> None:
+        rank_zero_only(print)(
+            "CAM labels each image by the classes that it finds in it, those with sigmoid(z) > 0.5, and a background "
+            f"score of {float(self.classifier.background):.2f}: a rough map, no segmentation"
+        )
+
+    # Maps ----------------------------------------------------------------------------------------------------------
+
+    def find_tags(self, image: Tensor) -> Tensor:
+        """Image logits (B, C) of the objects in (B, 3, H, W)."""
+        return image_logits(self.classifier.activations(at_scale(image, 1, self.network.stride)))
+
+    @torch.no_grad()
+    def cam_of(self, image: Tensor, tags: Tensor, size: tuple[int, int]) -> Tensor:
+        """The normalised CAM of one image.
+
+        Args:
+            image: (3, H, W) RGB in [0, 1], at the training size.
+            tags: (K,) bool, classes in it; the background's is not looked at.
+            size: (height, width) of the result.
+
+        Returns:
+            (K - 1, *size) float32 in [0, 1], 0 for classes without a tag.
+
+        Raises:
+            ValueError: the model is in training mode, in which maps would depend on chance.
+        """
+        if self.training:
+            raise ValueError("maps are made in eval mode: call model.eval() before")
+        objects = tags[1:].to(image.device).bool()
+        found = image.new_zeros(len(objects), *size, dtype=torch.float32)
+        if objects.any():  # only the maps of tagged classes are resized
+
+            def activations(scaled: Tensor) -> Tensor:
+                return self.classifier.activations(scaled)[:, objects]
+
+            raw = multi_scale_cam(activations, image[None], size, self.scales, self.flip, multiple=self.network.stride)
+            found[objects] = normalise_cam(raw, self.normalisation)[0].float()
+        return found
+
+    @torch.no_grad()
+    def pseudo_labels(
+        self, image: Tensor, tags: Tensor, size: tuple[int, int], refine: Refinement, threshold: float
+    ) -> Tensor:
+        """Labels of one training image from its tags.
+
+        Args:
+            image: (3, H, W) RGB in [0, 1], at the training size.
+            tags: (K,) bool, classes in it.
+            size: (height, width) of the result.
+            refine: `none`; `pamr`: the maps by `common.ops.refine.pamr`; `walk`: by a random walk of bilateral
+                affinities on cells of 4 pixels; `crf`: IRN's seeds, with twice the threshold for the objects and a
+                third of it for the background (0.30 and 0.05 at 0.15), each through a dense CRF.
+            threshold: score of the background, in (0, 1).
+
+        Returns:
+            (*size) int64; 255, only with `crf`: not sure.
+        """
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must be in (0, 1), got {threshold}")
+        own = (image.shape[1], image.shape[2])
+        if refine == "none":
+            return labels_of(self.cam_of(image, tags, size)[None], threshold)
+        if refine == "pamr":
+            refined = pamr(image[None], self.cam_of(image, tags, own)[None])
+        elif refine == "walk":
+            refined = self.walked(image, tags)
+        elif refine == "crf":
+            cam = self.cam_of(image, tags, own)[None]
+            sure, maybe = (label_crf(labels_of(cam, t), image) for t in (min(2 * threshold, 0.99), threshold / 3))
+            seeds = irn_seeds(sure, maybe)[None, None].float()
+            return F.interpolate(seeds, size, mode="nearest-exact")[0, 0].long()
+        else:
+            raise ValueError(f"refine is none, pamr, crf or walk, got {refine!r}")
+        return labels_of(F.interpolate(refined, size, mode="bilinear", align_corners=False), threshold)
+
+    def walked(self, image: Tensor, tags: Tensor) -> Tensor:
+        """The CAM (1, C, h, w) after a random walk on cells of 4 pixels, normalised anew."""
+        cells = F.avg_pool2d(image[None], STRIDE, ceil_mode=True)
+        cam = self.cam_of(image, tags, (cells.shape[2], cells.shape[3]))[None]
+        walked = random_walk(bilateral_affinity(cells, RADIUS, SIGMA), cam, RADIUS, BETA)
+        return normalise_cam(walked, "max")
+
+    def tags_of(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Tags (B, K) bool of an evaluation batch: given, or the classes of its mask; None without either."""
+        if "tags" in batch:
+            return cast(Tensor, batch["tags"])
+        mask = batch["mask"]
+        if bool((mask == IGNORE).all()):
+            return None
+        return torch.stack([torch.stack([(one == k).any() for k in range(self.num_classes)]) for one in mask])
+
+    # Evaluation ----------------------------------------------------------------------------------------------------
+
+    def predict_labels(self, network: nn.Module, batch: Mapping[str, Any], refine: bool) -> tuple[Tensor, Tensor]:
+        """As the base's, by the image's tags if they are known, else by those that are found; the "probabilities" are
+        the scores of background and CAMs divided by their sum."""
+        image, size = batch["image"], (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
+        tags = self.tags_of(batch)
+        if tags is None:
+            tags = F.pad(self.find_tags(image) > 0, (1, 0))
+        cam = torch.stack([self.cam_of(one, tag, size) for one, tag in zip(image, tags, strict=True)])
+        scores = torch.cat([background_score(cam, float(self.classifier.background)), cam], 1)
+        probabilities = scores / scores.sum(1, keepdim=True)
+        if refine and self.postprocess.kind != "none":
+            return self.refined(probabilities, image, size), probabilities
+        return scores.argmax(1), probabilities
+
+    def _evaluate(self, batch: Mapping[str, Any], refine: bool) -> None:
+        tags = self.tags_of(batch)
+        if tags is None:
+            return
+        logits = self.find_tags(batch["image"])
+        for metric in (self.precision_of_tags, self.f1_of_tags):
+            metric.update(logits.sigmoid(), tags[:, 1:].long())
+        size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
+        for image, one, mask in zip(batch["image"], tags, batch["mask"], strict=True):
+            if bool((mask != IGNORE).any()):
+                cast(CamMetrics, self.metrics["network"]).update(self.cam_of(image, one, size)[None], mask[None])
+
+    def _log_metrics(self, stage: str) -> None:
+        metric = cast(CamMetrics, self.metrics["network"])
+        result, curve = metric.compute(), metric.compute()["curve"]
+        masks = bool(torch.isfinite(result["miou"]))
+        seen = bool(all_sum(torch.tensor(float(self.f1_of_tags.update_called), device=self.device)))
+        nothing = torch.tensor(torch.nan)
+        found = [100 * m.compute() if seen else nothing for m in (self.precision_of_tags, self.f1_of_tags)]
+        self.log(f"{stage}/map", found[0])
+        self.log(f"{stage}/f1", found[1])
+        if masks:
+            # On val the option's threshold; on test the one that val had chosen.
+            fixed = self.threshold if stage == "val" else float(self.classifier.background)
+            self.log(f"{stage}/cam_miou", result["miou"], prog_bar=True)
+            self.log(f"{stage}/cam_threshold", result["threshold"])
+            self.log(f"{stage}/cam_miou_fixed", curve[round(fixed * metric.steps)])
+            classes = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+            self.log_dict({f"{stage}/cam_iou/{c}": v for c, v in zip(classes, result["iou"], strict=True)})
+        self.score = CAM.score if masks else "val/map"
+        if masks and stage == "val" and self.trainer.state.fn == "fit":
+            self.classifier.background.fill_(max(float(result["threshold"]), 1 / metric.steps))
+            self.write_curve(curve)
+        for one in (metric, self.precision_of_tags, self.f1_of_tags):
+            one.reset()
+
+    @rank_zero_only
+    def write_curve(self, curve: Tensor) -> None:
+        """`cam_curve.json` in the run directory: the mIoU of the maps on val at each threshold."""
+        steps = len(curve) - 1
+        for logger in self.trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                content = {
+                    "step": self.trainer.global_step,
+                    "threshold": [j / steps for j in range(steps + 1)],
+                    "cam_miou": [round(float(value), 4) for value in curve],
+                }
+                write_json(Path(logger.save_dir) / "cam_curve.json", content)
+
+
+def labels_of(cam: Tensor, threshold: float) -> Tensor:
+    """(H, W) int64 labels of one image's CAM (1, C, H, W)."""
+    return cam_labels(cam, background_score(cam, threshold))[0]
+
+
+def check_background(data: Any) -> None:
+    """Raise ValueError unless class 0 of a data module is its background."""
+    if data.background != 0:
+        told = "no class 'background'" if data.background is None else f"its background as class {data.background}"
+        raise ValueError(
+            f"CAM finds objects before a background, and {type(data).__name__} has {told}: name background first in "
+            "the list of classes, or use a method that learns from pixels"
+        )
+
+
+def check_tags(data: Any) -> None:
+    """Look at the tags that are learned from; warn of classes that they tell nothing about.
+
+    Raises:
+        ValueError: no image has an object.
+    """
+    rows = [row[1:] for row in data.image_tags().values()]
+    counts = [sum(column) for column in zip(*rows, strict=True)]
+    names = data.class_names[1:]
+    if not any(counts):
+        raise ValueError(f"none of the {len(rows)} images is tagged with a class of objects: there is nothing to learn")
+    if never := [name for name, count in zip(names, counts, strict=True) if not count]:
+        rank_zero_warn(f"no image is tagged with {', '.join(never)}: it cannot be learned")
+    for name, count in zip(names, counts, strict=True):
+        if count == len(rows):
+            rank_zero_warn(
+                f"class {name} occurs in every image: its classifier has no image without it to learn from, and its "
+                "map may show nothing"
+            )

@@ -1,0 +1,158 @@
+"""The CAM baseline: its loss, its maps and labels, what it refuses and warns of, a run through the command."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import methods
+from common.model.networks import NetworkConfig
+from common.ops.batch import IGNORE
+from conftest import fit_tiny, weakseg
+
+NETWORK = NetworkConfig("Unet", "tu-test_resnet")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = methods.CAM(4, network=NETWORK, scales=[1.0, 1.5]).eval()
+    weight = model.network.model.segmentation_head.conv.weight
+    weight.data = weight.data.abs()  # untrained maps may be nowhere positive
+    return model
+
+
+def batch(count=2, side=32):
+    valid = torch.ones(count, side, side, dtype=torch.bool)
+    tags = torch.tensor([[True, True, False, True], [True, False, False, False]])[:count]
+    mask = torch.full((count, side, side), IGNORE)
+    return {"labeled": {"image": torch.rand(count, 3, side, side), "mask": mask, "valid": valid, "tags": tags}}
+
+
+@pytest.mark.parametrize(("logits", "tags", "wanted"), [((0, 0), (1, 0), 0.693147), ((2, -1), (1, 0), 0.220095)])
+def test_the_loss_is_the_multilabel_soft_margin(model, monkeypatch, logits, tags, wanted):
+    maps = torch.tensor([*logits, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)[:, :2]
+    monkeypatch.setattr(model.network, "activations", lambda image: maps)
+    one = batch(1)
+    one["labeled"]["tags"] = torch.tensor([[False, *map(bool, tags)]])
+    assert model.compute_loss(one).loss.item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_background_and_padding_are_in_no_loss(model):
+    one = batch()
+    loss = model.compute_loss(one).loss
+    one["labeled"]["tags"][:, 0] = False
+    assert model.compute_loss(one).loss == loss
+    logits = model.network.activations(one["labeled"]["image"]).mean((2, 3))
+    wanted = F.multilabel_soft_margin_loss(logits, one["labeled"]["tags"][:, 1:].float())
+    torch.testing.assert_close(loss, wanted)
+    one["labeled"]["valid"][:, 16:] = False  # a cell is 16 pixels
+    logits = model.network.activations(one["labeled"]["image"])[:, :, :1].mean((2, 3))
+    wanted = F.multilabel_soft_margin_loss(logits, one["labeled"]["tags"][:, 1:].float())
+    torch.testing.assert_close(model.compute_loss(one).loss, wanted)
+
+
+def test_maps_are_of_tagged_classes_alone_and_do_not_depend_on_the_other_tags(model):
+    image = torch.rand(3, 40, 56)
+    both, one = (model.cam_of(image, torch.tensor(tags), (61, 47)) for tags in ([1, 1, 0, 1], [0, 1, 0, 0]))
+    assert both.shape == (3, 61, 47)
+    assert (both[1] == 0).all()
+    torch.testing.assert_close(both[0], one[0])
+    assert float(both.min()) >= 0
+    assert 0.99 < float(both.max()) <= 1
+    with pytest.raises(ValueError, match="maps are made in eval mode"):
+        methods.CAM(4, network=NETWORK).cam_of(image, torch.ones(4), (8, 8))
+
+
+@pytest.mark.parametrize("refine", ["none", "pamr", "crf", "walk"])
+def test_pseudo_labels_hold_tagged_classes(model, refine):
+    image = torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(0))
+    tags = torch.tensor([False, True, False, True])
+    found = model.pseudo_labels(image, tags, (61, 47), refine, 0.3)
+    assert found.shape == (61, 47)
+    assert found.dtype == torch.int64
+    assert {*found.unique().tolist()} <= {0, 1, 3, *([IGNORE] if refine == "crf" else [])}
+    assert len(found.unique()) > 1
+    nothing = model.pseudo_labels(image, torch.tensor([True, False, False, False]), (61, 47), refine, 0.3)
+    assert (nothing == 0).all()
+    row = model.pseudo_labels(image[:, :1], tags, (1, 47), refine, 0.3)
+    assert row.shape == (1, 47)
+
+
+def test_pseudo_labels_refuse_what_makes_no_sense(model):
+    image, tags = torch.rand(3, 32, 32), torch.ones(4, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"threshold must be in \(0, 1\), got 1"):
+        model.pseudo_labels(image, tags, (8, 8), "none", 1)
+    with pytest.raises(ValueError, match="refine is none, pamr, crf or walk, got 'mean'"):
+        model.pseudo_labels(image, tags, (8, 8), "mean", 0.2)
+
+
+@pytest.mark.parametrize("options", [
+    {"threshold": 1.0}, {"scales": []}, {"scales": [0.0]}, {"num_classes": 1},
+    {"inference": methods.CAM(2, network=NETWORK).inference.__class__(flip=True)},
+])  # fmt: skip
+def test_options_out_of_range_or_without_effect_are_refused(options):
+    with pytest.raises(ValueError, match=r"threshold must|at least one class|use scales and flip"):
+        methods.CAM(**{"num_classes": 4, "network": NETWORK, **options})
+
+
+# Through the command -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cam") / "run"
+    said = fit_tiny(folder, "--model", "CAM")
+    return folder, said
+
+
+def test_a_run_is_scored_by_its_maps(run):
+    folder, said = run
+    summary = json.loads((folder / "summary.json").read_text())
+    last = summary["last"]
+    assert summary["score"] == "val/cam_miou"
+    assert summary["best"]["val/cam_miou"] >= last["val/cam_miou"] - 1e-3
+    assert {"val/map", "val/f1", "val/cam_threshold", "val/cam_miou_fixed", "val/cam_iou/disc"} <= last.keys()
+    assert not any(name.startswith(("val/miou", "val/iou", "val/accuracy")) for name in last)
+    curve = json.loads((folder / "cam_curve.json").read_text())
+    assert max(curve["cam_miou"]) == pytest.approx(last["val/cam_miou"], abs=1e-3)
+    assert curve["threshold"][curve["cam_miou"].index(max(curve["cam_miou"]))] == last["val/cam_threshold"]
+    assert "val/cam_miou" in said
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert float(state["network.background"]) == pytest.approx(max(last["val/cam_threshold"], 0.01))
+
+
+def test_a_run_is_tested_and_predicts_by_the_tags_that_it_finds(run, tmp_path):
+    folder, _ = run
+    said = weakseg("test", "--run", folder)
+    assert "test/cam_miou" in said
+    assert "test/miou" not in said
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 40), (90, 120, 30)).save(tmp_path / "photos" / "a.png")
+    said = weakseg("predict", "--run", folder, "--images", tmp_path / "photos", "--output", tmp_path / "labels")
+    assert "sigmoid(z) > 0.5" in said
+    assert Image.open(tmp_path / "labels" / "a.png").size == (50, 40)
+
+
+def test_a_regime_without_tags_and_a_method_without_pixels_are_refused(tmp_path):
+    wrong = ["--data.init_args.supervision", "{kind: pixels, fraction: 0.05}"]
+    said = weakseg("fit", "--config", "tests/tiny.yaml", "--model", "CAM", "--run_dir", tmp_path, *wrong, expect=1)
+    assert "CAM does not learn from supervision.kind pixels: choose one of tags, boxes" in said
+    wrong = ["--data.init_args.supervision", "{kind: tags, fraction: null}"]
+    said = fit_tiny(tmp_path / "one", *wrong, expect=1)
+    assert "Supervised does not learn from supervision.kind tags" in said
+    assert "the method CAM" in said
+
+
+def test_data_without_a_background_are_refused_and_classes_in_every_image_told(tmp_path):
+    from conftest import draw_folder, on_folder
+
+    root = draw_folder(tmp_path / "data")
+    said = fit_tiny(tmp_path / "one", *on_folder(root), "--model", "CAM", expect=1)
+    assert "Folder has no class 'background': name background first" in said
+    (root / "classes.txt").write_text("background\nred thing\nblue thing\n")
+    with pytest.warns(UserWarning, match="class red thing occurs in every image"):
+        fit_tiny(tmp_path / "two", *on_folder(root), "--model", "CAM", "--trainer.max_steps", "1")
