@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 VERSION = 3  # of the drawing; raise it when reading, resizing or drawing gives other labels
 FINDINGS = "findings.json"  # of the survey, which is made once
+STATISTICS = "statistics.json"  # mean and standard deviation of each band, where there are more than three
 State = dict[str, Any]
 
 
@@ -148,6 +149,8 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
             image, mask = data.image(name), data.mask(name)
             check_sizes(name, image.shape, mask)
             survey.add("val", name, image, mask)
+        if data.channels > 3:
+            (scratch / STATISTICS).write_text(json.dumps(survey.statistics()))
         findings = survey.findings()
         if fatal := [one.text for one in findings if one.level == "stop"]:
             raise ValueError("; ".join(fatal))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from common.model.options import given_options, plain_options
 from common.ops.array import Array
-from datamodules.annotation import State, announce, changes, digest_of, folder_name, prepare, state_of
+from datamodules.annotation import STATISTICS, State, announce, changes, digest_of, folder_name, prepare, state_of
 from datamodules.augmentation import STREAMS, augmented, whole, with_draws
 from datamodules.cache import DiskCache, RamCache, Small, shrink, writing
 from datamodules.files import read_image, read_mask
@@ -62,6 +62,7 @@ class SegmentationDataModule(LightningDataModule):
     background: int | None = None  # class id of the background, where the data set has one
     tagged: Mapping[str, Collection[int]] | None = None  # classes that people tagged in images; None: masks tell them
     own_splits = False  # nobody has published the splits: they may tear a video or a person apart
+    channels = 3  # bands of an image, the first three of which are shown and looked at as RGB
     keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
 
     def __init__(
@@ -106,7 +107,7 @@ class SegmentationDataModule(LightningDataModule):
         return sorted(self.splits[split])
 
     def image(self, name: str) -> Array:
-        """uint8 (H, W, 3) RGB."""
+        """uint8 (H, W, `channels`), RGB first."""
         return read_image(self.images[name])
 
     def mask(self, name: str) -> Array | None:
@@ -225,6 +226,12 @@ class SegmentationDataModule(LightningDataModule):
         file = self.annotation_dir() / "tags.json"
         return dict(json.loads(file.read_text())) if file.exists() else {}
 
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each band over the pixels of the training images, in units of [0, 1]; of a
+        set whose images have more than three bands, once `prepare_data` has run."""
+        mean, std = json.loads((self.annotation_dir() / STATISTICS).read_text())
+        return mean, std
+
     def setup(self, stage: str) -> None:
         """Before training, say what is labelled."""
         if stage == "fit":
@@ -270,5 +277,5 @@ class SegmentationDataModule(LightningDataModule):
         self, image: Array, mask: Array | None = None, name: str = "image", device: torch.device | str = "cpu"
     ) -> dict[str, Any]:
         """One whole image as the batch that `validation_step`, `test_step` and `predict_step` get: an image uint8
-        (H, W, 3) RGB of any size, and its mask uint8 (H, W), class id or 255 (None: 255 everywhere)."""
+        (H, W, C) of any size, and its mask uint8 (H, W), class id or 255 (None: 255 everywhere)."""
         return self.ready(default_collate([whole_image(name, shrink(image, self.size), mask)]), device)

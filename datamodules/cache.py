@@ -43,14 +43,14 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 class Small(NamedTuple):
-    """A decoded image that fits the training size: uint8 (3, h, w), and its original height and width."""
+    """A decoded image that fits the training size: uint8 (C, h, w), and its original height and width."""
 
     image: Array
     size: tuple[int, int]
 
 
 def shrink(image: Array, box: tuple[int, int]) -> Small:
-    """uint8 (H, W, 3), resized to fit inside `box`."""
+    """uint8 (H, W, C), resized to fit inside `box`."""
     size = (image.shape[0], image.shape[1])
     return Small(np.ascontiguousarray(resize_image(image, fit_size(size, box)).transpose(2, 0, 1)), size)
 
@@ -63,14 +63,18 @@ class RamCache:
         names: the images that are kept; others are read each time.
         box: the most that an image can take, memory is only used for what it does take.
         read: reads one.
+        channels: bands of an image.
 
     Raises:
         ValueError: there is less shared memory than the images can take.
     """
 
-    def __init__(self, names: Sequence[str], box: tuple[int, int], read: Callable[[str], Small]) -> None:
+    def __init__(
+        self, names: Sequence[str], box: tuple[int, int], read: Callable[[str], Small], channels: int = 3
+    ) -> None:
         self.slots, self.read = {name: slot for slot, name in enumerate(names)}, read
-        width = HEADER * -(-(HEADER + 3 * box[0] * box[1]) // HEADER)  # so that every header is aligned
+        self.channels = channels
+        width = HEADER * -(-(HEADER + channels * box[0] * box[1]) // HEADER)  # so that every header is aligned
         shared = Path("/dev/shm")
         if shared.is_dir() and len(names) * width > (free := shutil.disk_usage(shared).free):
             raise ValueError(
@@ -87,7 +91,7 @@ class RamCache:
         if name not in self.slots:
             return self.read(name)
         record = self.records[self.slots[name]].numpy()
-        small = unpack(record)
+        small = unpack(record, self.channels)
         if small is None:
             small = self.read(name)
             filled = pack(small)
@@ -107,6 +111,7 @@ class DiskCache:
         read: reads one.
         file: where an image comes from; None: from no file.
         reading: how it is read: part of the key.
+        channels: bands of an image.
     """
 
     def __init__(
@@ -116,8 +121,10 @@ class DiskCache:
         read: Callable[[str], Small],
         file: Callable[[str], Path | None],
         reading: str = "",
+        channels: int = 3,
     ) -> None:
         self.folder, self.box, self.read, self.file, self.reading = folder, box, read, file, reading
+        self.channels = channels
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         clean(folder)
@@ -137,7 +144,7 @@ class DiskCache:
         small = None
         if path.exists():
             record = np.fromfile(path, np.uint8)
-            small = unpack(record)
+            small = unpack(record, self.channels)
             # Also one that is too long: nothing that we wrote is.
             if small is None or len(record) != HEADER + small.image.size:
                 rank_zero_warn(f"{path} is broken ({len(record)} bytes): its image is read again")
@@ -155,12 +162,12 @@ def pack(small: Small) -> Array:
     return np.concatenate([header, small.image.ravel()])
 
 
-def unpack(record: Array) -> Small | None:
+def unpack(record: Array, channels: int = 3) -> Small | None:
     """The image of a record (a view), or None if the record is empty or cut short."""
     if len(record) < HEADER:
         return None
     height, width, *size = record[:HEADER].view("<u4").tolist()
-    end = HEADER + 3 * height * width
+    end = HEADER + channels * height * width
     if end == HEADER or len(record) < end:
         return None
-    return Small(record[HEADER:end].reshape(3, height, width), (size[0], size[1]))
+    return Small(record[HEADER:end].reshape(channels, height, width), (size[0], size[1]))

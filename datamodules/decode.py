@@ -62,8 +62,8 @@ def decode(path: Path) -> Picture:
         FileNotFoundError: there is no such file.
         ValueError: it is broken or no picture, too large, or has pages or bands that a picture in colour does not have.
     """
-    with _naming(path):
-        head = _head(path)
+    with naming(path):
+        head = first_bytes(path)
         return _from_tiff(path) if head.startswith(TIFF) else _from_pillow(path, head)
 
 
@@ -111,11 +111,11 @@ def turned(pixels: Array, turn: int) -> Array:
 
 def stored_size(path: Path) -> tuple[tuple[int, int], int]:
     """Height and width of a picture as it is stored, and its orientation tag. Raises what `decode` does."""
-    with _naming(path):
-        head = _head(path)
+    with naming(path):
+        head = first_bytes(path)
         if head.startswith(TIFF):
             with tifffile.TiffFile(path) as tiff:
-                page = _pages(tiff)[0]
+                page = shown_pages(tiff, 1)[0]
                 return (page.imagelength, page.imagewidth), int(page.tags.valueof(ORIENTATION, 1))
         with Image.open(path) as image:
             # Pillow decodes a whole PNG to find the tag; most have none.
@@ -133,7 +133,7 @@ def _turn(image: Image.Image) -> int:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Whatever goes wrong inside becomes an error that names the file. Pillow's limit gives way to ours, and EXIF data
     that it skips with a warning is an error, since the orientation may be in them."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -159,7 +159,7 @@ def _naming(path: Path) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _head(path: Path) -> bytes:
+def first_bytes(path: Path) -> bytes:
     """The first bytes: enough for a PNG's header."""
     with path.open("rb") as file:
         head = file.read(26)
@@ -168,8 +168,9 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
+def check_pixels(path: Path, width: int, height: int, bands: int = 1) -> None:
+    """Raise ValueError if there are too many pixels, or more values than so many pixels in four colours have."""
+    if width * height > MOST_PIXELS or width * height * bands > 4 * MOST_PIXELS:
         raise Refused(
             f"{path} is {width} x {height} pixels; pictures of up to {MOST_PIXELS // 10**6} million are read: cut it "
             "into tiles, shrink it, or set WEAKSEG_MAX_PIXELS if there is the memory for it"
@@ -178,7 +179,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 def _from_pillow(path: Path, head: bytes) -> Picture:
     with Image.open(path) as image:
-        _check_size(path, *image.size)
+        check_pixels(path, *image.size)
         # The further pictures of an MPO file, a photo of a phone, are previews and gain maps of the first.
         if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
             raise Refused(f"{path} has {frames} frames, of which one can be used: save each as a file of its own")
@@ -212,13 +213,13 @@ def _deep_png(path: Path) -> Picture:
 
 def _from_tiff(path: Path) -> Picture:
     with tifffile.TiffFile(path) as tiff:
-        pages = _pages(tiff)
+        pages = shown_pages(tiff, 2)
         planes = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
         if len(pages) > 1 or planes > 1:
             count = planes if planes > 1 else len(tiff.pages)
             raise Refused(f"{path} has {count} pages, of which one can be used: save each as a file of its own")
         page = pages[0]
-        _check_size(path, page.imagewidth, page.imagelength)
+        check_pixels(path, page.imagewidth, page.imagelength)
         if page.photometric not in COLOR_BANDS or page.axes not in ("YX", "YXS", "SYX"):
             color = getattr(page.photometric, "name", page.photometric)
             raise Refused(f"{path} is a TIFF with the axes {page.axes} and the colours {color}: save RGB or grey")
@@ -234,17 +235,20 @@ def _from_tiff(path: Path) -> Picture:
     return picture
 
 
-def _pages(tiff: tifffile.TiffFile) -> list[Any]:
-    """The first page of a TIFF, and another if there is one; smaller copies do not count."""
+def shown_pages(tiff: tifffile.TiffFile, most: int) -> list[Any]:
+    """The first pages of a TIFF, at most so many; smaller copies do not count."""
     every: Any = tiff.pages
-    return list(islice((page for page in every if not page.subfiletype & NO_PAGE), 2)) or [every.first]
+    return list(islice((page for page in every if not page.subfiletype & NO_PAGE), most)) or [every.first]
 
 
 def _too_many_bands(path: Path, found: int, used: int) -> Refused:
-    return Refused(f"{path} has {found} bands, of which only {used} can be used: save those that count as RGB or grey")
+    more = f", or read them all with data.channels={found}" if found > 3 else ""
+    return Refused(
+        f"{path} has {found} bands, of which only {used} can be used: save those that count as RGB or grey{more}"
+    )
 
 
-def _check_inflated(path: Path, page: Any) -> None:
+def check_inflated(path: Path, page: Any) -> None:
     """Raise if a part of a TIFF would take more memory than its size says: zlib and lzma themselves have no limit."""
     part = int(np.prod(page.chunks))
     if part > MOST_PIXELS * page.samplesperpixel or page.compression == LZMA:
@@ -272,7 +276,7 @@ def _tiff_page(path: Path, page: Any) -> Picture:
                 raise
     if page.photometric not in (1, 2) or page.dtype is None:
         raise Refused(f"{path} is a TIFF of {bits} bits with the colours {page.photometric.name}: save RGB or grey")
-    _check_inflated(path, page)
+    check_inflated(path, page)
     pixels = page.asarray()
     pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels.reshape(*pixels.shape[:2], -1)
     pixels = turned(pixels, int(page.tags.valueof(ORIENTATION, 1)))

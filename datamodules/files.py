@@ -18,6 +18,7 @@ from datamodules.splits import first_few
 from datamodules.text import normal
 
 Color = tuple[int, int, int]
+ValueRange = Sequence[float] | Sequence[Sequence[float]]  # [low, high] of all bands, or of each
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
 
 
@@ -38,7 +39,9 @@ TOOLS_FOLDERS = ("__MACOSX", "@eaDir")  # copies that macOS and Synology make
 DARK = 2**14  # a 16-bit file whose largest value is below uses fewer bits, or somebody must say that it is dark
 
 
-def find_images(folder: str | Path, nested: bool = False, needed: bool = True) -> dict[str, Path]:
+def find_images(
+    folder: str | Path, nested: bool = False, needed: bool = True, suffixes: Sequence[str] = SUFFIXES
+) -> dict[str, Path]:
     """Image files of a folder by id, sorted. The id is the file's name without its suffix, in Unicode's form C; with
     `nested` folders below are searched too, and the id is the path in the folder, such as `day1/a`.
 
@@ -56,9 +59,8 @@ def find_images(folder: str | Path, nested: bool = False, needed: bool = True) -
     found: dict[str, Path] = {}
     others = []
     for path in _files(folder, nested):
-        if path.suffix.lower() in OTHER_SUFFIXES:
-            others.append(path.name)
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in suffixes:
+            others += [path.name] if path.suffix.lower() in OTHER_SUFFIXES else []
             continue
         name = image_id(path.relative_to(folder))
         if name in found:
@@ -104,7 +106,7 @@ def _is_shown(name: str) -> bool:
     return not name.startswith(".") and name not in TOOLS_FOLDERS
 
 
-def read_image(path: Path, value_range: Sequence[float] | None = None) -> Array:
+def read_image(path: Path, value_range: ValueRange | None = None) -> Array:
     """uint8 (H, W, 3) RGB, upright (EXIF orientation applied). Grey and palette images are converted, transparency is
     dropped; 16 bits are divided by 257 where they use the range.
 
@@ -123,15 +125,15 @@ def to_rgb(image: Image.Image) -> Array:
     return _to_rgb(from_pillow(image), "the image", None)
 
 
-def _to_rgb(picture: Picture, name: str, value_range: Sequence[float] | None) -> Array:
+def _to_rgb(picture: Picture, name: str, value_range: ValueRange | None) -> Array:
     if picture.colors is not None:
         return picture.colors[picture.pixels]
-    values = _to_bytes(picture.pixels, name, value_range)
+    values = to_bytes(picture.pixels, name, value_range)
     return values if values.ndim == 3 else np.repeat(values[..., None], 3, -1)
 
 
-def _to_bytes(values: Array, name: str, value_range: Sequence[float] | None) -> Array:
-    """Pixels of any type as uint8, or an error that says what they are."""
+def to_bytes(values: Array, name: str, value_range: ValueRange | None) -> Array:
+    """Pixels of any type as uint8, or an error that says what they are; a range a band is for (H, W, bands)."""
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
     if values.dtype.kind not in "uif":
@@ -140,8 +142,8 @@ def _to_bytes(values: Array, name: str, value_range: Sequence[float] | None) -> 
         raise ValueError(f"{name} holds {(~finite).sum()} values that are no numbers: fill these pixels")
     low, high = values.min().item(), values.max().item()
     if value_range is not None:
-        bottom, top = value_range
         exact: Array = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+        bottom, top = np.asarray(value_range, exact.dtype).T
         return np.asarray((exact - bottom) * (255 / (top - bottom))).round().clip(0, 255).astype(np.uint8)
     if values.dtype == np.uint16 and (high >= DARK or high == 0):
         return (values // 257).astype(np.uint8)

@@ -41,7 +41,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
             mask = np.asarray(Image.open(self.annotations / f"{name}.png"))
         if mask.shape != extent:
             raise ValueError(f"image '{name}' is {size}, its annotation {mask.shape}: delete {self.annotations}")
-        image = torch.zeros(3, *self.box, dtype=torch.uint8)
+        image = torch.zeros(len(small), *self.box, dtype=torch.uint8)
         image[:, : extent[0], : extent[1]] = torch.from_numpy(small)
         tags = {} if self.tags is None else {"tags": torch.tensor(self.tags[name])}
         return {
@@ -78,7 +78,7 @@ class WholeImages(Dataset[dict[str, Any]]):
 
 
 def whole_image(name: str, small: Small, mask: Array | None) -> dict[str, Any]:
-    """An evaluation sample: the image at the training size, uint8 (3, h, w), and its mask (H, W), 255 if none."""
+    """An evaluation sample: the image at the training size, uint8 (C, h, w), and its mask (H, W), 255 if none."""
     check_sizes(name, small.size, mask)
     mask = np.full(small.size, IGNORE, np.uint8) if mask is None else mask.copy()
     return {

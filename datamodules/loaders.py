@@ -96,10 +96,10 @@ def reader(data: SegmentationDataModule) -> Callable[[str], Small]:
     if data.cache == "none":
         return data.small_image
     if data.kept is None and data.cache == "ram":
-        data.kept = RamCache([*data.names("train"), *data.names("val")], data.size, data.small_image)
+        data.kept = RamCache([*data.names("train"), *data.names("val")], data.size, data.small_image, data.channels)
     elif data.kept is None:
         data.kept = DiskCache(
-            data.cache_dir / "images", data.size, data.small_image, data.image_file, repr(data.reading())
+            data.cache_dir / "images", data.size, data.small_image, data.image_file, repr(data.reading()), data.channels
         )
         data.kept.path(data.names("train")[0])  # raises what is wrong before the run begins
     return data.kept.get

@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.ops.batch import IGNORE
+from datamodules.bands import image_reader, image_suffixes
 from datamodules.base import SegmentationDataModule
 from datamodules.cache import shrink
-from datamodules.files import find_images, image_id, read_image
+from datamodules.files import find_images, image_id
 from datamodules.images import whole_image
 from datamodules.loaders import loader, shared
 
@@ -23,16 +24,23 @@ class Photos(SegmentationDataModule):
     Args:
         class_names: of the model.
         colors: of the classes, [red, green, blue] from 0 to 255.
-        value_range: what black and white are in images of more than 8 bits, see `datamodules.sets.folder.Folder`.
+        value_range, channels, rgb: what images hold, see `datamodules.sets.folder.Folder`.
         kwargs: see `datamodules.base.SegmentationDataModule`.
     """
 
     def __init__(
-        self, class_names: list[str], colors: list[list[int]], value_range: list[float] | None = None, **kwargs: Any
+        self,
+        class_names: list[str],
+        colors: list[list[int]],
+        value_range: list[float] | list[list[float]] | None = None,
+        channels: int = 3,
+        rgb: list[int] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.class_names, self.colors = class_names, [(r, g, b) for r, g, b in colors]
-        self.value_range = value_range
+        self.channels, self.rgb = channels, rgb or [1, 2, 3]
+        self.read = image_reader(channels, rgb, value_range)
 
     def show(self, place: Path) -> Mapping[str, Path]:
         """The image file or the folder of images, with the folders in it, to predict: files by id.
@@ -43,7 +51,7 @@ class Photos(SegmentationDataModule):
         if place.is_file():
             self.images = {image_id(Path(place.name)): place}
         else:
-            self.images = find_images(place, nested=True)
+            self.images = find_images(place, nested=True, suffixes=image_suffixes(self.channels))
         return self.images
 
     def prepare_data(self) -> None:
@@ -59,7 +67,13 @@ class PhotoData(Dataset[dict[str, Any]]):
     that cannot be read stands a pixel, with the reason as `error`: one bad photo of thousands is no end."""
 
     def __init__(self, names: list[str], data: Photos) -> None:
-        self.names, self.images, self.size, self.value_range = names, data.images, data.size, data.value_range
+        self.names, self.images, self.size, self.read, self.channels = (
+            names,
+            data.images,
+            data.size,
+            data.read,
+            data.channels,
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,7 +81,7 @@ class PhotoData(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.names[index]
         try:
-            return whole_image(name, shrink(read_image(self.images[name], self.value_range), self.size), None)
+            return whole_image(name, shrink(self.read(self.images[name]), self.size), None)
         except (OSError, ValueError) as error:
-            pixel = {"image": torch.zeros(3, 1, 1, dtype=torch.uint8), "mask": torch.full((1, 1), IGNORE)}
+            pixel = {"image": torch.zeros(self.channels, 1, 1, dtype=torch.uint8), "mask": torch.full((1, 1), IGNORE)}
             return {**pixel, "name": name, "size": torch.tensor([1, 1]), "error": str(error)}

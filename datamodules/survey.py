@@ -65,15 +65,22 @@ class Survey:
         self.data = data
         self.seen: dict[Split, Seen] = {}
         self.faults: list[Finding] = []  # of single files
+        self.moments: Array = np.zeros((3, 1))  # of training images with more bands than RGB, summed over images
 
     def add(self, split: Split, name: str, image: Array, mask: Array | None) -> None:
-        """Look at an image, uint8 (H, W, 3), and its mask, uint8 (H, W), if it has one."""
+        """Look at an image, uint8 (H, W, C), and its mask, uint8 (H, W), if it has one."""
+        if split == "train" and image.shape[2] > 3:
+            levels = image.reshape(-1, image.shape[2]).astype(np.float64) / 255
+            self.moments = self.moments + np.stack([np.ones(levels.shape[1]), levels.mean(0), (levels**2).mean(0)])
+        colors = image[..., :3]
         seen = self.seen.setdefault(split, Seen())
         seen.images += 1
         seen.sizes[(image.shape[0], image.shape[1])] += 1
-        seen.grey += bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
+        seen.grey += bool((colors[..., 0] == colors[..., 1]).all() and (colors[..., 0] == colors[..., 2]).all())
         seen.pictures.setdefault(hashlib.sha256(image.tobytes()).hexdigest(), name)
-        seen.thumbs[name] = np.asarray(Image.fromarray(image).convert("L").resize((THUMB, THUMB), Image.Resampling.BOX))
+        seen.thumbs[name] = np.asarray(
+            Image.fromarray(colors).convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)
+        )
         if mask is not None or name in (self.data.tagged or ()):
             seen.tagged += 1
             seen.tags[: self.data.num_classes] += self.data.tags(name, mask)
@@ -86,6 +93,13 @@ class Survey:
         seen.bilevel += values.tolist() == [0, IGNORE]
         if len(values) > 1:  # others are alike by nature
             seen.labels.setdefault(hashlib.sha256(mask.tobytes() + str(mask.shape).encode()).hexdigest(), name)
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each band of the training images, which count alike, in units of [0, 1]."""
+        count, first, second = self.moments
+        mean = first / count
+        # A band that is the same everywhere says nothing, whatever it is divided by.
+        return mean.tolist(), np.sqrt((second / count - mean**2).clip(1e-6)).tolist()
 
     def findings(self) -> list[Finding]:
         """All of them, the worst first."""

@@ -24,9 +24,15 @@ def fit_size(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
 
 
 def resize_image(image: Array, size: tuple[int, int]) -> Array:
-    """uint8 (H, W, 3) to (h, w, 3), bilinear with antialiasing."""
+    """uint8 (H, W, C) to (h, w, C), bilinear with antialiasing."""
     if image.shape[:2] == size:
         return image
+    if image.shape[2] != 3:  # of which Pillow knows no pictures
+        return np.stack([_resized(image[..., band], size) for band in range(image.shape[2])], -1)
+    return _resized(image, size)
+
+
+def _resized(image: Array, size: tuple[int, int]) -> Array:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
@@ -67,7 +73,7 @@ def random_crop(
     """Randomly scaled, placed and mirrored crop, in one resampling.
 
     Args:
-        image: (B, 3, H, W) float.
+        image: (B, C, H, W) float.
         mask: (B, H, W) integer.
         extent: (B, 2) height and width of the true image inside H x W; the rest is padding.
         draws: (B, DRAWS) uniform numbers, see `draw_uniform`.
@@ -76,7 +82,7 @@ def random_crop(
         flip: mirror half of the samples left-right.
 
     Returns:
-        image (B, 3, h, w), bilinear, its border repeated outside the true image; mask (B, h, w) int64, nearest, IGNORE
+        image (B, C, h, w), bilinear, its border repeated outside the true image; mask (B, h, w) int64, nearest, IGNORE
         outside; valid (B, h, w) bool, False outside.
     """
     low, high = scale
@@ -112,8 +118,11 @@ def strong_view(image: Tensor, draws: Array) -> Tensor:
     the four jitters come in this fixed order (torchvision draws it), values stay floats in between, and the blur is a
     true Gaussian cut at 6 pixels (Pillow's is three box blurs).
 
-    `image` is (B, 3, H, W) float, RGB in [0, 1], on any device; `draws` come from `draw_strong`.
+    `image` is (B, C, H, W) float in [0, 1], RGB and further bands, which stay as they are; on any device. `draws` come
+    from `draw_strong`.
     """
+    if image.shape[1] > 3:
+        return torch.cat([strong_view(image[:, :3], draws), image[:, 3:]], 1)
     # On the CPU image by image: the temporaries of one stay in the processor's cache.
     share = 1 if image.device.type == "cpu" else len(image)
     starts = range(0, len(image), share)

@@ -113,7 +113,7 @@ class CamNetwork(SegmentationNetwork):
         model = donor.model
         model.decoder = nn.Identity()
         model.segmentation_head = CamHead(int(model.encoder.out_channels[-1]), num_classes - 1)
-        super().__init__(model, donor.stride, [0.0] * 3, [1.0] * 3, config)
+        super().__init__(model, donor.stride, [0.0] * config.channels, [1.0] * config.channels, config)
         self.mean, self.std = donor.mean, donor.std
         self.register_buffer("background", torch.tensor(background))
 
@@ -162,7 +162,7 @@ def freeze_unused(network: CamNetwork) -> None:
     parameters = [p for p in network.parameters() if p.requires_grad]
     network.eval()  # keeps the BatchNorm statistics and draws no random number
     with torch.enable_grad():
-        logits = image_logits(network.activations(network.mean.new_zeros(1, 3, side, side)))
+        logits = image_logits(network.activations(network.mean.new_zeros(1, network.channels, side, side)))
     for parameter, gradient in zip(
         parameters, torch.autograd.grad(logits.sum(), parameters, allow_unused=True), strict=True
     ):

@@ -49,14 +49,16 @@ class Linear(nn.Module):
     Args:
         encoder_name: `tu-` and timm's name of a plain vision transformer.
         encoder_weights: None for random ones.
-        in_channels: 3.
+        in_channels: of the images.
         classes: K.
         kwargs: of the timm model.
     """
 
     def __init__(self, encoder_name: str, encoder_weights: Any, in_channels: int, classes: int, **kwargs: Any) -> None:
         super().__init__()
-        self.encoder = ViTEncoder(encoder_name.removeprefix("tu-"), bool(encoder_weights), [-1], **kwargs)
+        self.encoder = ViTEncoder(
+            encoder_name.removeprefix("tu-"), bool(encoder_weights), [-1], in_chans=in_channels, **kwargs
+        )
         channels = self.encoder.out_channels[-1]
         self.decoder = LastMap(channels)
         self.segmentation_head = nn.Sequential(
@@ -130,7 +132,7 @@ class UniMatchDPT(nn.Module):
     Args:
         encoder_name: `tu-` and timm's name of a plain vision transformer.
         encoder_weights: None for random ones.
-        in_channels: 3.
+        in_channels: of the images.
         classes: K.
         features: channels of the fused maps; None: what the code has for a transformer of this width.
         out_channels: channels of the pyramid's four levels; None: as `features`.
@@ -154,7 +156,9 @@ class UniMatchDPT(nn.Module):
     ) -> None:
         super().__init__()
         # All blocks first: how many there are, timm tells only of a model that is built.
-        self.encoder = ViTEncoder(encoder_name.removeprefix("tu-"), bool(encoder_weights), [-1], **kwargs)
+        self.encoder = ViTEncoder(
+            encoder_name.removeprefix("tu-"), bool(encoder_weights), [-1], in_chans=in_channels, **kwargs
+        )
         depth = self.encoder.depth
         quarters = [depth * part // 4 - 1 for part in (1, 2, 3, 4)]
         self.encoder.choose(DPT_LAYERS.get(depth, quarters) if layers is None else layers)

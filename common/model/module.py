@@ -16,7 +16,7 @@ from torch.optim import AdamW
 
 from common.model.inference import InferenceConfig, predict_probabilities
 from common.model.metrics import SegmentationMetrics
-from common.model.networks import NetworkConfig, SegmentationNetwork, build_network
+from common.model.networks import NetworkConfig, SegmentationNetwork, build_network, normalise_by
 from common.model.optim import ScheduleName, build_optimizer, lr_schedule
 from common.model.options import given_options
 from common.model.postprocess import PostprocessConfig, postprocess
@@ -85,7 +85,7 @@ class SegmentationModule(LightningModule):
         """Called once after each optimizer step (EMA teacher, queues)."""
 
     def eval_networks(self) -> dict[str, nn.Module]:
-        """Networks to validate, each (B, 3, H, W) in [0, 1] to logits; the first is `val/miou`."""
+        """Networks to validate, each (B, C, H, W) in [0, 1] to logits; the first is `val/miou`."""
         return {"network": self.network}
 
     @property
@@ -135,7 +135,9 @@ class SegmentationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            check_streams(self, cast(Any, self.trainer).datamodule)
+            data = cast(Any, self.trainer).datamodule
+            check_streams(self, data)
+            normalise_by(self, data)
         self.metrics = nn.ModuleDict({name: SegmentationMetrics(self.num_classes) for name in self.eval_networks()})
 
     def _metric(self, name: str) -> SegmentationMetrics:
@@ -151,7 +153,7 @@ class SegmentationModule(LightningModule):
 
     def refined(self, probabilities: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Labels (B, H, W) of probabilities at `size`, after the post-processing."""
-        image = nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)
+        image = nn.functional.interpolate(image[:, :3], size, mode="bilinear", align_corners=False)
         pairs = zip(probabilities, image, strict=True)
         return torch.stack([postprocess(p, i, self.postprocess) for p, i in pairs])
 

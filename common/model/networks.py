@@ -31,7 +31,10 @@ class NetworkConfig:
             once), or the path of a .safetensors, .pt or .pth file with the encoder's weights. Files of timm's
             EfficientNets, Inceptions and Xception want the encoder `tu-NAME`.
         decoder: further arguments of the architecture, e.g. {"decoder_channels": [128, 64, 32, 16, 16]}.
-        mean: 3 values in units of RGB in [0, 1]. None: what the weights state, else ImageNet's.
+        channels: of the images, as the data say (`data.channels`). With more than three the first convolution repeats
+            the pretrained weights of R, G, B as timm and smp do.
+        mean: a value a channel in units of RGB in [0, 1]. None: what the weights state, else ImageNet's; with more than
+            three channels the training images'.
         std: as `mean`.
         dropout: share of the decoder's output channels dropped in training, before the segmentation head. Some
             architectures have a dropout of their own, set through `decoder`.
@@ -48,6 +51,7 @@ class NetworkConfig:
     encoder: str = "mobilenet_v2"
     weights: str | None = None
     decoder: dict[str, Any] = field(default_factory=dict)
+    channels: int = 3
     mean: list[float] | None = None
     std: list[float] | None = None
     dropout: float = 0.0
@@ -58,8 +62,10 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and (len(values) != 3 or not all(0 <= value <= 1 for value in values)):
-                raise ValueError(f"{name} must be 3 values in units of RGB in [0, 1] (divide by 255), got {values}")
+            if values is not None and (len(values) != self.channels or not all(0 <= value <= 1 for value in values)):
+                raise ValueError(
+                    f"{name} must be {self.channels} values in units of RGB in [0, 1] (divide by 255), got {values}"
+                )
         if self.std is not None and min(self.std) == 0:
             raise ValueError(f"std must be positive, got {self.std}")
         if not 0 <= self.dropout < 1:
@@ -76,14 +82,16 @@ class SegmentationNetwork(nn.Module):
 
     def __init__(self, model: Any, stride: int, mean: list[float], std: list[float], config: NetworkConfig) -> None:
         super().__init__()
+        self.channels = config.channels
+        self.measured = config.channels > 3 and config.mean is None and config.std is None  # see `normalise_by`
         self.model = model  # an smp.base.SegmentationModel, whose parts smp does not declare
         self.encoder_name, self.only_size = config.encoder, 0  # the one size of images that some encoders take
         self.stride, self.freeze_bn, self.layer_decay = stride, config.freeze_bn, config.layer_decay
         self.dropout = nn.Dropout2d(config.dropout)
         # Persistent: trained weights mean nothing under another normalisation, so it travels with them in every
         # checkpoint, also to where the pretrained weights that stated it are not at hand.
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def train(self, mode: bool = True) -> SegmentationNetwork:
         super().train(mode)
@@ -93,12 +101,12 @@ class SegmentationNetwork(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] -> (B, K, H, W) logits."""
+        """(B, C, H, W) in [0, 1] -> (B, K, H, W) logits."""
         height, width = image.shape[-2:]
         return self.classify(self.features(image)[1], height, width)
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(B, 3, H, W) RGB in [0, 1] -> smp's list of encoder maps, and the decoder's output (B, C, h, w).
+        """(B, C, H, W) in [0, 1] -> smp's list of encoder maps, and the decoder's output (B, C, h, w).
 
         They cover the image padded at the bottom and right to a multiple of `self.stride`.
         """
@@ -106,7 +114,7 @@ class SegmentationNetwork(nn.Module):
         return maps, self.decode(maps, tokens)
 
     def encode(self, image: Tensor) -> tuple[list[Tensor], list[Tensor | None] | None]:
-        """(B, 3, H, W) RGB in [0, 1] -> the list of encoder maps (B, C, h, w), and for smp's DPT a ViT's prefix tokens.
+        """(B, C, H, W) in [0, 1] -> the list of encoder maps (B, D, h, w), and for smp's DPT a ViT's prefix tokens.
 
         Raises:
             ValueError: an image larger than the one size that an encoder is built for.
@@ -213,7 +221,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
         model = arch(
             encoder_name=encoder,
             encoder_weights=named if full is None else (True if named else None),
-            in_channels=3,
+            in_channels=config.channels,
             classes=num_classes,
             **encoders.any_size_arguments(full),
             **config.decoder,
@@ -232,6 +240,8 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
             stated = pretrained.named_normalisation(encoder, named)
         else:
             stated = pretrained.file_normalisation(metadata, file)
+        if config.channels > 3:
+            stated = [0.5] * config.channels, [0.25] * config.channels
         mean, std = mean or stated[0], std or stated[1]
     if file is not None:
         pretrained.load_encoder(model.encoder, state, file, full)
@@ -246,6 +256,25 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
         for part in (model.encoder, model.decoder, model.segmentation_head):  # methods call them one by one
             part.compile()
     return network.to(memory_format=torch.channels_last)
+
+
+def normalise_by(module: nn.Module, data: Any) -> None:
+    """Check that networks take the images of a data module, and normalise those of more than three channels, whose mean
+    and deviation no weights state, by its training images.
+
+    Raises:
+        ValueError: a network is for another number of channels.
+    """
+    for network in module.modules():
+        if isinstance(network, SegmentationNetwork):
+            if network.channels != data.channels:
+                raise ValueError(
+                    f"the images have {data.channels} channels, the network takes {network.channels}: set "
+                    f"model.network.channels to {data.channels}"
+                )
+            if network.measured:
+                for stated, found in zip((network.mean, network.std), data.statistics(), strict=True):
+                    stated.copy_(torch.tensor(found).view_as(stated))
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -279,7 +308,7 @@ def _try_out(network: SegmentationNetwork, num_classes: int, what: str, usual: i
     for side in (small, usual or small):
         try:
             with torch.enable_grad():
-                logits = network(torch.zeros(1, 3, side, side))
+                logits = network(torch.zeros(1, network.channels, side, side))
             break
         except Exception as error:
             failed = failed or error

@@ -10,6 +10,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from safetensors import safe_open
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -122,6 +123,11 @@ def load_encoder(encoder: nn.Module, state: dict[str, Tensor], file: str, full: 
 
     def first(names: list[str]) -> str:
         return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+    for name, weight in wanted.items():  # the first convolution, of images with more channels than RGB
+        more = weight.ndim == 4 and weight.shape[1] > 3
+        if more and name in state and state[name].shape == (len(weight), 3, *weight.shape[2:]):
+            state[name] = adapt_input_conv(weight.shape[1], state[name])
 
     # Older files lack BatchNorm's batch counter, which only a cumulative average (momentum None) would use.
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]

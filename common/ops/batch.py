@@ -18,13 +18,13 @@ PIXELS = ("dense", "image_subset", "pixels", "points", "scribbles", "boxes")
 class SegBatch(TypedDict, total=False):
     """One stream of images. Shapes: B images of H x W pixels, K classes, V strong views."""
 
-    image: Required[Tensor]  # (B, 3, H, W) float32, RGB in [0, 1], never normalised
+    image: Required[Tensor]  # (B, C, H, W) float32 in [0, 1], never normalised: RGB, and further bands if C > 3
     mask: Required[Tensor]  # (B, H, W) int64, class id or IGNORE
     valid: Required[Tensor]  # (B, H, W) bool, False = padding: in no loss and in no metric
     key: Tensor  # (B, 2) int64, (epoch, position): the seed of the sample's augmentation
     name: list[str]
     size: Tensor  # (B, 2) int64, height and width of the original image
-    strong: Tensor  # (B, V, 3, H, W), strongly augmented views of the same geometry
+    strong: Tensor  # (B, V, C, H, W), strongly augmented views of the same geometry
     weight: Tensor  # (B, H, W) float, per-pixel confidence
     tags: Tensor  # (B, K) bool, image-level labels; background is nobody's tag
 
@@ -44,7 +44,7 @@ def check_batch(stream: SegBatch, num_classes: int) -> None:
             raise ValueError(f"batch contract: {text}")
 
     image, mask, valid = stream["image"], stream["mask"], stream["valid"]
-    require(image.ndim == 4 and image.shape[1] == 3, f"image must be (B, 3, H, W), got {tuple(image.shape)}")
+    require(image.ndim == 4 and image.shape[1] >= 3, f"image must be (B, C, H, W), C >= 3, got {tuple(image.shape)}")
     require(image.dtype == torch.float32, f"image must be float32, got {image.dtype}")
     low, high = float(image.min()), float(image.max())
     require(low >= -1e-3 and high <= 1 + 1e-3, f"image must lie in [0, 1], got [{low:.3f}, {high:.3f}]")

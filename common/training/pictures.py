@@ -17,8 +17,8 @@ Color = tuple[int, int, int]
 
 
 def to_uint8(image: Tensor) -> Array:
-    """(3, H, W) float RGB in [0, 1] to (H, W, 3) uint8."""
-    return (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    """(C, H, W) float in [0, 1], RGB first, to (H, W, 3) uint8."""
+    return (image[:3].detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def colorize(labels: Array, colors: Sequence[Color]) -> Array:
@@ -30,7 +30,7 @@ def colorize(labels: Array, colors: Sequence[Color]) -> Array:
 
 
 def overlay(image: Tensor, colored: Array, strength: float = 0.55) -> Array:
-    """Image (3, H, W) in [0, 1] with a coloured label map (H, W, 3) laid over it."""
+    """Image (C, H, W) in [0, 1] with a coloured label map (H, W, 3) laid over it."""
     mixed = (1 - strength) * to_uint8(image).astype(np.float32) + strength * colored
     return mixed.round().astype(np.uint8)
 
@@ -50,7 +50,7 @@ def mark_pixels(image: Tensor, labels: Array, colors: Sequence[Color]) -> Array:
 
 
 def picture_row(image: Tensor, labels: Sequence[Tensor], colors: Sequence[Color]) -> list[Array]:
-    """The image (3, h, w) and each label map (H, W), coloured, at the size of the label maps."""
+    """The image (C, h, w) and each label map (H, W), coloured, at the size of the label maps."""
     height, width = labels[0].shape
     shown = np.asarray(Image.fromarray(to_uint8(image)).resize((width, height), Image.Resampling.BILINEAR))
     return [shown, *(colorize(label.cpu().numpy(), colors) for label in labels)]

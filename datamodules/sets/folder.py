@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from datamodules.bands import STACK, image_reader, image_suffixes
 from datamodules.base import SegmentationDataModule
 from datamodules.class_list import background_of, class_file, is_void, read_classes
 from datamodules.drawn import check_classes, find
-from datamodules.files import find_images, read_image, read_mask, unread_images, upright_mask
+from datamodules.files import find_images, read_mask, unread_images, upright_mask
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
 
 OTHER_NAMES = {
@@ -44,7 +44,12 @@ class Folder(SegmentationDataModule):
     Args:
         root: the folder.
         fill: class of the pixels outside the shapes that annotation tools have drawn; None: they have no label.
-        value_range: [low, high] of images of other than 8 bits, see `datamodules.files.read_image`.
+        value_range: [low, high] of images of other than 8 bits, see `datamodules.files.read_image`; with `channels`
+            also one such pair for each band, in the order of the file.
+        channels: bands of an image: 3 for pictures in colour or grey; more for TIFF files, pictures with four bands and
+            NumPy arrays (.npy), see `datamodules.bands`.
+        rgb: numbers, from 1 on, of the three bands that are shown and that kernels over colour and the jitter see as
+            red, green and blue; default: the first three.
         mask_values: class of each value of the masks, such as {0: background, 255: horse}, where values are not class
             ids; `ignore`: no label.
         sequences: regular expression for what ids of one person or video share, such as `^[^_]+` for `p07_03` or `^.*/`
@@ -64,7 +69,9 @@ class Folder(SegmentationDataModule):
         self,
         root: str,
         fill: str | None = None,
-        value_range: list[float] | None = None,
+        value_range: list[float] | list[list[float]] | None = None,
+        channels: int = 3,
+        rgb: list[int] | None = None,
         mask_values: dict[int, str] | None = None,
         sequences: str | None = None,
         **kwargs: Any,
@@ -75,10 +82,11 @@ class Folder(SegmentationDataModule):
         self.class_names = [one.name for one in classes]
         self.colors = [one.color for one in classes]
         self.background = background_of(self.class_names)
-        self.value_range = _checked(value_range)
+        self.channels = channels
+        self.reader = image_reader(channels, rgb, value_range)
         self.mask_values = None if mask_values is None else _class_ids(mask_values, self.class_names)
         self.turned: set[str] = set()  # images whose masks might have to be turned too, as far as they were read
-        self.images = find_images(self.root / "images", nested=True)
+        self.images = find_images(self.root / "images", nested=True, suffixes=image_suffixes(channels))
         if fill is not None and fill not in self.class_names:
             raise ValueError(f"data.fill is '{fill}', but the classes are {', '.join(self.class_names)}")
         self.fill = None if fill is None else self.class_names.index(fill)
@@ -192,8 +200,8 @@ class Folder(SegmentationDataModule):
         return {**super().sources(), "lists": {classes.name: classes}}
 
     def read(self, path: Path) -> Array:
-        """An image file of the same kind as this set's, uint8 (H, W, 3) RGB."""
-        return read_image(path, self.value_range)
+        """An image file of the same kind as this set's, uint8 (H, W, `channels`), RGB first."""
+        return self.reader(path)
 
     def image(self, name: str) -> Array:
         return self.read(self.images[name])
@@ -203,6 +211,8 @@ class Folder(SegmentationDataModule):
             return None
         if name in self.drawn:
             return self.drawn[name].mask()
+        if self.images[name].suffix.lower() == STACK:
+            return self._read_mask(self.masks[name])
         mask, unclear = upright_mask(self._read_mask(self.masks[name]), self.images[name])
         if unclear:
             self.turned.add(name)
@@ -220,14 +230,6 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text)
     except re.error as error:
         raise ValueError(f"data.sequences '{text}' is no regular expression ({error})") from error
-
-
-def _checked(value_range: Sequence[float] | None) -> tuple[float, float] | None:
-    if value_range is None:
-        return None
-    if len(value_range) != 2 or not np.isfinite(value_range).all() or value_range[0] >= value_range[1]:
-        raise ValueError(f"data.value_range must be [low, high] with low < high, got {[*value_range]}")
-    return value_range[0], value_range[1]
 
 
 def _class_ids(given: Mapping[int, str], class_names: Sequence[str]) -> dict[int, int]:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from common.model.networks import SegmentationNetwork
 from common.training.files import written_whole
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def export_network(network: nn.Module, size: tuple[int, int] | None = None) -> E
     """The graph of a network in eval mode, on the CPU.
 
     Args:
-        network: (B, 3, H, W) -> (B, K, H, W).
+        network: (B, C, H, W) -> (B, K, H, W).
         size: (height, width), to which the graph is then bound. None: any height and width that are multiples of the
             network's stride, up to 4096 of them. The batch is always dynamic.
 
@@ -46,13 +45,13 @@ def export_network(network: nn.Module, size: tuple[int, int] | None = None) -> E
         ShapeError: torch.export finds that the graph changes with the size; give one.
     """
     network = network.cpu().eval()
-    stride = network.stride if isinstance(network, SegmentationNetwork) else 1
+    stride, channels = getattr(network, "stride", 1), getattr(network, "channels", 3)
     dynamic = {0: Dim("batch", max=LARGEST)}
     if size is None:
         dynamic |= {2: stride * Dim("rows", max=LARGEST), 3: stride * Dim("columns", max=LARGEST)}
     height, width = size or (2 * stride, 3 * stride)
     try:
-        program = export(network, (torch.rand(2, 3, height, width),), dynamic_shapes=(dynamic,))
+        program = export(network, (torch.rand(2, channels, height, width),), dynamic_shapes=(dynamic,))
         check(program.module(), network, (height, width) if size else (5 * stride, 3 * stride))
     except (torch._dynamo.exc.UserError, AssertionError, RuntimeError) as error:
         if size is not None:
@@ -68,7 +67,7 @@ def check(exported: Callable[[Tensor], Tensor], network: nn.Module, size: tuple[
     Raises:
         ValueError: they differ.
     """
-    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, getattr(network, "channels", 3), *size, generator=torch.Generator().manual_seed(0))
     ours, theirs = network(image), exported(image)
     if not torch.allclose(ours, theirs, TOLERANCE, TOLERANCE):
         raise ValueError(f"the exported network differs from the trained one by {(ours - theirs).abs().max():.2g}")
@@ -78,8 +77,10 @@ def metadata(run: Run) -> str:
     """What a user of the file needs to know of the run, as JSON."""
     model, photos = run.model, run.photos
     about = {"classes": [*run.class_names], "colors": [[*color] for color in run.colors], "size": [*photos.size]}
+    # Band numbers count from 1; a file has the three of `rgb` first, then the others.
+    bands = {} if photos.channels == 3 else {"channels": photos.channels, "rgb": [*photos.rgb]}
     how = {"inference": asdict(model.inference), "postprocess": asdict(model.postprocess)}
-    return json.dumps({**about, **how, "method": type(model).__name__, "input": "RGB in [0, 1]"})
+    return json.dumps({**about, **how, "method": type(model).__name__, "input": "RGB in [0, 1]", **bands})
 
 
 def write_onnx(program: ExportedProgram, path: Path, network: nn.Module, size: tuple[int, int], about: str) -> None:

@@ -87,6 +87,8 @@ class WeaksegCLI(LightningCLI):
         root for others, unless that is given too. Nothing else does: devices and accumulation share the batch."""
         if self.verb != "fit":
             return
+        if channels := self.settings.data.init_args.get("channels"):
+            self.settings.model.init_args.network.channels = channels
         batch, optimizer = self.settings.data.init_args.batch_size, self.settings.model.init_args.optimizer
         before = stated(self.arguments, "data", "init_args", "batch_size") or batch
         rate, ratio = optimizer.init_args.lr, batch / before

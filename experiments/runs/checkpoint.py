@@ -158,9 +158,8 @@ def check_weights(checkpoint: Checkpoint, config: dict[str, Any], classes: Class
 def photos_part(classes: Classes, config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that says the data: any images, as a trained model sees them."""
     options = {"class_names": [*classes.names], "colors": [[*color] for color in classes.colors]}
-    kept = {
-        name: value for name, value in config["data"]["init_args"].items() if name in ("num_workers", "value_range")
-    }
+    of_data = ("num_workers", "value_range", "channels", "rgb")
+    kept = {name: value for name, value in config["data"]["init_args"].items() if name in of_data}
     return {"class_path": "datamodules.photos.Photos", "init_args": {**options, "size": [*classes.size], **kept}}
 
 

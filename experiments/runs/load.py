@@ -16,7 +16,7 @@ from torch import nn
 from common.model.module import SegmentationModule
 from common.ops.array import Array
 from datamodules.base import SegmentationDataModule
-from datamodules.files import read_image, to_rgb
+from datamodules.files import to_rgb
 from datamodules.photos import Photos
 from experiments.runs.checkpoint import built, check_weights, classes_of, photos_part, read_checkpoint, stored_config
 from experiments.runs.wandb_api import wandb_api
@@ -64,7 +64,8 @@ class Run:
         `run.model.postprocess` may be set to others. In float32, also if the run was trained in half precision.
 
         Args:
-            image: uint8 (H, W, 3) RGB array, PIL image, path of an image file, or path of a folder of images.
+            image: uint8 (H, W, 3) RGB array, PIL image, path of an image file, or path of a folder of images. Of a
+                model for more bands: an array (H, W, C) with RGB first, or a path.
             probabilities: give them too.
 
         Returns:
@@ -76,7 +77,7 @@ class Run:
         """
         if isinstance(image, (str, Path)) and Path(image).is_dir():
             return self._predict_folder(Path(image), probabilities)
-        labels, found = self._predict(to_array(image, self.photos.value_range))
+        labels, found = self._predict(to_array(image, self.photos))
         return (labels, found) if probabilities else labels
 
     def _predict_folder(self, folder: Path, probabilities: bool) -> Iterator[tuple[str, Any]]:
@@ -89,16 +90,17 @@ class Run:
         return out["labels"][0].cpu().numpy().astype(np.uint8), out["probabilities"][0].cpu().numpy()
 
 
-def to_array(image: Any, value_range: Sequence[float] | None = None) -> Array:
-    """uint8 (H, W, 3) RGB of an array, a PIL image or the path of an image file."""
+def to_array(image: Any, photos: Photos) -> Array:
+    """uint8 (H, W, C), RGB first, of an array, a PIL image or the path of an image file."""
     if isinstance(image, (str, Path)):
-        return read_image(Path(image), value_range)
-    if isinstance(image, Image.Image):
+        return photos.read(Path(image))
+    if isinstance(image, Image.Image) and photos.channels == 3:
         return to_rgb(image)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (photos.channels,):
         return image
     got = f"an array {image.shape} of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise ValueError(f"an image is a uint8 array (height, width, 3) in RGB, a PIL image or a path; got {got}")
+    bands = "3) in RGB, a PIL image" if photos.channels == 3 else f"{photos.channels})"
+    raise ValueError(f"an image is a uint8 array (height, width, {bands} or a path; got {got}")
 
 
 def load_run(path: str | Path, which: str = "best", packages: Sequence[str] = ()) -> Run:

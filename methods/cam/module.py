@@ -171,12 +171,12 @@ class CAM(SegmentationModule):
         if refine == "none":
             return labels_of(self.cam_of(image, tags, size)[None], threshold)
         if refine == "pamr":
-            refined = pamr(image[None], self.cam_of(image, tags, own)[None])
+            refined = pamr(image[None, :3], self.cam_of(image, tags, own)[None])
         elif refine == "walk":
             refined = self.walked(image, tags)
         elif refine == "crf":
             cam = self.cam_of(image, tags, own)[None]
-            sure, maybe = (label_crf(labels_of(cam, t), image) for t in (min(2 * threshold, 0.99), threshold / 3))
+            sure, maybe = (label_crf(labels_of(cam, t), image[:3]) for t in (min(2 * threshold, 0.99), threshold / 3))
             seeds = irn_seeds(sure, maybe)[None, None].float()
             return F.interpolate(seeds, size, mode="nearest-exact")[0, 0].long()
         else:
@@ -185,7 +185,7 @@ class CAM(SegmentationModule):
 
     def walked(self, image: Tensor, tags: Tensor) -> Tensor:
         """The CAM (1, C, h, w) after a random walk on cells of 4 pixels, normalised anew."""
-        cells = F.avg_pool2d(image[None], STRIDE, ceil_mode=True)
+        cells = F.avg_pool2d(image[None, :3], STRIDE, ceil_mode=True)
         cam = self.cam_of(image, tags, (cells.shape[2], cells.shape[3]))[None]
         walked = random_walk(bilateral_affinity(cells, RADIUS, SIGMA), cam, RADIUS, BETA)
         return normalise_cam(walked, "max")

@@ -138,7 +138,7 @@ class DFR(SegmentationModule):
     def kernel_of(self, image: Tensor, embedding: Tensor | None, cells: Tensor) -> Kernel:
         """The dynamic kernel of the images' cells."""
         return dynamic_kernel(
-            F.avg_pool2d(255 * image, self.stride),
+            F.avg_pool2d(255 * image[:, :3], self.stride),
             embedding,
             cells,
             kind=self.kernel,

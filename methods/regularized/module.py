@@ -102,7 +102,7 @@ class Regularized(SegmentationModule):
         share = ((mask != IGNORE) & valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
         valid = valid & (share <= self.max_labelled)[:, None, None]
         cells = valid_cells(valid, self.stride)
-        colors = F.avg_pool2d(255 * image, self.stride)
+        colors = F.avg_pool2d(255 * image[:, :3], self.stride)
         features = stack_modalities([(positions(colors), self.sigma_xy / self.stride), (colors, self.sigma_rgb)])
         if self.radius is None:
             kernel = dense_kernel(features, cells)

@@ -63,9 +63,9 @@ def class_planes(probabilities: Tensor, valid: Tensor, image: Tensor) -> Tensor:
     Args:
         probabilities: (B, K, H, W).
         valid: (B, H, W) bool, False = padding.
-        image: (B, 3, H, W), RGB in [0, 1].
+        image: (B, C, H, W) in [0, 1], of which RGB is shown.
 
     Returns:
         (B, K + 3, H, W).
     """
-    return torch.cat([at_least_fp32(probabilities), image], 1) * valid[:, None]
+    return torch.cat([at_least_fp32(probabilities), image[:, :3]], 1) * valid[:, None]

@@ -54,5 +54,5 @@ class TV(SegmentationModule):
 
     def variation(self, logits: Tensor, image: Tensor, valid: Tensor) -> Tensor:
         """The penalty before its weight."""
-        weights = contrast_weights(image, valid) if self.weighting == "contrast" else None
+        weights = contrast_weights(image[:, :3], valid) if self.weighting == "contrast" else None
         return total_variation(at_least_fp32(logits).softmax(1), valid, pair_weights=weights)
