@@ -25,6 +25,7 @@ from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.files import clean, folder_written_whole
 from datamodules.images import check_sizes
+from datamodules.pseudo import ABOUT
 from datamodules.splits import first_few
 from datamodules.supervision import TAGGED, dense_names, draw_annotation, known_protocol, shrink_mask
 from datamodules.survey import Survey
@@ -57,13 +58,15 @@ def state_of(data: SegmentationDataModule) -> State:
             known[path] = [found.st_size, found.st_mtime_ns]
         return known[path]
 
+    parts = data.sources()
+    if data.pseudo is not None:
+        pseudo = {ABOUT: data.pseudo.folder / ABOUT, **data.pseudo.files(data.names("train"))}
+        parts = {**parts, "pseudo-masks": pseudo}
     return {
         "classes": [*data.class_names],
         "colors": [[*color] for color in data.colors],
         "splits": {split: sorted(names) for split, names in data.splits.items()},
-        "files": {
-            part: {name: look(path) for name, path in sorted(files.items())} for part, files in data.sources().items()
-        },
+        "files": {part: {name: look(path) for name, path in sorted(files.items())} for part, files in parts.items()},
     }
 
 
@@ -138,7 +141,7 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
     All that training and validation read is read here too, so that a bad file is named before the run begins.
     """
     labeled, unlabeled = data.lists()
-    masked = [name for name in labeled if data.has_mask(name)]  # tags alone do not need one
+    masked = [name for name in labeled if data.pseudo or data.has_mask(name)]  # tags alone do not need one
     dense, survey = dense_names(masked, data.supervision, data.annotation_seed), Survey(data)
     with folder_written_whole(folder) as scratch:
         masks = ((name, *annotate(data, name, name in dense, survey)) for name in labeled)
@@ -160,14 +163,15 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
 def annotate(data: SegmentationDataModule, name: str, dense: bool, survey: Survey) -> tuple[Array, Array, Array]:
     """The mask of a labelled image at the training size, and what of it training may see (`dense`: all of it, whatever
     the supervision says), both uint8 (h, w); and its tags, bool (K,), of the mask before it is shrunk."""
-    image, mask = data.image(name), data.mask(name)
+    image = data.image(name)
+    mask = data.training_mask(name, image.shape)
     check_sizes(name, image.shape, mask)
     survey.add("train", name, image, mask)
     tags = data.tags(name, mask)
     if mask is None:  # people have tagged it
         mask = np.full(image.shape[:2], IGNORE, np.uint8)
     size = fit_size(mask.shape, data.size)
-    small = shrink_mask(mask, size, keep_strokes=data.keep_strokes)
+    small = shrink_mask(mask, size, keep_strokes=data.keep_strokes and data.pseudo is None)
     if dense:
         return small, small, tags
     if data.supervision.real:

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from datamodules.cache import DiskCache, RamCache, Small, shrink, writing
 from datamodules.files import read_image, read_mask
 from datamodules.images import whole_image
 from datamodules.loaders import split_loader, training_loader
+from datamodules.pseudo import PseudoMasks
 from datamodules.splits import Split
 from datamodules.supervision import Supervision, split_images
 
@@ -51,6 +53,8 @@ class SegmentationDataModule(LightningDataModule):
         cache: keep decoded, resized training and validation images, so that each is read once: `ram`, until the run
             ends, shared by the loader processes of a device; `disk`, in `cache_dir`, for all runs and devices. Either
             takes up to 3 x height x width bytes an image; the results are the same bit for bit.
+        pseudo_masks: folder of `weakseg pseudo`: training images have its labels in place of their masks, if they have
+            any; val and test keep theirs.
     """
 
     class_names: Sequence[str] = ()
@@ -80,6 +84,7 @@ class SegmentationDataModule(LightningDataModule):
         strong_views: int | None = None,
         unlabeled_pool: Literal["rest", "all"] | None = None,
         cache: Literal["none", "ram", "disk"] = "none",
+        pseudo_masks: str | None = None,
     ) -> None:
         super().__init__()
         self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
@@ -97,6 +102,10 @@ class SegmentationDataModule(LightningDataModule):
         self.strong_views, self.cache = strong_views or 0, cache
         if self.strong_views < 0:
             raise ValueError(f"data.strong_views is a number of views, got {strong_views}")
+        self.pseudo_folder = None if pseudo_masks is None else Path(pseudo_masks).expanduser()
+        if self.pseudo_folder and (supervision.kind in ("tags", "none") or supervision.real):
+            what = "supervision.real" if supervision.real else f"supervision kind {supervision.kind}"
+            raise ValueError(f"data.pseudo_masks is without effect for {what}: choose kind dense, or leave it out")
         self.kept: RamCache | DiskCache | None = None  # made with the first loader
         self.known_state: State | None = None
         # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.
@@ -125,6 +134,15 @@ class SegmentationDataModule(LightningDataModule):
     def knows_sequences(self) -> bool:
         """Whether `sequence` tells which images belong together."""
         return False
+
+    @cached_property
+    def pseudo(self) -> PseudoMasks | None:
+        """The labels that training images have in place of their masks."""
+        return None if self.pseudo_folder is None else PseudoMasks(self.pseudo_folder, self.class_names)
+
+    def training_mask(self, name: str, size: Sequence[int]) -> Array | None:
+        """What an image of `size` (height, width) is trained on: its pseudo-mask, where there are such, or its mask."""
+        return self.mask(name) if self.pseudo is None else self.pseudo.mask(name, size)
 
     def has_mask(self, name: str) -> bool:
         """Whether a training image has a mask; the others are unlabelled, whatever `supervision` says."""
@@ -183,7 +201,7 @@ class SegmentationDataModule(LightningDataModule):
         if self.supervision.kind == "none":
             return [], sorted(names)
         tagged = self.tagged if self.supervision.kind == "tags" else None
-        with_mask = [name for name in names if name in (tagged or ()) or self.has_mask(name)]
+        with_mask = [name for name in names if self.pseudo or name in (tagged or ()) or self.has_mask(name)]
         if not with_mask:
             raise ValueError(
                 f"none of the {len(names)} training images has a mask: label some of them, or learn without labels "

@@ -66,12 +66,12 @@ def _image_of(line: str, known: Container[str]) -> tuple[str, list[str]]:
     columns = [column.strip("\"' ") for column in re.split(r"[,;\t]", line) if column.strip("\"' ")] or [line]
     words = columns if len(columns) > 1 else columns[0].split()
     pictures = [word for word in words if PurePosixPath(word).suffix.lower() in SUFFIXES]
-    if len(columns) == 1 and len(pictures) < 2 and (name := _known(columns[0], known)):  # with spaces in it
+    if len(columns) == 1 and len(pictures) < 2 and (name := known_id(columns[0], known)):  # with spaces in it
         return name, []
-    return _known(words[0], known) or _stem(words[0]), words[1:]
+    return known_id(words[0], known) or _stem(words[0]), words[1:]
 
 
-def _known(text: str, known: Container[str]) -> str | None:
+def known_id(text: str, known: Container[str]) -> str | None:
     """The known id that a path means: as it is, without a suffix, without folders in front."""
     text = normal(text.replace("\\", "/"))
     parts = _without_suffix(text).split("/")

@@ -30,7 +30,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     wins. Permissions follow the umask, as for any new file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _scratch_of(path)
+    scratch = scratch_of(path)
     with _held(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)):
         try:
             os.utime(scratch, (0, 0))  # a block that writes nothing leaves this time
@@ -51,7 +51,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """The same for a folder: an empty one to write into. If there is a `folder` with files by then, that one stays."""
-    scratch = _scratch_of(folder)
+    scratch = scratch_of(folder)
     scratch.mkdir(parents=True)
     with _held(os.open(scratch, os.O_RDONLY)):
         try:
@@ -68,10 +68,11 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def clean(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder; what is being written now stays."""
+def clean(folder: Path, name: str | None = None) -> None:
+    """Remove what writers that were killed have left in a folder, of all files or of the one of that `name`; what is
+    being written now stays."""
     for path in folder.glob(".*"):
-        if not SCRATCH.fullmatch(path.name):
+        if not SCRATCH.fullmatch(path.name) or (name is not None and path.name[1:-13] != name):
             continue
         with contextlib.suppress(OSError):  # gone meanwhile, or its writer lives (BlockingIOError)
             descriptor = os.open(path, os.O_RDONLY)
@@ -85,7 +86,8 @@ def clean(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def _scratch_of(path: Path) -> Path:
+def scratch_of(path: Path) -> Path:
+    """A new name beside a path, which `clean` knows."""
     return path.with_name(f".{path.name}-{uuid4().hex[:12]}")
 
 

@@ -41,7 +41,9 @@ class Drawn(NamedTuple):
     mask: Callable[[], Array]
 
 
-def find(root: Path, images: Mapping[str, Path], class_names: Sequence[str], fill: int | None) -> dict[str, Drawn]:
+def find(
+    root: Path, images: Mapping[str, Path], class_names: Sequence[str], fill: int | None, needed: bool = True
+) -> dict[str, Drawn]:
     """The drawings of a data folder by image id, empty if there are none.
 
     There is one file of all images, or a file for each: labelme's beside the images or in `masks/` (where pictures may
@@ -53,6 +55,7 @@ def find(root: Path, images: Mapping[str, Path], class_names: Sequence[str], fil
         images: file of each image.
         class_names: the classes.
         fill: class id of what lies outside the shapes; None: 255.
+        needed: whether there must be some, or pictures.
 
     Raises:
         FileNotFoundError: there are none, and no `masks/` either.
@@ -85,7 +88,7 @@ def find(root: Path, images: Mapping[str, Path], class_names: Sequence[str], fil
             add(sources, ids, parts, path, read)
     if whole and not sources:
         raise ValueError(f"{whole[0]}: none of its images has a shape: draw some")
-    if not (sources or masks.exists()):
+    if needed and not (sources or masks.exists()):
         raise FileNotFoundError(f"{root} has neither masks/ nor files of annotation tools. What is read: {FORMATS}")
     found = {}
     for name, (path, read) in sources.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from datamodules.class_list import background_of, class_file, is_void, read_clas
 from datamodules.drawn import check_classes, find
 from datamodules.files import find_images, read_mask, unread_images, upright_mask
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
+from datamodules.tags import FOLDERS, Tags, check_tagged, folder_tags, nearest, read_tags
 
 OTHER_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -55,6 +55,10 @@ class Folder(SegmentationDataModule):
         sequences: regular expression for what ids of one person or video share, such as `^[^_]+` for `p07_03` or `^.*/`
             for folders: its first group, or all that it finds. Such images stay together in splits made here, and
             `supervision.by_sequence` draws by it.
+        tags: which classes occur in each image, from people who drew no masks, for `supervision: {kind: tags}`: a file
+            (here or in the folder) with a line for each image, its name and its classes, see `datamodules.tags`; or
+            `folders`, where images lie in `images/CLASS/`. Images of val and test then need no mask either, and where
+            there is none at all the splits are made of all images.
         kwargs: see `datamodules.base.SegmentationDataModule`.
 
     Raises:
@@ -74,6 +78,7 @@ class Folder(SegmentationDataModule):
         rgb: list[int] | None = None,
         mask_values: dict[int, str] | None = None,
         sequences: str | None = None,
+        tags: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -87,10 +92,12 @@ class Folder(SegmentationDataModule):
         self.mask_values = None if mask_values is None else _class_ids(mask_values, self.class_names)
         self.turned: set[str] = set()  # images whose masks might have to be turned too, as far as they were read
         self.images = find_images(self.root / "images", nested=True, suffixes=image_suffixes(channels))
+        self.tag_file = None if tags in (None, FOLDERS) else self._near(str(tags))
+        self.tagged = self._read_tags(tags)
         if fill is not None and fill not in self.class_names:
             raise ValueError(f"data.fill is '{fill}', but the classes are {', '.join(self.class_names)}")
         self.fill = None if fill is None else self.class_names.index(fill)
-        self.drawn = find(self.root, self.images, self.class_names, self.fill)
+        self.drawn = find(self.root, self.images, self.class_names, self.fill, needed=self.tagged is None)
         self.masks = self._find_masks()
         if lost := missing(self.masks, self.images):
             others = unread_images(self.root / "images", nested=True)
@@ -101,13 +108,26 @@ class Folder(SegmentationDataModule):
         self.sequences = _pattern(sequences)
         self.splits = self._make_splits()
         for split in ("val", "test"):
-            if lost := missing(self.splits[split], self.masks):
-                raise ValueError(f"{split} images need a mask, these have none: {lost}; draw them, or list others")
+            if lost := missing(self.splits[split], self.masks.keys() | {*(self.tagged or ())}):
+                tag = ", tag them in data.tags" if self.tagged is not None else ""
+                raise ValueError(f"{split} images need a mask, these have none: {lost}; draw them{tag}, or list others")
+        if self.tagged is not None:
+            check_tagged(self.tagged, self.splits["train"], f"data.tags={tags}")
+
+    def _near(self, given: str) -> Path:
+        """Where a path leads: from here, or else from the root."""
+        path = Path(given).expanduser()
+        return path if path.exists() else self.root / path
+
+    def _read_tags(self, tags: str | None) -> Tags | None:
+        if tags == FOLDERS:
+            return folder_tags(self.root / "images", self.images, self.class_names)
+        return None if self.tag_file is None else read_tags(self.tag_file, self.images, self.class_names)
 
     def _find_masks(self) -> dict[str, Path]:
         """The file of each mask: pictures, and drawings of annotation tools."""
         folder = self.root / "masks"
-        pictures = find_images(folder, nested=True, needed=not self.drawn)
+        pictures = find_images(folder, nested=True, needed=not self.drawn and self.tagged is None)
         others = unread_images(folder, nested=True)
         if lost := _unread(others, self.images.keys() - pictures.keys() - self.drawn.keys()):
             raise ValueError(f"{self.root} has images whose masks are in another format{lost}")
@@ -124,11 +144,13 @@ class Folder(SegmentationDataModule):
         listed: dict[str, list[str]] = {split: self._read_list(file) for split, file in files.items() if file.exists()}
         check_disjoint(listed)
         named = {name for names in listed.values() for name in names}
-        spare = in_hash_order(self.masks.keys() - named)
+        ready = self.masks or self.tagged or {}  # what can be evaluated on
+        spare = in_hash_order(ready.keys() - named)
         absent = [split for split in ("val", "test") if split not in listed]
         if not listed and len(spare) < 5:
+            what = "masks" if self.masks or self.tagged is None else "tagged images"
             raise ValueError(
-                f"{self.root} has {len(spare)} masks; 5 are needed to keep some for val and test, or list them"
+                f"{self.root} has {len(spare)} {what}; 5 are needed to keep some for val and test, or list them"
             )
         # Images of one sequence are drawn together: each is a sequence of its own where `sequences` tells of none.
         group = {name: self.sequence(name) if self.sequences else name for name in self.images}
@@ -168,11 +190,9 @@ class Folder(SegmentationDataModule):
     def _read_list(self, file: Path) -> list[str]:
         names = read_list(file, self.images)
         if lost := [name for name in names if name not in self.images]:
-            near = difflib.get_close_matches(lost[0], self.images)
             others = unread_images(self.root / "images", nested=True)
             raise FileNotFoundError(
-                f"{file} lists {first_few(lost)}: not in images/{_unread(others, lost)}"
-                + (f"; nearest: {', '.join(near)}" if near else "")
+                f"{file} lists {first_few(lost)}: not in images/{_unread(others, lost)}" + nearest(lost[0], self.images)
             )
         return names
 
@@ -197,7 +217,11 @@ class Folder(SegmentationDataModule):
 
     def sources(self) -> dict[str, Mapping[str, Path]]:
         classes = class_file(self.root)
-        return {**super().sources(), "lists": {classes.name: classes}}
+        tags = {} if self.tag_file is None else {"tags": {self.tag_file.name: self.tag_file}}
+        return {**super().sources(), "lists": {classes.name: classes}, **tags}
+
+    def has_mask(self, name: str) -> bool:
+        return name in self.masks
 
     def read(self, path: Path) -> Array:
         """An image file of the same kind as this set's, uint8 (H, W, `channels`), RGB first."""

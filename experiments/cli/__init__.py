@@ -20,6 +20,7 @@ train and evaluate
   validate     validation metrics:    weakseg validate --run RUN_DIR
   test         test metrics:          weakseg test --run RUN_DIR [--which best|last]
   predict      label your images:     weakseg predict --run RUN_DIR --images FOLDER --output FOLDER
+  pseudo       label its training images, to train on: weakseg pseudo --run RUN_DIR --output FOLDER
   export       the network as a file: weakseg export --run RUN_DIR --output model.pt2|model.onnx
 
 compare
@@ -35,7 +36,11 @@ look around
 `weakseg fit --help` lists what a run can be told; `weakseg fit --model.help NAME` what one method can.
 An error is one line; set WEAKSEG_TRACEBACK=1 to see where it came from. `weakseg --version` tells the version.
 """
-VERBS = ("fit", "validate", "test", "predict", "export", "compare", "study", "demo", "methods", "datamodules", "doctor")
+VERBS = (
+    *("fit", "validate", "test", "predict", "pseudo", "export"),
+    *("compare", "study"),
+    *("demo", "methods", "datamodules", "doctor"),
+)
 
 
 LAUNCHER = "WEAKSEG_LAUNCHER"  # the process that starts one for each further device

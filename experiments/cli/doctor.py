@@ -81,7 +81,10 @@ def examine(data: SegmentationDataModule) -> Survey:
         for name in data.names(split):
             try:
                 image = data.image(name)
-                mask = data.mask(name) if data.has_mask(name) else None
+                if split == "train" and data.pseudo is not None:
+                    mask = data.training_mask(name, image.shape)
+                else:
+                    mask = data.mask(name) if data.has_mask(name) else None
                 check_sizes(name, image.shape, mask)
             except (OSError, ValueError) as error:
                 survey.faults.append(Finding("stop", str(error)))
@@ -209,7 +212,8 @@ def contact_sheet(data: SegmentationDataModule, path: Path, regimes: list[Superv
     names = data.lists()[0]
     for place in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int):
         name = names[place]
-        image, mask = data.image(name), data.mask(name)
+        image = data.image(name)
+        mask = data.training_mask(name, image.shape)
         if mask is None:  # people have tagged it
             mask = np.full(image.shape[:2], IGNORE, np.uint8)
         size = fit_size(mask.shape, data.size)

@@ -43,6 +43,8 @@ class Fit(WeaksegCLI):
         regime, variant = (named_config(self.words, folder) for folder in ("regimes", "methods"))
         data, model = (str(one.class_path).rsplit(".", 1)[-1] for one in (settings.data, settings.model))
         labels = partition(vars(settings.data.init_args.supervision))
+        if pseudo := settings.data.init_args.get("pseudo_masks"):
+            labels += f"_{Path(pseudo).name}"
         name = settings.name or ",".join([f"{labels}-seed{settings.seed_everything}", *told_options(self.words)])
         if os.environ.get("WANDB_SWEEP_ID"):  # runs of a sweep differ in what is in no name
             name += "-" + os.environ["WANDB_RUN_ID"]

@@ -51,6 +51,10 @@ def protocol(run: Finished) -> Flat:
     if "root" in data:  # one data set may lie at different places
         data["root"] = PurePath(str(data["root"])).name
     supervision = {k: v for k, v in data.pop("supervision").items() if v not in (None, False, 0)}
+    for option in ("pseudo_masks", "tags"):  # labels; without them as runs of before these options
+        value = data.pop(option, None)
+        if value is not None:
+            supervision[option] = PurePath(str(value)).name
     model = run.config["model"]["init_args"]
     own = evaluation(model["inference"], model["postprocess"], data.pop("size"))
     # `weakseg test` may have been told another way than the run's own; refinements (`best+mrf`) have their own columns.

@@ -1,0 +1,274 @@
+"""`weakseg pseudo` and training on what it writes: a folder that is whole or not there, and read as data."""
+
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import weakseg as package
+from conftest import fit_tiny, snapshot, weakseg, weakseg_process
+from datamodules.sets.synthetic import Synthetic
+from datamodules.supervision import Supervision, shrink_mask
+from experiments.runs.pseudo import PseudoLabels
+
+DENSE = ["--data.init_args.supervision", "{kind: dense, fraction: null}"]
+SCENES = {"train": 12, "val": 3, "test": 3, "side": 40, "size": 32, "batch_size": 4, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pseudo") / "run"
+    fit_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(run_dir):
+    """Pseudo-masks of all pixels."""
+    output = run_dir.parent / "made"
+    weakseg("pseudo", "--run", run_dir, "--output", output)
+    return output
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of them to spoil."""
+    return shutil.copytree(made, tmp_path / "masks")
+
+
+def labels(path):
+    return np.asarray(Image.open(path))
+
+
+def miou(truth, found, classes=6):
+    """In per cent over the pixels that both label, class after class."""
+    known = (truth != 255) & (found != 255)
+    pairs = [(truth[known] == k, found[known] == k) for k in range(classes)]
+    return 100 * np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs if (a | b).any()])
+
+
+# What is written ---------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_the_predictions_where_these_are_sure(run_dir, made, tmp_path):
+    run = package.load_run(run_dir)
+    names = run.data.names("train")
+    threshold = float(np.median([run.predict(run.data.image(name), True)[1].max(0) for name in names]))
+    text = weakseg("pseudo", "--run", run_dir, "--output", tmp_path / "sure", "--threshold", threshold)
+    every = {"truth": [], "found": []}
+    for name in names:
+        found, probabilities = run.predict(run.data.image(name), True)
+        assert (labels(made / f"{name}.png") == found).all()
+        sure = np.where(probabilities.max(0) >= np.float32(threshold), found, 255)
+        assert (labels(tmp_path / "sure" / f"{name}.png") == sure).all()
+        every["truth"].append(run.data.mask(name).ravel())
+        every["found"].append(sure.ravel())
+    truth, found = (np.concatenate(every[key]) for key in ("truth", "found"))
+    about = json.loads((tmp_path / "sure" / "pseudo.json").read_text())
+    assert {path.name for path in (tmp_path / "sure").iterdir()} == {"pseudo.json", *(f"{n}.png" for n in names)}
+    assert about["unlabeled"] == pytest.approx((found == 255).mean(), abs=1e-6)
+    assert 0.4 < about["unlabeled"] < 0.6
+    shares = [(found == k).sum() / (found != 255).sum() for k in range(6)]
+    assert [*about["per_class"].values()] == pytest.approx(shares, abs=1e-6)
+    assert about["miou_train"] == pytest.approx(miou(truth, found), abs=1e-4)
+    assert f"{about['miou_train']:.2f}" in text
+    told = {"method": "Supervised", "run": str(run_dir), "split": "train", "images": 12, "threshold": threshold}
+    assert told.items() <= about.items()
+    assert about["classes"] == [*run.class_names]
+    assert Image.open(made / f"{names[0]}.png").mode == "P"
+
+
+class Tagged(torch.nn.Module):
+    """A method that labels by tags: the last tagged class above the threshold of grey, 255 at the border."""
+
+    def pseudo_labels(self, image, tags, size, refine, threshold):
+        assert image.shape[0] == 3
+        assert image.max() <= 1
+        grey = torch.nn.functional.interpolate(image.mean(0)[None, None], size)[0, 0]
+        found = (grey > threshold).long() * int(tags.nonzero().max())
+        found[0] = 255 if refine == "pamr" else 0
+        return found
+
+
+def test_a_method_that_learns_from_tags_is_asked_for_its_own_labels():
+    model = Tagged()
+    image, tags = torch.rand(1, 3, 8, 10), torch.tensor([[False, True, False, True]])
+    batch = {"image": image, "tags": tags, "size": torch.tensor([[16, 20]])}
+    found = PseudoLabels(model, "pamr", 0.5).predict_step(batch, 0)
+    assert (found == model.pseudo_labels(image[0], tags[0], (16, 20), "pamr", 0.5)).all()
+    assert {*found.unique().tolist()} == {0, 3, 255}
+    model.pseudo_threshold = 0.25
+    assert PseudoLabels(model).threshold == 0.25
+    assert PseudoLabels(model, threshold=0.5).threshold == 0.5
+
+
+WRONG = {
+    "refine": (["--refine", "pamr"], "--refine is for maps of methods that learn from tags"),
+    "threshold": (["--threshold", "1.5"], "--threshold is from 0 to 1, got 1.5"),
+}
+
+
+@pytest.mark.parametrize("row", WRONG)
+def test_options_without_effect_are_refused_and_nothing_is_left(row, run_dir, tmp_path):
+    options, words = WRONG[row]
+    assert words in weakseg("pseudo", "--run", run_dir, "--output", tmp_path / "out", *options, expect=1)
+    assert not [*tmp_path.iterdir()]
+    assert "needs --output" in weakseg("pseudo", "--run", run_dir, expect=1)
+
+
+def test_no_folder_is_replaced_but_its_own_and_only_when_asked(run_dir, folder, tmp_path):
+    def pseudo(output, *options, **how):
+        return weakseg("pseudo", "--run", run_dir, "--output", output, *options, **how)
+
+    first = snapshot(folder)
+    assert "replace them with --overwrite" in pseudo(folder, expect=1)
+    assert snapshot(folder) == first
+    pseudo(folder, "--overwrite", "--threshold", "1")
+    assert json.loads((folder / "pseudo.json").read_text())["unlabeled"] > 0.9
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+    some = sorted(folder.glob("*.png"))[3]
+    for spoil in (
+        lambda: Image.new("L", (40, 40)).save(some),  # somebody corrects a label
+        lambda: (folder / "notes.txt").write_text("mine"),
+        lambda: some.unlink(),
+        lambda: (folder / "pseudo.json").unlink(),
+    ):
+        spoil()
+        before = snapshot(folder)
+        text = pseudo(folder, "--overwrite", expect=1)
+        assert "choose another" in text
+        assert snapshot(folder) == before
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "1.jpg").write_bytes(b"a photo")
+    assert "holds files that `weakseg pseudo` has not written" in pseudo(photos, "--overwrite", expect=1)
+    assert (photos / "1.jpg").read_bytes() == b"a photo"
+
+
+def test_a_killed_command_leaves_no_half_a_folder_and_starts_anew(run_dir, made, tmp_path):
+    words = ["pseudo", "--run", run_dir, "--output", tmp_path / "out", "--data.init_args.train"]
+    process = weakseg_process(*words, 4000)
+    end = time.monotonic() + 120
+    while len([*tmp_path.glob(".out-*/*.png")]) < 3 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name[:5] for path in tmp_path.iterdir()] == [".out-"]
+    mine = tmp_path / ".another-0123456789ab"  # not this command's
+    mine.mkdir()
+    weakseg(*words, 12)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", mine.name}
+    assert {n: content for n, (_, content) in snapshot(tmp_path / "out").items()} == {
+        n: content for n, (_, content) in snapshot(made).items()
+    }
+
+
+# What is trained on ------------------------------------------------------------------------------------------------
+
+
+def scenes(tmp_path, folder, **options):
+    return Synthetic(**{**SCENES, "cache_dir": str(tmp_path), "pseudo_masks": str(folder), **options})
+
+
+def test_training_sees_the_pseudo_masks_and_evaluation_the_masks(folder, tmp_path):
+    name = "train00003"
+    spoiled = labels(folder / f"{name}.png").copy()
+    spoiled[:9] = 255
+    Image.fromarray(spoiled).save(folder / f"{name}.png")
+    data = scenes(tmp_path, folder)
+    data.prepare_data()
+    drawn = data.annotation_dir()
+    for one in data.names("train"):
+        expected = shrink_mask(labels(folder / f"{one}.png"), (32, 32), keep_strokes=False)
+        assert (labels(drawn / f"{one}.png") == expected).all()
+    assert data.annotation_report()["images"] == 12
+    for batch in [*data.val_dataloader(), *data.test_dataloader()]:
+        assert (batch["mask"][0].numpy() == data.mask(batch["name"][0])).all()
+    # Other content is another annotation; the same folder elsewhere is the same.
+    assert scenes(tmp_path, folder).annotation_dir() == drawn
+    assert scenes(tmp_path, shutil.copytree(folder, tmp_path / "moved")).annotation_dir() == drawn
+    Image.fromarray(np.full_like(spoiled, 2)).save(folder / f"{name}.png")
+    assert scenes(tmp_path, folder).annotation_dir() != drawn
+    assert Synthetic(**SCENES, cache_dir=str(tmp_path)).annotation_dir() != drawn
+    with pytest.raises(ValueError, match="pseudo_masks is without effect for supervision kind tags"):
+        scenes(tmp_path, folder, supervision=Supervision(kind="tags"))
+
+
+def cut(path, length=40):
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def edited(folder, **content):
+    about = json.loads((folder / "pseudo.json").read_text())
+    (folder / "pseudo.json").write_text(json.dumps({**about, **content}))
+
+
+FAULTS = {
+    "missing ids": (
+        lambda f: [(f / f"train0000{number}.png").unlink() for number in range(5)],
+        "lacks 5 of the 12 training images' pseudo-masks (train00000.png, train00001.png, train00002.png, "
+        "train00003.png, ...)",
+    ),
+    "another class list": (
+        lambda f: edited(f, classes=["background", "disc", "box", "ring", "triangle", "cross"]),
+        "pseudo.json is of the classes background, disc, box, ring, triangle, cross, but the data's are background, "
+        "disc, box, triangle",
+    ),
+    "another size": (
+        lambda f: Image.new("L", (40, 39)).save(f / "train00007.png"),
+        "train00007.png is 39 x 40 pixels, but its image 40 x 40",
+    ),
+    "id 77": (
+        lambda f: Image.new("L", (40, 40), 77).save(f / "train00007.png"),
+        "train00007.png holds 77 at row 0, column 0, but there are 6 classes (0..5, 255 = not sure)",
+    ),
+    "a photo": (
+        lambda f: Image.new("RGB", (40, 40)).save(f / "train00007.png"),
+        "train00007.png is a RGB image: pseudo-masks are indexed or grey PNGs",
+    ),
+    "a cut picture": (lambda f: cut(f / "train00007.png"), "train00007.png"),
+    "a cut pseudo.json": (lambda f: cut(f / "pseudo.json"), "pseudo.json is broken"),
+    "a list for pseudo.json": (lambda f: (f / "pseudo.json").write_text("[1]"), "pseudo.json is broken (it names no"),
+    "nested pseudo.json": (lambda f: (f / "pseudo.json").write_text("[" * 10**5), "pseudo.json is broken"),
+    "no pseudo.json": (lambda f: (f / "pseudo.json").unlink(), "masks has no pseudo.json: give data.pseudo_masks a"),
+    "no folder": (lambda f: shutil.rmtree(f), "masks does not exist: give data.pseudo_masks a folder of"),
+}
+
+
+@pytest.mark.parametrize("row", FAULTS)
+def test_a_folder_that_does_not_fit_is_refused_by_file(row, folder, tmp_path):
+    spoil, words = FAULTS[row]
+    spoil(folder)
+    with pytest.raises((ValueError, OSError)) as error:
+        scenes(tmp_path / "cache", folder).prepare_data()
+    assert words in str(error.value)
+    assert str(folder) in str(error.value)
+    assert not [*(tmp_path / "cache").rglob("annotation.json")]
+
+
+def test_a_chain_from_a_network_to_a_network_and_its_resume(run_dir, folder, tmp_path):
+    more = [*DENSE, "--data.pseudo_masks", folder, "--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+    text = fit_tiny(tmp_path / "run", *more)
+    assert "labelled: 12 images, 12288 pixels (100.0000%" in text
+    assert "val/miou" in text
+    Image.open(folder / "train00002.png").save(folder / "train00002.png")
+    text = fit_tiny(tmp_path / "run", *more, "--resume", "auto", expect=1)
+    assert "the data have changed since the run was stopped (1 pseudo-masks changed (train00002))" in text
+    assert "no problem found" in weakseg("doctor", "--config", tmp_path / "run" / "config.yaml")
+    # And from that one on: its labels are compared with the true masks.
+    weakseg("pseudo", "--run", tmp_path / "run", "--output", tmp_path / "second", "--which", "last")
+    run = package.load_run(tmp_path / "run", "last")
+    names = run.data.names("train")
+    truth, found = (
+        np.concatenate([one(name).ravel() for name in names])
+        for one in (run.data.mask, lambda name: labels(tmp_path / "second" / f"{name}.png"))
+    )
+    assert json.loads((tmp_path / "second" / "pseudo.json").read_text())["miou_train"] == pytest.approx(
+        miou(truth, found), abs=1e-4
+    )
