@@ -1,6 +1,7 @@
 """`weakseg pseudo` and training on what it writes: a folder that is whole or not there, and read as data."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -10,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+import experiments.runs.pseudo
 import weakseg as package
-from conftest import fit_tiny, snapshot, weakseg, weakseg_process
+from common.training.checkpoints import LastCheckpoint
+from conftest import SMALL, TINY, fit_tiny, snapshot, weakseg, weakseg_process
 from datamodules.sets.synthetic import Synthetic
 from datamodules.supervision import Supervision, shrink_mask
 from experiments.runs.pseudo import PseudoLabels
@@ -272,3 +275,68 @@ def test_a_chain_from_a_network_to_a_network_and_its_resume(run_dir, folder, tmp
     assert json.loads((tmp_path / "second" / "pseudo.json").read_text())["miou_train"] == pytest.approx(
         miou(truth, found), abs=1e-4
     )
+
+
+# From tags to a network --------------------------------------------------------------------------------------------
+
+
+def killed(monkeypatch, owner, name, times, *arguments):
+    """Run a command in a forked process that is killed when it calls a function for so many times."""
+    calls, before = [], getattr(owner, name)
+
+    def last(*words, **options):
+        done = before(*words, **options)
+        calls.append(name)
+        if len(calls) == times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(owner, name, last)
+        try:
+            weakseg(*arguments)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status), f"{arguments[0]} was not killed: {status}"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_tags_become_maps_masks_and_a_network_also_if_each_is_killed(tmp_path, monkeypatch):
+    short = ["--trainer.max_steps", "5", "--trainer.val_check_interval", "5"]
+
+    def stages(folder):
+        cam = ["fit", "--config", TINY, "--run_dir", folder / "cam", "--model", "CAM", *SMALL["CAM"], *short]
+        pseudo = ["pseudo", "--run", folder / "cam", "--output", folder / "masks", "--refine", "pamr"]
+        network = ["fit", "--config", TINY, "--run_dir", folder / "net", *DENSE, *short]
+        return cam, pseudo, [*network, "--data.pseudo_masks", folder / "masks"]
+
+    for words in stages(tmp_path / "unbroken"):
+        weakseg(*words)
+    cam, pseudo, network = stages(tmp_path / "broken")
+    killed(monkeypatch, LastCheckpoint, "_save", 2, *cam)
+    weakseg(*cam, "--resume", "auto")
+    killed(monkeypatch, experiments.runs.pseudo, "save_indexed", 5, *pseudo)
+    assert not (tmp_path / "broken" / "masks").exists()
+    weakseg(*pseudo)
+    killed(monkeypatch, LastCheckpoint, "_save", 2, *network)
+    weakseg(*network, "--resume", "auto")
+    one, two = (tmp_path / name for name in ("unbroken", "broken"))
+    masks = [{path.name: path.read_bytes() for path in (each / "masks").glob("*.png")} for each in (one, two)]
+    assert len(masks[0]) == 12
+    assert masks[0] == masks[1]
+    for stage in ("cam", "net"):
+        weights = [
+            torch.load(each / stage / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+            for each in (one, two)
+        ]
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    about = json.loads((two / "masks" / "pseudo.json").read_text())
+    assert (about["method"], about["refine"], about["unlabeled"]) == ("CAM", "pamr", 0)
+    background = torch.load(two / "cam" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert about["threshold"] == pytest.approx(float(background["network.background"]))
+    # A class is only where it is tagged.
+    data = package.load_run(two / "cam").data
+    for name in data.names("train"):
+        assert {*np.unique(labels(two / "masks" / f"{name}.png"))} <= {0, *np.unique(data.mask(name))}

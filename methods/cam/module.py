@@ -147,6 +147,11 @@ class CAM(SegmentationModule):
             found[objects] = normalise_cam(raw, self.normalisation)[0].float()
         return found
 
+    @property
+    def pseudo_threshold(self) -> float:
+        """The threshold of `pseudo_labels` unless one is given: the best one on val, so far."""
+        return float(self.classifier.background)
+
     @torch.no_grad()
     def pseudo_labels(
         self, image: Tensor, tags: Tensor, size: tuple[int, int], refine: Refinement, threshold: float
