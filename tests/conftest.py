@@ -139,6 +139,22 @@ def draw_folder(root: Path) -> Path:
     return root
 
 
+def draw_tagged(root, folders=False):
+    """Twelve images without a mask: the even ones show a dog, every third a cat."""
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    lines = []
+    for number in range(12):
+        names = ["dog"] * (number % 2 == 0) + ["cat"] * (number % 3 == 0)
+        place = root / "images" / ((names or ["background"])[0] if folders else "") / f"{number}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (30 + number, 40, 3), np.uint8)).save(place)
+        lines.append(" ".join([f"{number}.png", *names]))
+    (root / "classes.txt").write_text("background\ndog\ncat\n")
+    (root / "tags.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
 def on_folder(root: Path) -> list[str]:
     """Options that make a tiny run train on such a folder."""
     options = {"root": root, "size": "[32, 40]", "batch_size": 4, "num_workers": 0}

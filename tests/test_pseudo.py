@@ -14,7 +14,7 @@ from PIL import Image
 import experiments.runs.pseudo
 import weakseg as package
 from common.training.checkpoints import LastCheckpoint
-from conftest import SMALL, TINY, fit_tiny, snapshot, weakseg, weakseg_process
+from conftest import SMALL, TINY, draw_tagged, fit_tiny, on_folder, snapshot, weakseg, weakseg_process
 from datamodules.sets.synthetic import Synthetic
 from datamodules.supervision import Supervision, shrink_mask
 from experiments.runs.pseudo import PseudoLabels
@@ -340,3 +340,22 @@ def test_tags_become_maps_masks_and_a_network_also_if_each_is_killed(tmp_path, m
     data = package.load_run(two / "cam").data
     for name in data.names("train"):
         assert {*np.unique(labels(two / "masks" / f"{name}.png"))} <= {0, *np.unique(data.mask(name))}
+
+
+def test_people_without_a_mask_come_from_tags_to_a_network(tmp_path):
+    root = draw_tagged(tmp_path / "data")
+    data = [*on_folder(root), "--data.init_args.tags", "tags.txt"]
+    short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2"]
+    text = fit_tiny(tmp_path / "cam", *data, "--model", "CAM", *short)
+    assert "images per tag: dog " in text
+    assert "val/map" in text
+    assert "miou" not in text
+    told = weakseg("pseudo", "--run", tmp_path / "cam", "--output", tmp_path / "masks")
+    assert "mIoU" not in told
+    assert "miou_train" not in json.loads((tmp_path / "masks" / "pseudo.json").read_text())
+    assert fit_tiny(tmp_path / "net", *data, *DENSE, "--data.pseudo_masks", tmp_path / "masks", *short).count("absent")
+    # Nothing tells which step is best: it is the latest, not the first.
+    steps = [torch.load(tmp_path / "net" / "checkpoints" / f"{w}.ckpt", weights_only=True) for w in ("best", "last")]
+    assert [one["global_step"] for one in steps] == [4, 4]
+    weakseg("predict", "--run", tmp_path / "net", "--images", root / "images", "--output", tmp_path / "out")
+    assert len([*(tmp_path / "out").glob("*.png")]) == 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from common.ops.distributed import all_sum, world_size
 from common.training.files import written_whole
@@ -59,6 +61,13 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.monitor = str(pl_module.score)
         super().on_validation_end(trainer, pl_module)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        # Where no validation gives a value, since nobody has a mask of val, the latest one is the best.
+        best = self.best_k_models.get(self.kth_best_model_path)
+        if current is not None and bool(current.isnan()) and best is not None and float(best) == -math.inf:
+            return True
+        return super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         file = Path(str(self.dirpath), "best.ckpt")

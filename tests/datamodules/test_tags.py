@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from common.ops.batch import IGNORE, check_tags
-from conftest import draw_folder, weakseg
+from conftest import draw_folder, draw_tagged, weakseg
 from datamodules.sets.folder import Folder
 from datamodules.sets.synthetic import Synthetic
 from datamodules.sets.textures import Textures
@@ -127,22 +127,6 @@ def test_what_is_wrong_in_a_file_of_tags_is_named_with_its_line(row, tmp_path):
     with pytest.raises(ValueError, match=words) as error:
         read_tags(file, IMAGES, CLASSES)
     assert str(file) in str(error.value)
-
-
-def draw_tagged(root, folders=False):
-    """Twelve images without a mask: the even ones show a dog, every third a cat."""
-    (root / "images").mkdir(parents=True)
-    rng = np.random.default_rng(3)
-    lines = []
-    for number in range(12):
-        names = ["dog"] * (number % 2 == 0) + ["cat"] * (number % 3 == 0)
-        place = root / "images" / ((names or ["background"])[0] if folders else "") / f"{number}.png"
-        place.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (30 + number, 40, 3), np.uint8)).save(place)
-        lines.append(" ".join([f"{number}.png", *names]))
-    (root / "classes.txt").write_text("background\ndog\ncat\n")
-    (root / "tags.txt").write_text("\n".join(lines) + "\n")
-    return root
 
 
 @pytest.mark.parametrize("how", ["tags.txt", "folders"])
