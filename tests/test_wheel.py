@@ -47,6 +47,7 @@ def test_configs_studies_templates_and_licences_are_in_it(installed):
     wanted = [name for name in tracked if Path(name).suffix == ".yaml" and (ROOT / name).exists()]
     assert not [name for name in wanted if name not in names]
     assert {"experiments/compare/report.html", "weakseg.py", "common/py.typed"} <= names
+    assert {f"experiments/annotate/page.{suffix}" for suffix in ("html", "js", "css")} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "docs")) or name.endswith(".ckpt")]
 

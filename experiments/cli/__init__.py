@@ -23,6 +23,9 @@ train and evaluate
   pseudo       label its training images, to train on: weakseg pseudo --run RUN_DIR --output FOLDER
   export       the network as a file: weakseg export --run RUN_DIR --output model.pt2|model.onnx
 
+label
+  annotate     draw labels in a browser: weakseg annotate FOLDER --classes background,horse
+
 compare
   compare      finished runs in tables, curves and pictures: weakseg compare runs
   study        the runs of a table, and its page:            weakseg study quickstart
@@ -38,7 +41,7 @@ An error is one line; set WEAKSEG_TRACEBACK=1 to see where it came from. `weakse
 """
 VERBS = (
     *("fit", "validate", "test", "predict", "pseudo", "export"),
-    *("compare", "study"),
+    *("annotate", "compare", "study"),
     *("demo", "methods", "datamodules", "doctor"),
 )
 

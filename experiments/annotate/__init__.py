@@ -1,0 +1,1 @@
+"""Drawing labels: a page on this machine, and the folder that it writes."""
