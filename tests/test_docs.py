@@ -10,6 +10,7 @@ import sys
 import zlib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -133,6 +134,9 @@ def run(words):
                 weakseg("fit", *rest)
         case ["weakseg", "study", *rest]:
             weakseg("study", *dict.fromkeys([*rest, "--dry-run"]))
+        case ["weakseg", "annotate", *rest]:
+            with mock.patch("experiments.annotate.server.Server.serve_forever", side_effect=KeyboardInterrupt):
+                assert "Open http://127.0.0.1:" in weakseg("annotate", *rest)
         case ["weakseg", *rest]:
             weakseg(*rest)
         case ["make", target]:

@@ -363,7 +363,7 @@ function draw() {
   ctx.imageSmoothingEnabled = ratio * scale < 1.5;
   ctx.drawImage(page.bitmap, 0, 0);
   if ($("prediction").checked && page.prediction) {
-    ctx.globalAlpha = .45;
+    ctx.globalAlpha = .38;
     ctx.drawImage(page.prediction, 0, 0);
   }
   if ($("labels").checked && page.labels) {

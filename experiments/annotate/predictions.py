@@ -42,7 +42,9 @@ class Predictions:
         self.failed: dict[str, str] = {}
         self.wanted: list[str] = []  # the last one first
         self.change = threading.Condition()
-        threading.Thread(target=self._work, daemon=True).start()
+        self.ending = False
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
 
     def use(self, place: Any) -> None:
         """Take the model of a run directory or checkpoint from now on.
@@ -85,11 +87,20 @@ class Predictions:
             self.change.notify()
             return {name: self.scores[name] for name in names if name in self.scores}
 
+    def stop(self) -> None:
+        """End after the image at hand: Python cannot end while a thread computes."""
+        with self.change:
+            self.ending = True
+            self.change.notify()
+        self.thread.join()
+
     def _work(self) -> None:
         while True:
             with self.change:
-                while not self.wanted or self.run is None:
+                while not (self.ending or (self.wanted and self.run)):
                     self.change.wait()
+                if self.ending or self.run is None:
+                    return
                 name, run, generation = self.wanted.pop(), self.run, self.generation
             try:
                 labels, probabilities = run.predict(self.image(name), probabilities=True)

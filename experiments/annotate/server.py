@@ -62,6 +62,13 @@ class Desk:
     def __init__(self, drawings: Drawings, predictions: Predictions | None, training: Training | None) -> None:
         self.drawings, self.predictions, self.training = drawings, predictions, training
 
+    def close(self) -> None:
+        """End what runs beside the page."""
+        if self.training:
+            self.training.stop()
+        if self.predictions:
+            self.predictions.stop()
+
     def state(self) -> dict[str, Any]:
         drawings, done = self.drawings, {*self.drawings.done()}
         shown = [color if max(color) >= DARK else LIGHT for color in drawings.colors]

@@ -117,9 +117,11 @@ class Training:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         self.said = f"round {number} is training since {time.strftime('%H:%M')}, {len(self.known)} images were done"
-        status = self.process.wait()
-        with self.change:
-            self.process = None
+        try:
+            status = self.process.wait()
+        finally:
+            with self.change:
+                self.process = None
         if status:
             lines = log.read_text(errors="replace").strip().splitlines() or [f"status {status}"]
             self.said = f"round {number} did not train: {lines[-1]} (all of it in {log})"

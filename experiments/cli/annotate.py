@@ -61,8 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print(f"\nended; what was drawn is in {options.folder / 'masks'}", flush=True)
     finally:
-        if desk.training:
-            desk.training.stop()
+        desk.close()
 
 
 def open_desk(options: argparse.Namespace) -> Any:

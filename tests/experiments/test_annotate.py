@@ -3,18 +3,23 @@
 import argparse
 import http.client
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.ops.batch import IGNORE
-from conftest import TINY, draw_folder, on_folder, snapshot, weakseg, weakseg_process
+from conftest import TINY, draw_folder, on_folder, snapshot, weakseg
 from datamodules.scenes import CLASSES
 from datamodules.sets.folder import Folder
 from drawing_desk import NAME, photos, scribble, served
@@ -422,18 +427,37 @@ def test_a_wrong_command_line_is_refused(root):
     assert "best.ckpt" in weakseg("annotate", root, "--classes", "a,b", "--run", root, expect=1)
 
 
-def test_ctrl_c_ends_it_with_a_line(root):
-    process = weakseg_process("annotate", root, "--classes", "ground,horse", "--port", 0)
-    assert process.stdout.readline() == "6 images, 0 done; classes: ground, horse\n"
-    assert re.match(r"Open http://127\.0\.0\.1:\d+/[\w-]{32}/ in a browser", process.stdout.readline())
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
-    assert rest == f"\nended; what was drawn is in {root / 'masks'}\n"
-    assert process.returncode == 0
+def test_ctrl_c_ends_it_with_a_line(root, monkeypatch):
+    serve = serving.Server.serve_forever
+
+    def interrupted(server):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        serve(server)
+
+    monkeypatch.setattr(serving.Server, "serve_forever", interrupted)
+    said = weakseg("annotate", root, "--classes", "ground,horse", "--port", 0).splitlines()
+    assert said[0] == "6 images, 0 done; classes: ground, horse"
+    assert re.fullmatch(r"Open http://127\.0\.0\.1:\d+/[\w-]{32}/ in a browser on this machine; Ctrl-C ends\.", said[1])
+    assert said[2:] == ["", f"ended; what was drawn is in {root / 'masks'}"]
 
 
-def test_rounds_of_training_end_in_a_model_that_predicts_and_suggests(root, tmp_path):
+class Here:
+    """A process that is none: its command runs in the thread that waits for it, without the seconds of a start."""
+
+    def __init__(self, command, stdout, **_):
+        self.words, self.log = command[3:], Path(stdout.name)
+
+    def wait(self):
+        self.log.write_text(weakseg(*self.words))
+        return 0
+
+
+@pytest.mark.parametrize("process", ["here", pytest.param("its own", marks=pytest.mark.slow)])
+def test_rounds_of_training_end_in_a_model_that_predicts_and_suggests(root, tmp_path, process, monkeypatch):
     """Two marked images start a round of two steps; its model shows predictions, and the next round starts from it."""
+    if process == "here":
+        stand_in = SimpleNamespace(**{**vars(subprocess), "Popen": Here})
+        monkeypatch.setattr("experiments.annotate.training.subprocess", stand_in)
     runs = tmp_path / "rounds"
     words = ["--config", str(TINY), "--trainer.max_steps", "2", "--data.size", "32"]
     options = argparse.Namespace(folder=root, classes=",".join(CLASSES), run=None, train=2, runs=runs, fit=words)
@@ -460,34 +484,67 @@ def test_rounds_of_training_end_in_a_model_that_predicts_and_suggests(root, tmp_
         desk.predictions.use(runs / "round-1")
         assert desk.news()["model"] == 2
     finally:
-        desk.training.stop()
+        desk.close()
     again = open_desk(options)  # the same command later: the last round's model is there
     assert again.news()["model"] == 1
-    again.training.stop()
+    again.close()
 
 
 def wait(done, desk, seconds=120):
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, desk.training.status()
-        assert "did not" not in desk.training.status(), desk.training.status()
+        assert " not train" not in f" {desk.training.status()}", desk.training.status()
         time.sleep(0.1)
 
 
-def test_training_counts_what_is_newly_done_and_tells_what_went_wrong(root, tmp_path):
-    training = Training(root, tmp_path / "r", 3, ["--config", "nothing_like_it"], None, lambda run: None)
+def wait_for(training, words):
+    end = time.monotonic() + 60
+    while words not in training.status():
+        assert time.monotonic() < end, training.status()
+        time.sleep(0.02)
+
+
+def test_training_counts_what_is_newly_done_and_tells_what_went_wrong(root, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'first line'\necho 'weakseg: error: no encoder' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    training = Training(root, tmp_path / "r", 3, [], None, lambda run: None)
     training.consider(["a", "b"])
     assert "trains after 3" in training.status()
     training.consider(["a", "b", "c"])
-    end = time.monotonic() + 60
-    while "did not train" not in training.status():
-        assert time.monotonic() < end, training.status()
-        time.sleep(0.1)
-    assert "there is no config 'nothing_like_it'" in training.status()
-    training.consider(["a", "b", "c", "d"])
+    wait_for(training, "round 1 did not train: weakseg: error: no encoder")
+    training.consider(["a", "b", "c", "d", "e"])
     time.sleep(0.2)
     assert [path.name for path in training.rounds()] == ["round-1"]
+    training.consider(["a", "b", "c", "d", "e", "f"])
+    wait_for(training, "round 2 did not train")
     training.stop()
+
+
+def test_a_round_ends_with_the_page(root, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 600\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    training = Training(root, tmp_path / "r", 1, [], None, lambda run: None)
+    training.consider(["a"])
+    wait_for(training, "round 1 is training")
+    process = training.process
+    training.stop()
+    assert process.poll() == -signal.SIGTERM
+    training.thread.join(10)
+    assert not training.thread.is_alive()
+
+
+def test_the_command_of_a_round_has_its_data_behind_the_configs(root, tmp_path):
+    words = ["--config", "base", "--config=tv", "--model.tv_weight", "1"]
+    training = Training(root, tmp_path / "r", 1, words, tmp_path / "a.ckpt", lambda run: None)
+    command = training.command(tmp_path / "r" / "round-1")
+    training.stop()
+    assert command[:6] == ["fit", *words[:3], "--data", "Folder"]
+    assert command[-6:] == [*words[3:], "--init_from", f"{tmp_path / 'a.ckpt'}", "--run_dir", f"{tmp_path}/r/round-1"]
 
 
 def test_fit_takes_two_steps_on_what_was_drawn(drawings, root, tmp_path):
