@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Drawings:
     Args:
         root: the folder.
         classes: names for a folder without a list of classes, which is written; None: there has to be one.
-        value_range: of images of other than 8 bits, see `datamodules.files.read_image`.
+        read: reads an image file, uint8 (H, W, 3) RGB, upright.
 
     Raises:
         FileNotFoundError: no images, or no list of classes.
@@ -50,9 +50,9 @@ class Drawings:
     """
 
     def __init__(
-        self, root: Path, classes: Sequence[str] | None = None, value_range: Sequence[float] | None = None
+        self, root: Path, classes: Sequence[str] | None = None, read: Callable[[Path], Array] = read_image
     ) -> None:
-        self.root, self.value_range = root, value_range
+        self.root, self.read = root, read
         if not (root / "images").is_dir():
             raise FileNotFoundError(f"{root / 'images'} does not exist: put the photos there")
         self.images = find_images(root / "images", nested=True)
@@ -89,7 +89,7 @@ class Drawings:
             raise ValueError(
                 f"{self.images[name]} is {width} x {height} pixels, too many to draw on: cut it into tiles"
             )
-        return read_image(self.images[name], self.value_range)
+        return self.read(self.images[name])
 
     def size(self, name: str) -> tuple[int, int]:
         """Height and width, upright."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from common.ops.array import Array
 from experiments.annotate.drawings import to_runs
 from experiments.annotate.suggestion import uncertainty
 from experiments.runs.load import Run, load_run
@@ -29,12 +29,12 @@ class Predictions:
     """What a model makes of the images.
 
     Args:
-        image: reads an image, uint8 (H, W, 3), by its id.
+        images: file of each image, by its id.
         class_names: those that the model must have.
     """
 
-    def __init__(self, image: Callable[[str], Array], class_names: Sequence[str]) -> None:
-        self.image, self.class_names = image, [*class_names]
+    def __init__(self, images: Mapping[str, Path], class_names: Sequence[str]) -> None:
+        self.images, self.class_names = images, [*class_names]
         self.run: Run | None = None
         self.generation = 0  # of the model: the page asks again when it changes
         self.kept: OrderedDict[str, Prediction] = OrderedDict()
@@ -103,7 +103,7 @@ class Predictions:
                     return
                 name, run, generation = self.wanted.pop(), self.run, self.generation
             try:
-                labels, probabilities = run.predict(self.image(name), probabilities=True)
+                labels, probabilities = run.predict(self.images[name], probabilities=True)
                 found, reason = Prediction(to_runs(labels), labels.shape, uncertainty(probabilities)), ""
             except Exception as error:  # of this image; the thread goes on for the others
                 found, reason = None, " ".join(str(error).split()) or type(error).__name__

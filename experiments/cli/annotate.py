@@ -75,11 +75,12 @@ def open_desk(options: argparse.Namespace) -> Any:
     drawings = Drawings(options.folder, classes)
     predictions = training = None
     if options.run or options.train:
-        predictions = Predictions(drawings.image, drawings.class_names)
+        predictions = Predictions(drawings.images, drawings.class_names)
     if predictions and options.run:
         predictions.use(options.run)
         assert predictions.run is not None
-        drawings.value_range = predictions.run.photos.value_range
+        photos = predictions.run.photos  # it knows more kinds of images: value ranges, further bands
+        drawings.read = lambda path: photos.read(path)[..., :3]
     if predictions and options.train:
         checkpoint = options.run / "checkpoints" / "best.ckpt" if options.run and options.run.is_dir() else options.run
         runs = options.runs or Path("runs", "annotate", options.folder.resolve().name)
