@@ -146,6 +146,7 @@ WRONG_OPTIONS = {
     "of pictures": ({"channels": 3, "rgb": [3, 2, 1]}, "more than three bands"),
     "too few ranges": ({"channels": 5, "value_range": [[0, 1]] * 4}, "each of the 5 channels"),
     "high below low": ({"channels": 5, "value_range": [[0, 1]] * 4 + [[1, 0]]}, "low < high"),
+    "not a number": ({"channels": 3, "value_range": [0, float("nan")]}, "low < high"),
     "ranges of pictures": ({"channels": 3, "value_range": [[0, 1]] * 3}, "low < high"),
 }
 
