@@ -238,12 +238,6 @@ class SegmentationDataModule(LightningDataModule):
         del report["bytes"]
         return report
 
-    def image_tags(self) -> dict[str, list[bool]]:
-        """Which classes occur in each labelled image, by id, as training sees it; empty where the supervision does not
-        say (`supervision.kind` other than tags and boxes)."""
-        file = self.annotation_dir() / "tags.json"
-        return dict(json.loads(file.read_text())) if file.exists() else {}
-
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each band over the pixels of the training images, in units of [0, 1]; of a
         set whose images have more than three bands, once `prepare_data` has run."""

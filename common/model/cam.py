@@ -15,8 +15,8 @@ from common.ops.cam import normalise_cam
 from common.ops.tensors import at_least_fp32
 
 # Architectures to take the encoder from: at output stride 16 where it can be dilated, else (most transformers) as it
-# is; a plain ViT has only the last one, and its patches' stride.
-DONORS = ("DeepLabV3Plus", "FPN", "DPT")
+# is; a plain ViT goes with the last one alone, at its patches' stride.
+DONORS = ("DeepLabV3Plus", "FPN", "Linear")
 LEAST = 1e-6  # probability of a class that an image is not said to show
 
 
@@ -114,7 +114,7 @@ class CamNetwork(SegmentationNetwork):
         model.decoder = nn.Identity()
         model.segmentation_head = CamHead(int(model.encoder.out_channels[-1]), num_classes - 1)
         super().__init__(model, donor.stride, [0.0] * config.channels, [1.0] * config.channels, config)
-        self.mean, self.std = donor.mean, donor.std
+        self.mean, self.std, self.only_size = donor.mean, donor.std, donor.only_size
         self.register_buffer("background", torch.tensor(background))
 
     def activations(self, image: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def build_cam_network(config: NetworkConfig, num_classes: int, background: float
     first: ValueError | None = None
     for arch in DONORS:
         try:
-            donor = build_network(replace(config, arch=arch, decoder=depth if arch != "DPT" else {}), num_classes)
+            donor = build_network(replace(config, arch=arch, decoder=depth if arch != "Linear" else {}), num_classes)
             network = CamNetwork(donor, num_classes, config, background)
             freeze_unused(network)
             return network.to(memory_format=torch.channels_last)
@@ -158,7 +158,7 @@ def build_cam_network(config: NetworkConfig, num_classes: int, background: float
 
 def freeze_unused(network: CamNetwork) -> None:
     """Freeze the parameters that get no gradient, as the norms of an encoder's earlier maps: DDP refuses them."""
-    side = -(-128 // network.stride) * network.stride
+    side = network.only_size or -(-128 // network.stride) * network.stride
     parameters = [p for p in network.parameters() if p.requires_grad]
     network.eval()  # keeps the BatchNorm statistics and draws no random number
     with torch.enable_grad():

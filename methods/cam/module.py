@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
@@ -17,7 +17,7 @@ from common.model.inference import InferenceConfig
 from common.model.metrics import CamMetrics
 from common.model.module import SegmentationModule, StepOutput
 from common.model.networks import NetworkConfig
-from common.ops.batch import IGNORE, Batch
+from common.ops.batch import IGNORE, Batch, check_tags
 from common.ops.cam import Normalisation, background_score, cam_labels, irn_seeds, label_crf, normalise_cam
 from common.ops.distributed import all_sum, global_mean
 from common.ops.refine import pamr
@@ -97,8 +97,6 @@ class CAM(SegmentationModule):
     # Start ---------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            check_background(cast(Any, self.trainer).datamodule)
         super().setup(stage)
         if stage == "fit":
             check_tags(cast(Any, self.trainer).datamodule)
@@ -197,10 +195,11 @@ class CAM(SegmentationModule):
 
     def tags_of(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Tags (B, K) bool of an evaluation batch: given, or the classes of its mask; None without either."""
-        if "tags" in batch:
-            return cast(Tensor, batch["tags"])
-        mask = batch["mask"]
-        if bool((mask == IGNORE).all()):
+        mask, tags = batch["mask"], batch.get("tags")
+        empty = bool((mask == IGNORE).all())
+        if tags is not None and (not empty or bool(tags.any())):  # nothing at all: nobody has looked at the image
+            return cast(Tensor, tags)
+        if empty:
             return None
         return torch.stack([torch.stack([(one == k).any() for k in range(self.num_classes)]) for one in mask])
 
@@ -273,34 +272,3 @@ class CAM(SegmentationModule):
 def labels_of(cam: Tensor, threshold: float) -> Tensor:
     """(H, W) int64 labels of one image's CAM (1, C, H, W)."""
     return cam_labels(cam, background_score(cam, threshold))[0]
-
-
-def check_background(data: Any) -> None:
-    """Raise ValueError unless class 0 of a data module is its background."""
-    if data.background != 0:
-        told = "no class 'background'" if data.background is None else f"its background as class {data.background}"
-        raise ValueError(
-            f"CAM finds objects before a background, and {type(data).__name__} has {told}: name background first in "
-            "the list of classes, or use a method that learns from pixels"
-        )
-
-
-def check_tags(data: Any) -> None:
-    """Look at the tags that are learned from; warn of classes that they tell nothing about.
-
-    Raises:
-        ValueError: no image has an object.
-    """
-    rows = [row[1:] for row in data.image_tags().values()]
-    counts = [sum(column) for column in zip(*rows, strict=True)]
-    names = data.class_names[1:]
-    if not any(counts):
-        raise ValueError(f"none of the {len(rows)} images is tagged with a class of objects: there is nothing to learn")
-    if never := [name for name, count in zip(names, counts, strict=True) if not count]:
-        rank_zero_warn(f"no image is tagged with {', '.join(never)}: it cannot be learned")
-    for name, count in zip(names, counts, strict=True):
-        if count == len(rows):
-            rank_zero_warn(
-                f"class {name} occurs in every image: its classifier has no image without it to learn from, and its "
-                "map may show nothing"
-            )

@@ -152,7 +152,7 @@ def test_data_without_a_background_are_refused_and_classes_in_every_image_told(t
 
     root = draw_folder(tmp_path / "data")
     said = fit_tiny(tmp_path / "one", *on_folder(root), "--model", "CAM", expect=1)
-    assert "Folder has no class 'background': name background first" in said
+    assert "need 'background' as the first class, but Folder has none" in said
     (root / "classes.txt").write_text("background\nred thing\nblue thing\n")
-    with pytest.warns(UserWarning, match="class red thing occurs in every image"):
+    with pytest.warns(UserWarning, match="every image of train shows red thing"):
         fit_tiny(tmp_path / "two", *on_folder(root), "--model", "CAM", "--trainer.max_steps", "1")
