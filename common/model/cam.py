@@ -20,7 +20,7 @@ DONORS = ("DeepLabV3Plus", "FPN", "Linear")
 LEAST = 1e-6  # probability of a class that an image is not said to show
 
 
-class CamHead(nn.Module):
+class CamHead(nn.Sequential):
     """`a = w F`, a 1x1 convolution without bias: (B, D, h, w) features to (B, C, h, w) activations.
 
     Without bias and with mean pooling, the mean of `a` is `w` times the mean of F: the order does not matter. A bias
@@ -28,12 +28,7 @@ class CamHead(nn.Module):
     """
 
     def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, classes, 1, bias=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
-        return cast(Tensor, self.conv(features))
+        super().__init__(nn.Conv2d(channels, classes, 1, bias=False))
 
 
 def image_logits(activations: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 DESCRIPTION = """\
 Finished runs side by side: a table over seeds, curves, bars per class and predictions, in one HTML file that needs no
@@ -53,15 +54,23 @@ def main(arguments: Sequence[str]) -> None:
     print(f"\nreport: {(options.output / 'report.html').resolve()}")
 
 
+def lacks_images(folder: Path, which: str, summary: Mapping[str, Any]) -> bool:
+    """Whether a test should have left matrices of its images, and has not: maps have none."""
+    from experiments.compare.runs import score_of
+
+    return score_of(summary) == "val/miou" and not (folder / f"test_{which}_images.npz").exists()
+
+
 def test_missing(folders: Sequence[Path]) -> None:
     """Run `weakseg test` on the checkpoints of finished runs whose images were not measured yet."""
     from experiments.cli.test import main as test
 
     for folder in folders:
         for which in ("best", "last"):
-            tested = json.loads((folder / "summary.json").read_text()).get("test", {})
+            summary = json.loads((folder / "summary.json").read_text())
+            tested = summary.get("test", {})
             checkpoint = folder / "checkpoints" / f"{which}.ckpt"
-            if checkpoint.exists() and (which not in tested or not (folder / f"test_{which}_images.npz").exists()):
+            if checkpoint.exists() and (which not in tested or lacks_images(folder, which, summary)):
                 quiet = ["--trainer.enable_progress_bar", "false"]
                 try:
                     test(["--run", str(folder), "--which", which, *quiet])

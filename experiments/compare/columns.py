@@ -155,6 +155,14 @@ def logged(name: str, read: Read, digits: int) -> Column:
     return spread_of(name, name.replace("/", "_"), lambda table, row: values(row, read), digits=digits)
 
 
+def best_of(name: str) -> Column:
+    """A score of a method that has another one than `val/miou`, at its best."""
+    return spread_of(
+        f"{name}, best", f"{name.replace('/', '_')}_best",
+        lambda table, row: values(row, lambda run: run.summary["best"].get(name)),
+    )  # fmt: skip
+
+
 COSTS = {
     "steps": mean_of("steps", "steps", summary("steps"), "{:.0f}"),
     "minutes": Column(
@@ -177,6 +185,12 @@ def comparison(table: Table) -> list[Column]:
             found.append(gain(which, f"gain, {which}") if shown else silent(gain(which, "")))
             found.append(interval_of(which, "95 % images") if shown else silent(interval_of(which, "")))
     found += [validated("best", "val best"), validated("last", None)]
+    for name in table.own_scores:
+        found.append(best_of(name))
+        for which in ("best", "last"):
+            if which in table.tested:
+                metric = name.removeprefix("val/")
+                found.append(on_test(which, f"test/{metric}, {which}", metric))
     found += [mean_of("at step", "best_step", best_step, "{:.0f}")]
     return [*found, *(COSTS[name] for name in ("steps", "minutes", "images/s", "memory")), silent(COSTS["parameters"])]
 

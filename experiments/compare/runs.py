@@ -46,7 +46,7 @@ class Finished:
     source: str
     config: dict[str, Any]
     summary: dict[str, Any]
-    curve: list[tuple[int, float]]  # optimizer steps done, val mIoU
+    curve: list[tuple[int, float]]  # optimizer steps done, score
     images: dict[str, Images] = field(default_factory=dict)  # by what was tested: best, last, best+mrf, ...
     folder: Path | None = None  # the run directory, if its checkpoints are at hand
     logged: dict[str, float] = field(default_factory=dict)  # last value of each `train/...`, of run directories
@@ -63,10 +63,20 @@ class Finished:
     def data(self) -> str:
         return str(self.config["data"]["class_path"]).rsplit(".", 1)[-1]
 
+    @property
+    def score(self) -> str:
+        """The metric on val by which `best.ckpt` was chosen: `val/miou`, or of maps `val/cam_miou`."""
+        return score_of(self.summary)
+
     def test(self, which: str, metric: str = "miou") -> float | None:
         """mIoU on test in per cent, or another of the metrics; None if it was not measured."""
         value: float | None = self.summary.get("test", {}).get(which, {}).get(f"test/{metric}")
         return value
+
+
+def score_of(summary: Mapping[str, Any]) -> str:
+    """A run's score by its summary; older ones do not name it."""
+    return str(summary.get("score", "val/miou"))
 
 
 def read_runs(sources: Iterable[str]) -> tuple[list[Finished], list[str]]:
@@ -136,11 +146,12 @@ def from_folder(folder: Path) -> Finished:
     images = {IMAGES.fullmatch(path.name)[1]: path for path in sorted(folder.glob("test_*_images.npz"))}  # type: ignore[index]
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [*csv.DictReader(file)]
-    curve = [(int(row["step"]) + 1, float(row["val/miou"])) for row in rows if row.get("val/miou")]
     # A later row overwrites an earlier one.
     logged = {key: float(value) for row in rows for key, value in row.items() if value and key.startswith("train/")}
     config = yaml.safe_load((folder / "config.yaml").read_text())
     summary = json.loads((folder / "summary.json").read_text())
+    score = score_of(summary)
+    curve = [(int(row["step"]) + 1, float(row[score])) for row in rows if row.get(score)]
     for part in ("model", "data"):
         _ = config[part]["class_path"], config[part]["init_args"].keys()
     for part in ("last", "best"):
@@ -193,6 +204,9 @@ def join_parts(parts: list[tuple[Path, list[dict[str, Any]]]]) -> Finished:
     summary: dict[str, Any] = {}
     curve: dict[int, float] = {}
     images: dict[str, Images] = {}
+    score = "val/miou"
+    for record in (record for _, records in parts for record in records if record["type"] == "summary"):
+        score = str(record["summary"].get("update", {}).get("score", score))
     for file, records in parts:
         for record in records:
             content = record.get(record["type"], {})
@@ -200,10 +214,8 @@ def join_parts(parts: list[tuple[Path, list[dict[str, Any]]]]) -> Finished:
                 config |= content.get("update", {})
             elif record["type"] == "summary":
                 summary |= content.get("update", {})
-            elif record["type"] == "history" and "val/miou" in content["item"]:
-                curve[int(content["item"]["_step"]) + 1] = float(
-                    content["item"]["val/miou"]
-                )  # repeated steps are equal
+            elif record["type"] == "history" and score in content["item"]:
+                curve[int(content["item"]["_step"]) + 1] = float(content["item"][score])  # repeated steps are equal
         images |= images_below(file.parent / "files")
     # The run directory it was written into, if it is still around it.
     folder = parts[0][0].parent.parent.parent
@@ -234,8 +246,9 @@ def is_ours(run: Any) -> bool:
 
 def from_api(run: Any) -> Finished:
     """One run of `wandb.Api().runs`."""
-    rows = run.scan_history(keys=["_step", "val/miou"])
-    curve = sorted({int(row["_step"]) + 1: float(row["val/miou"]) for row in rows}.items())
+    score = str(run.summary.get("score", "val/miou"))
+    rows = run.scan_history(keys=["_step", score])
+    curve = sorted({int(row["_step"]) + 1: float(row[score]) for row in rows}.items())
     with tempfile.TemporaryDirectory() as folder:
         for file in run.files():
             if IMAGES.fullmatch(file.name):

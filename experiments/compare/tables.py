@@ -94,6 +94,11 @@ class Table:
         return sorted(names, key=lambda name: (name not in ("best", "last"), name))
 
     @property
+    def own_scores(self) -> list[str]:
+        """Scores on val of rows that have no `val/miou`; they are never in its column."""
+        return sorted({run.score for row in self.rows for run in row.runs} - {"val/miou"})
+
+    @property
     def share(self) -> tuple[str, float] | None:
         """Kind of the labels and how much of them there is, if one number says it."""
         amounts = [self.protocol.get(f"labels.{key}") for key in ("fraction", "number", "per_class")]
@@ -218,7 +223,7 @@ def notes(table: Table) -> list[str]:
     lines = [*differing(table), f"commits {', '.join(commits)}; devices {', '.join(devices)}"]
     if table.baseline is None:
         lines.append("no row of Supervised, or more than one: `--baseline ROW` adds differences")
-    untested = sum(run.test("best") is None for row in table.rows for run in row.runs)
+    untested = sum("best" not in run.summary.get("test", {}) for row in table.rows for run in row.runs)
     if untested:
         lines.append(f"{untested} runs have no test score: `--test` measures them")
     elif any("best" not in run.images for row in table.rows for run in row.runs):

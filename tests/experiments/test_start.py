@@ -34,7 +34,7 @@ def learned(weights):
     return {name: value for name, value in weights.items() if name.endswith(("weight", "bias"))}
 
 
-@pytest.mark.parametrize("method", methods.CLASSES)
+@pytest.mark.parametrize("method", [name for name in methods.CLASSES if "pixels" in getattr(methods, name).supervision])
 def test_every_method_starts_from_partial_cross_entropy(method, first, tmp_path):
     options = ["--model", method, *on_folder(first / "data"), *STILL, "--init_from", source(first)]
     text = fit_tiny(tmp_path / "run", *options)
@@ -96,3 +96,20 @@ def test_another_encoder_is_refused_and_nothing_is_written(first, tmp_path):
 def small():
     decoder = {"decoder_channels": [16, 16, 8, 8], "encoder_depth": 4}
     return NetworkConfig(arch="Unet", encoder="tu-test_resnet", decoder=decoder, dropout=0.2, weights=None)
+
+
+def test_a_segmentation_network_and_its_classifier_start_from_each_other(tmp_path):
+    """The encoder is the same; the head is drawn anew either way."""
+    data = draw_folder(tmp_path / "data")
+    (data / "classes.txt").write_text("background\nred thing\nblue thing\n")
+    last = "checkpoints/last.ckpt"
+    for method, before in (("CAM", None), ("Supervised", "CAM"), ("CAM", "Supervised")):
+        run = tmp_path / f"{method}-{before}"
+        start = ["--init_from", next(tmp_path.glob(f"{before}-*/{last}"))] if before else []
+        text = fit_tiny(run, "--model", method, *on_folder(data), *STILL, *start)
+        if before:
+            assert f"of {before}" in text
+            old, new = (load(path.parents[1])["state_dict"] for path in (start[1], run / last))
+            encoder = [name for name in learned(old) if ".encoder." in name]
+            assert encoder
+            assert all(torch.equal(old[name], new[name]) for name in encoder)

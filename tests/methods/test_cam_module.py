@@ -18,7 +18,7 @@ NETWORK = NetworkConfig("Unet", "tu-test_resnet")
 def model():
     torch.manual_seed(0)
     model = methods.CAM(4, network=NETWORK, scales=[1.0, 1.5]).eval()
-    weight = model.network.model.segmentation_head.conv.weight
+    weight = model.network.model.segmentation_head[0].weight
     weight.data = weight.data.abs()  # untrained maps may be nowhere positive
     return model
 

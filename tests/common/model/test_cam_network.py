@@ -13,7 +13,7 @@ from conftest import two_processes
 def test_pooling_and_head_can_be_swapped():
     torch.manual_seed(0)
     head, features = CamHead(7, 4).double(), torch.rand(2, 7, 5, 6).double()
-    pooled = F.conv2d(features.mean((2, 3), keepdim=True), head.conv.weight).flatten(1)
+    pooled = F.conv2d(features.mean((2, 3), keepdim=True), head[0].weight).flatten(1)
     torch.testing.assert_close(image_logits(head(features)), pooled, rtol=0, atol=1e-12)
 
 
@@ -65,15 +65,15 @@ def test_a_network_has_stride_16_where_its_encoder_can(encoder):
     assert scores.shape == (2, 4, 50, 70)
     assert torch.isfinite(scores).all()
     groups = network.parameter_groups(0.1)
-    assert groups[-1]["params"] == [network.model.segmentation_head.conv.weight]
+    assert groups[-1]["params"] == [network.model.segmentation_head[0].weight]
     trained = [p for p in network.parameters() if p.requires_grad]
     torch.autograd.grad(image_logits(network.activations(image)).sum(), trained)  # raises where one has no part in it
 
 
 def test_the_logits_are_the_scores_of_the_classes_that_it_finds():
     network = build_cam_network(NetworkConfig("Unet", "tu-test_resnet"), 3, 0.2).eval()
-    torch.nn.init.constant_(network.model.segmentation_head.conv.weight[1], -1)  # features are >= 0: never found
-    torch.nn.init.constant_(network.model.segmentation_head.conv.weight[0], 1)
+    torch.nn.init.constant_(network.model.segmentation_head[0].weight[1], -1)  # features are >= 0: never found
+    torch.nn.init.constant_(network.model.segmentation_head[0].weight[0], 1)
     with torch.no_grad():
         scores = network(torch.rand(1, 3, 32, 48)).exp()
     assert scores[:, 0].unique().tolist() == pytest.approx([0.2])
