@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import segmentation_models_pytorch as smp
 import torch
@@ -15,7 +15,8 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.model import encoders, pretrained
+from common.model import adapt, encoders, pretrained
+from common.model.adapt import LoRAConfig, batch_norms
 from common.model.pretrained import FILE_SUFFIXES
 
 
@@ -45,6 +46,11 @@ class NetworkConfig:
         checkpoint_activations: compute the encoder's activations again in the backward pass instead of keeping them;
             timm encoders only, and with BatchNorm only if it is frozen, whose statistics would move twice a step.
         compile: torch.compile of encoder, decoder and head; the first steps take a minute, checkpoints stay the same.
+        freeze: `encoder`: it takes no gradient and no memory for one, its BatchNorm keeps its statistics and nothing in
+            it is dropped; N: its first N layers, as `layer_decay` counts them, the patch embedding or stem first.
+        lora: train low-rank updates of the encoder's linear layers (`rank`, `alpha`, `layers`) and leave its weights as
+            they are; needs the extra `lora`. Their learning rate is the encoder's, for which `encoder_lr_scale` 1 is
+            usual.
     """
 
     arch: str = "Unet"
@@ -59,6 +65,8 @@ class NetworkConfig:
     layer_decay: float = 1.0
     checkpoint_activations: bool = False
     compile: bool = False
+    freeze: Literal["none", "encoder"] | int = "none"
+    lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -72,6 +80,10 @@ class NetworkConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], 1 for one learning rate, got {self.layer_decay}")
+        if self.freeze not in ("none", "encoder") and (type(self.freeze) is not int or self.freeze < 1):
+            raise ValueError(f"freeze is none, encoder or a number of layers from 1 on, got {self.freeze!r}")
+        if self.lora is not None and self.freeze != "none":
+            raise ValueError(f"lora freezes the encoder's own weights: leave freeze at none, got {self.freeze!r}")
 
 
 class SegmentationNetwork(nn.Module):
@@ -87,6 +99,7 @@ class SegmentationNetwork(nn.Module):
         self.model = model  # an smp.base.SegmentationModel, whose parts smp does not declare
         self.encoder_name, self.only_size = config.encoder, 0  # the one size of images that some encoders take
         self.stride, self.freeze_bn, self.layer_decay = stride, config.freeze_bn, config.layer_decay
+        self.freeze = "encoder" if config.lora is not None else config.freeze  # what stays in eval mode
         self.dropout = nn.Dropout2d(config.dropout)
         # Persistent: trained weights mean nothing under another normalisation, so it travels with them in every
         # checkpoint, also to where the pretrained weights that stated it are not at hand.
@@ -97,6 +110,11 @@ class SegmentationNetwork(nn.Module):
         super().train(mode)
         if self.freeze_bn:
             for module in batch_norms(self):
+                module.eval()
+        if self.freeze == "encoder":
+            self.model.encoder.eval()
+        elif self.freeze != "none":
+            for module in adapt.frozen_parts(self.model.encoder):
                 module.eval()
         return self
 
@@ -195,10 +213,11 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
 
     Raises:
         ValueError: unknown arch, encoder, weights name or decoder argument (the message names the nearest), a weights
-            file that does not fit the encoder or that it would compute something else with, or an arch and an encoder
-            that do not go together.
+            file that does not fit the encoder or that it would compute something else with, an arch and an encoder that
+            do not go together, or what cannot be frozen, adapted or checkpointed.
         FileNotFoundError: no such weights file.
         RuntimeError: named weights that cannot be downloaded.
+        ModuleNotFoundError: `lora` without peft.
     """
     arch = encoders.find_arch(config.arch)
     encoders.check_decoder(arch, config.decoder)
@@ -249,9 +268,18 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
     if arch is smp.DPT:  # its i-th map is resampled to stride 2^(i + 2), also beyond the patch size
         stride = max(stride, 2 ** (len(model.encoder.out_channels) + 1))
     network = SegmentationNetwork(model, stride, mean, std, config)
+    if config.lora is not None:
+        adapt.add_lora(model.encoder, config.lora, config.encoder)
     _try_out(network, num_classes, pair, int(full.pretrained_cfg["input_size"][-1]) if full is not None else None)
+    if config.lora is not None:
+        adapt.check_lora(model.encoder, config.encoder)
+    elif config.freeze == "encoder":
+        model.encoder.requires_grad_(False)
+    elif config.freeze != "none":
+        adapt.freeze_layers(network.encoder_layers(), config.freeze, config.encoder)
+    network.train()
     if config.checkpoint_activations:
-        _checkpoint_activations(network, config)
+        adapt.checkpoint_activations(model.encoder, config.freeze_bn or network.freeze == "encoder", config.encoder)
     if config.compile:
         for part in (model.encoder, model.decoder, model.segmentation_head):  # methods call them one by one
             part.compile()
@@ -277,32 +305,13 @@ def normalise_by(module: nn.Module, data: Any) -> None:
                     stated.copy_(torch.tensor(found).view_as(stated))
 
 
-def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """Its layers with batch statistics."""
-    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-
-
-def _checkpoint_activations(network: SegmentationNetwork, config: NetworkConfig) -> None:
-    inner: Any = getattr(network.model.encoder, "model", None)
-    if not hasattr(inner, "set_grad_checkpointing"):
-        raise ValueError(
-            f"checkpoint_activations needs a timm encoder, {config.encoder!r} is smp's: set it to false or take a tu-"
-        )
-    if batch_norms(network.model.encoder) and not config.freeze_bn:
-        raise ValueError(
-            f"checkpoint_activations would move the BatchNorm statistics of {config.encoder!r} twice a step: set "
-            "freeze_bn to true, or checkpoint_activations to false"
-        )
-    inner.set_grad_checkpointing()
-
-
 def _try_out(network: SegmentationNetwork, num_classes: int, what: str, usual: int | None) -> None:
     """One small image through `network`: check its output's size and freeze the parameters without a gradient.
 
     An encoder that refuses it is tried with the one size that it may be built for, `usual`, and is kept to it.
     """
     small = network.stride * math.ceil(128 / network.stride)  # PAN needs 128 pixels
-    parameters = list(network.parameters())
+    parameters = [one for one in network.parameters() if one.requires_grad]
     network.eval()  # keeps the BatchNorm statistics and draws no random number
     failed: Exception | None = None
     for side in (small, usual or small):
@@ -319,6 +328,5 @@ def _try_out(network: SegmentationNetwork, num_classes: int, what: str, usual: i
     if logits.shape != (1, num_classes, side, side):
         raise ValueError(f"{what}: the logits of a {side} x {side} image are {tuple(logits.shape)}; see `decoder`")
     gradients = torch.autograd.grad(logits, parameters, torch.ones_like(logits), allow_unused=True)
-    network.train()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)

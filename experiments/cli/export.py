@@ -2,7 +2,8 @@
 
 The file holds the network alone: RGB in [0, 1], (B, 3, H, W), to logits (B, K, H, W), with its normalisation. Resizing,
 windows and post-processing stay with the caller, who finds in the file's metadata (JSON under `weakseg`) the classes,
-their colours, the size at which the network was trained, and how the run predicts.
+their colours, the size at which the network was trained, and how the run predicts. Low-rank updates (LoRA) are merged
+into the weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from common.model.adapt import merged
 from common.training.files import written_whole
 
 if TYPE_CHECKING:
@@ -119,9 +121,9 @@ def main(arguments: Sequence[str]) -> None:
     from experiments.runs.load import load_run
 
     loaded = load_run(options.run, options.which)
-    network, about = loaded.network, metadata(loaded)
+    network, about = loaded.network.cpu().eval(), metadata(loaded)
     size = tuple(options.size) if options.size else None
-    program = export_network(network, size)
+    program = export_network(merged(network), size)
     stride = getattr(network, "stride", 1)
     tried = size or (5 * stride, 3 * stride)
     with written_whole(options.output) as scratch:  # and checked before it has its name

@@ -48,6 +48,7 @@ MAIN = {
         "model.network.arch NAME": "FPN, DeepLabV3Plus, Segformer, ... (Unet)",
         "model.network.encoder NAME": "of smp, or tu-NAME of timm (mobilenet_v2)",
         "model.network.weights NAME": "imagenet, a file, or null: from scratch (null)",
+        "model.network.freeze PART": "encoder, or its first N layers (none)",
         "model.network.freeze_bn true": "BatchNorm keeps its statistics: small batches",
         "model.optimizer CLASS": "such as torch.optim.SGD (torch.optim.AdamW)",
         "model.optimizer.lr RATE": "of the decoder (0.001)",

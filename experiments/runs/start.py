@@ -29,6 +29,9 @@ def start_from(model: SegmentationModule, file: Path, class_names: Sequence[str]
     """
     checkpoint = read_checkpoint(file)
     told, weights, own = checkpoint["weakseg"], checkpoint["state_dict"], model.state_dict()
+    # A layer that is to get low-rank updates (LoRA) has its own weights one level below.
+    below = {name.replace(".base_layer.", "."): name for name in own if ".base_layer." in name and name not in weights}
+    weights = {below.get(name, name): value for name, value in weights.items()}
     same_classes = told.get("classes", [*class_names]) == [*class_names]
     if same_classes and told.get("method") == type(model).__name__ and shapes(weights) == shapes(own):
         model.load_state_dict(weights)
@@ -39,7 +42,7 @@ def start_from(model: SegmentationModule, file: Path, class_names: Sequence[str]
         for name, value in ours.items()
         if name in weights and weights[name].shape == value.shape and (same_classes or not name.startswith(HEAD))
     }
-    if lost := [name for name in ours if name.startswith(ENCODER) and name not in fits]:
+    if lost := [name for name in ours if name.startswith(ENCODER) and name not in fits and ".lora_" not in name]:
         raise ValueError(
             f"{file} has another encoder than this network ({lost[0]} does not fit): give the model.network that "
             "it was trained with"
