@@ -156,10 +156,9 @@ def freeze_unused(network: CamNetwork) -> None:
     side = network.only_size or -(-128 // network.stride) * network.stride
     parameters = [p for p in network.parameters() if p.requires_grad]
     network.eval()  # keeps the BatchNorm statistics and draws no random number
-    with torch.enable_grad():
+    with torch.enable_grad():  # also where a run is loaded, without
         logits = image_logits(network.activations(network.mean.new_zeros(1, network.channels, side, side)))
-    for parameter, gradient in zip(
-        parameters, torch.autograd.grad(logits.sum(), parameters, allow_unused=True), strict=True
-    ):
+        gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     network.train()

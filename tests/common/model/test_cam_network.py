@@ -81,6 +81,12 @@ def test_the_logits_are_the_scores_of_the_classes_that_it_finds():
     assert scores[:, 2].max().item() == pytest.approx(1e-6)
 
 
+def test_it_is_built_where_gradients_are_off():
+    with torch.no_grad():
+        network = build_cam_network(NetworkConfig("Unet", "tu-test_resnet"), 3, 0.2)
+    assert network.model.segmentation_head[0].weight.requires_grad
+
+
 def test_a_wrong_encoder_is_told_as_everywhere():
     with pytest.raises(ValueError, match="unknown encoder 'mobilenet_v9'"):
         build_cam_network(NetworkConfig(encoder="mobilenet_v9"), 4, 0.2)
