@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,17 @@ def fit_tiny(run_dir, *arguments, expect: int = 0) -> str:
     named = [after for word, after in itertools.pairwise(arguments) if word == "--model"]
     small = SMALL.get(named[0], []) if named else []
     return weakseg("fit", "--config", TINY, "--run_dir", run_dir, *arguments, *small, expect=expect)
+
+
+# Every invariant is tested with every method; in the fast tests with a single network, a teacher and an adversary.
+REPRESENTATIVE = ("Supervised", "UniMatch", "RRN")
+
+
+def every_method(*fast: str) -> list[Any]:
+    """Parameters of a test over all methods, which is slow but for those named."""
+    from methods import CLASSES
+
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in CLASSES]
 
 
 # An epoch's end, validations and steps between them.

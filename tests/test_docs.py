@@ -25,13 +25,9 @@ from datamodules.supervision import OPTIONS, Supervision
 FOLDERS = ("*.md", "docs/*.md", "methods/*/README.md", "experiments/**/*.md")
 PAGES = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
 USING = ROOT / "docs" / "using.md"
-RUN = [
-    ROOT / "README.md",
-    USING,
-    ROOT / "docs" / "comparing.md",
-    ROOT / "docs" / "python.md",
-    *sorted(ROOT.glob("methods/*/README.md")),
-]  # CONTRIBUTING has tests of its own
+QUICK = [ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "methods" / "tv" / "README.md"]
+SLOW = [USING, ROOT / "docs" / "comparing.md", *sorted({*ROOT.glob("methods/*/README.md")} - {*QUICK})]
+RUN = [*QUICK, *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW)]  # CONTRIBUTING has tests of its own
 SKIPPED = {
     "source .venv/bin/activate": "changes the reader's shell",
     "python3 -m venv /tmp/lowest": "installs",
@@ -178,7 +174,9 @@ def test_the_commands_and_the_python_of_a_page_run_in_its_order(path, desk):
 
 def test_skipped_commands_are_those_listed_and_all_others_of_contributing_are_make_targets():
     found = {
-        " ".join(words): words for path in (*RUN, ROOT / "CONTRIBUTING.md") for words in commands(path.read_text())
+        " ".join(words): words
+        for path in (*QUICK, *SLOW, ROOT / "CONTRIBUTING.md")
+        for words in commands(path.read_text())
     }
     assert found.keys() >= SKIPPED.keys()
     assert len(SKIPPED) == 4

@@ -5,7 +5,6 @@ The rows of docs/reliability.md name these tests.
 
 import csv
 import inspect
-import itertools
 import json
 import os
 import random
@@ -25,7 +24,7 @@ from lightning.pytorch.plugins import MixedPrecision
 import common.training.files
 import methods
 from common.model.module import SegmentationModule
-from conftest import LONG, SMALL, TINY, fit_tiny, two_processes, weakseg, weakseg_process
+from conftest import LONG, REPRESENTATIVE, SMALL, TINY, every_method, fit_tiny, two_processes, weakseg, weakseg_process
 from same_run import assert_same_run, load, metrics
 
 OFTEN = [*LONG, "--checkpoint_every", "3"]
@@ -93,7 +92,7 @@ def exact(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("method", methods.CLASSES)
+@pytest.mark.parametrize("method", every_method(*REPRESENTATIVE))
 def test_accumulated_parts_make_the_step_of_the_whole_batch(method, exact, no_dropout, tmp_path):
     whole, moved = exact(method)
     fit_tiny(tmp_path, "--model", method, *EXACT, *active(method), "--trainer.accumulate_grad_batches", "2")
@@ -193,10 +192,8 @@ def kill_while_writing(number):
     common.training.files.sync = half
 
 
-@pytest.mark.parametrize(
-    ("method", "fault"),
-    [*itertools.product(methods.CLASSES, ["SIGKILL", "SIGTERM", "while writing"]), ("Supervised", "SIGUSR1")],
-)
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM", "while writing", "SIGUSR1"])
+@pytest.mark.parametrize("method", every_method("Supervised"))
 def test_stopped_at_a_random_step_and_resumed_equals_the_unbroken_run(method, fault, whole, tmp_path):
     chance = random.Random(time.time_ns())
     step, delay, write = chance.randint(4, 12), chance.uniform(0, 0.05), chance.randint(2, 5)
@@ -369,7 +366,7 @@ def test_a_left_out_step_leaves_the_weights(broken_steps, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one if name.endswith("weight"))
 
 
-@pytest.mark.parametrize("method", methods.CLASSES)
+@pytest.mark.parametrize("method", every_method(*REPRESENTATIVE))
 def test_bf16_autocast_is_finite_and_learns(method, tmp_path):
     steps = ["--trainer.max_steps", "30", "--trainer.val_check_interval", "30", "--checkpoint_every", "30"]
     fit_tiny(tmp_path, "--model", method, *active(method), *steps, "--trainer.precision", "bf16-mixed")
@@ -391,7 +388,7 @@ class Scaled(Callback):
         self.scales.append(trainer.precision_plugin.scaler.get_scale())
 
 
-@pytest.mark.parametrize("method", methods.CLASSES)
+@pytest.mark.parametrize("method", every_method(*REPRESENTATIVE))
 def test_the_fp16_scaler_skips_what_overflows_and_training_goes_on(method, tmp_path, monkeypatch):
     """Lightning takes bf16 for fp16 on a CPU, so the plugin is given; the first scale is far too high."""
     import experiments.cli.lightning as cli

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import methods
-from conftest import LONG, TINY, fit_tiny, weakseg, weakseg_process
+from conftest import LONG, REPRESENTATIVE, TINY, every_method, fit_tiny, weakseg, weakseg_process
 from same_run import assert_same_run, load
 
 OFTEN = [*LONG, "--checkpoint_every", "1"]
 
 
-@pytest.mark.parametrize("method", methods.CLASSES)
+@pytest.mark.parametrize("method", every_method(*REPRESENTATIVE))
 def test_same_seed_twice_gives_the_same_run_and_another_seed_another(method, whole, tmp_path):
     fit_tiny(tmp_path / "two", "--model", method, *OFTEN)
     fit_tiny(tmp_path / "other", "--model", method, *OFTEN, "--seed_everything", "1")
@@ -25,7 +25,7 @@ def test_same_seed_twice_gives_the_same_run_and_another_seed_another(method, who
 
 
 @pytest.mark.parametrize("method", methods.CLASSES)
-@pytest.mark.parametrize("stop", [3, 8])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 8])
 def test_stopped_at_a_checkpoint_and_resumed_equals_the_unbroken_run(method, stop, whole, tmp_path):
     """After 3 steps an epoch ends, after 8 a validation was made and an epoch's last batch follows."""
     with pytest.MonkeyPatch.context() as patch:

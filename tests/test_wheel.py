@@ -59,6 +59,7 @@ def test_the_installed_command_knows_its_version_and_configs(installed):
     assert "runs/quickstart" in weakseg("study quickstart --dry-run")
 
 
+@pytest.mark.slow
 def test_the_installed_command_trains_compares_and_shows(installed):
     _, weakseg, desk = installed
     weakseg(f"fit --config quickstart --config tv {FEW}")

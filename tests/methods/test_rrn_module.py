@@ -320,6 +320,7 @@ def test_clipping_of_the_networks_does_not_depend_on_the_discriminators(monkeypa
     assert clipped[1][0].param_groups[0]["betas"] == (0.9, 0.99)
 
 
+@pytest.mark.slow
 def test_a_run_with_accumulation_clipping_and_bfloat16(tmp_path):
     half = ["--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "0.5"]
     fit_tiny(tmp_path / "run", "--model", "RRN", *half, "--trainer.precision", "bf16-mixed")
@@ -386,6 +387,7 @@ if rank == 0:
 """
 
 
+@pytest.mark.slow
 def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path, monkeypatch):
     """Regions, valid pixels and labels fall unevenly on the ranks."""
     monkeypatch.setattr(F, "dropout2d", F.dropout2d)

@@ -401,6 +401,7 @@ torch.save((before, snapshot(), losses), f"{folder}/rank{rank}.pt")
 """
 
 
+@pytest.mark.slow
 def test_teachers_are_the_same_on_two_ranks(tmp_path: Path):
     torch.save(UNET, tmp_path / "network.pt")
     two_processes(TWO_RANKS, tmp_path)
