@@ -170,28 +170,30 @@ class CAM(SegmentationModule):
         """
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
-        own = (image.shape[1], image.shape[2])
+        if refine != "crf":
+            return labels_of(self.refined_cam(image, tags, size, refine)[None], threshold)
+        cam = self.cam_of(image, tags, (image.shape[1], image.shape[2]))[None]
+        sure, maybe = (label_crf(labels_of(cam, t), image[:3]) for t in (min(2 * threshold, 0.99), threshold / 3))
+        seeds = irn_seeds(sure, maybe)[None, None].float()
+        return F.interpolate(seeds, size, mode="nearest-exact")[0, 0].long()
+
+    @torch.no_grad()
+    def refined_cam(self, image: Tensor, tags: Tensor, size: tuple[int, int], refine: Refinement) -> Tensor:
+        """The CAM of one image (K - 1, *size) as `cam_of` gives it, refined at the image's own size by `pamr`, or on
+        cells of 4 pixels by a `walk`, after which it is normalised anew."""
         if refine == "none":
-            return labels_of(self.cam_of(image, tags, size)[None], threshold)
+            return self.cam_of(image, tags, size)
+        colors = image[None, :3]
         if refine == "pamr":
-            refined = pamr(image[None, :3], self.cam_of(image, tags, own)[None])
+            refined = pamr(colors, self.cam_of(image, tags, (image.shape[1], image.shape[2]))[None])
         elif refine == "walk":
-            refined = self.walked(image, tags)
-        elif refine == "crf":
-            cam = self.cam_of(image, tags, own)[None]
-            sure, maybe = (label_crf(labels_of(cam, t), image[:3]) for t in (min(2 * threshold, 0.99), threshold / 3))
-            seeds = irn_seeds(sure, maybe)[None, None].float()
-            return F.interpolate(seeds, size, mode="nearest-exact")[0, 0].long()
+            cells = F.avg_pool2d(colors, STRIDE, ceil_mode=True)
+            cam = self.cam_of(image, tags, (cells.shape[2], cells.shape[3]))[None]
+            walked = random_walk(bilateral_affinity(cells, RADIUS, SIGMA), cam, RADIUS, BETA)
+            refined = normalise_cam(walked, "max")
         else:
             raise ValueError(f"refine is none, pamr, crf or walk, got {refine!r}")
-        return labels_of(F.interpolate(refined, size, mode="bilinear", align_corners=False), threshold)
-
-    def walked(self, image: Tensor, tags: Tensor) -> Tensor:
-        """The CAM (1, C, h, w) after a random walk on cells of 4 pixels, normalised anew."""
-        cells = F.avg_pool2d(image[None, :3], STRIDE, ceil_mode=True)
-        cam = self.cam_of(image, tags, (cells.shape[2], cells.shape[3]))[None]
-        walked = random_walk(bilateral_affinity(cells, RADIUS, SIGMA), cam, RADIUS, BETA)
-        return normalise_cam(walked, "max")
+        return F.interpolate(refined, size, mode="bilinear", align_corners=False)[0]
 
     def tags_of(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Tags (B, K) bool of an evaluation batch: given, or the classes of its mask; None without either."""

@@ -1,0 +1,142 @@
+"""What class activation maps are worth, map by map: one scale or several, each refinement, each at its best threshold.
+
+    python -m experiments.benchmarks.cam_quality RUN --split val --images 200 --crf 20
+
+Prints a table: the mIoU in per cent over the images at the best threshold of that row, the threshold, and the mIoU at
+the threshold that the run's validation found. Masks and tags of the split are those of the run's data set. IRN's seeds
+have no threshold to sweep: their row says what share of the pixels is sure, and the mIoU of these; `--crf` is how many
+images, since a dense CRF takes seconds for each. `--picture` draws image, CAM, labels and truth of the first images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.model.metrics import CamMetrics, SegmentationMetrics
+from common.ops.array import Array
+from common.ops.batch import IGNORE
+from common.training.pictures import colorize, save_grid, to_uint8
+from datamodules.images import whole_image
+from experiments.runs.load import Run, load_run
+from methods.cam.module import CAM
+
+Maps = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
+
+
+def kinds(model: CAM) -> dict[str, Maps]:
+    """What makes a map (K - 1, H, W) of an image, its tags and a size."""
+
+    def single(image: Tensor, tags: Tensor, size: tuple[int, int]) -> Tensor:
+        scales, flip = model.scales, model.flip
+        model.scales, model.flip = [1.0], False
+        try:
+            return model.cam_of(image, tags, size)
+        finally:
+            model.scales, model.flip = scales, flip
+
+    return {
+        "one scale": single,
+        "all scales, mirrored": model.cam_of,
+        "PAMR": partial(model.refined_cam, refine="pamr"),
+        "walk": partial(model.refined_cam, refine="walk"),
+    }
+
+
+def images(run: Run, split: Any, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Image (3, h, w), tags (K,) and mask (H, W) of images spread over a split."""
+    data = run.data
+    names = data.names(split)
+    for place in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int):
+        mask = data.mask(names[place])
+        if mask is None:
+            raise ValueError(f"'{names[place]}' has no mask to compare with")
+        sample = whole_image(names[place], data.small_image(names[place]), mask)
+        yield sample["image"].float() / 255, torch.tensor(data.tags(names[place], mask)), sample["mask"].long()
+
+
+def measure(run: Run, split: Any, count: int, seeds: int) -> list[str]:
+    """Rows of the table."""
+    model: Any = run.model
+    found = {name: CamMetrics(model.num_classes) for name in kinds(model)}
+    seconds = dict.fromkeys(found, 0.0)
+    for image, tags, mask in images(run, split, count):
+        for name, maps in kinds(model).items():
+            start = time.perf_counter()
+            cam = maps(image, tags, (mask.shape[0], mask.shape[1]))
+            seconds[name] += time.perf_counter() - start
+            found[name].update(cam[None], mask[None])
+    rows = []
+    for name, metric in found.items():
+        result = metric.compute()
+        own = result["curve"][round(model.pseudo_threshold * metric.steps)]
+        each = f"{seconds[name] / count:.2f}"
+        rows.append(f"| {name} | {result['miou']:.1f} | {result['threshold']:.2f} | {own:.1f} | {each} |")
+    certain, sure, pixels, start = SegmentationMetrics(model.num_classes), 0, 0, time.perf_counter()
+    for image, tags, mask in images(run, split, seeds):
+        labels = model.pseudo_labels(image, tags, tuple(mask.shape), "crf", model.pseudo_threshold)
+        both = (labels != IGNORE) & (mask != IGNORE)
+        sure, pixels = sure + int(both.sum()), pixels + int((mask != IGNORE).sum())
+        certain.update(labels.masked_fill(~both, 0)[None], mask.masked_fill(~both, IGNORE)[None])
+    if seeds:
+        each = f"{(time.perf_counter() - start) / seeds:.2f}"
+        miou = certain.compute()["miou"]
+        rows.append(f"| IRN's seeds, {seeds} images, {sure / pixels:.1%} sure |  |  | {miou:.1f} | {each} |")
+    return rows
+
+
+def heat(cam: Tensor, image: Tensor, size: tuple[int, int]) -> Array:
+    """The largest map (H, W) as red over the grey image, uint8 (H, W, 3)."""
+    grey = torch.nn.functional.interpolate(image[None, :3].mean(1, keepdim=True), size, mode="bilinear")[0, 0]
+    strength = cam.amax(0)
+    return to_uint8(torch.stack([grey * (1 - strength) + strength, grey * (1 - strength), grey * (1 - strength)]))
+
+
+def draw(run: Run, network: Run | None, split: Any, path: Path, count: int = 5) -> None:
+    """Rows of image, CAM, its labels, IRN's seeds, PAMR, walk, prediction of another run, truth."""
+    model: Any = run.model
+    rows = []
+    for image, tags, mask in images(run, split, count):
+        size, t = (mask.shape[0], mask.shape[1]), model.pseudo_threshold
+        labels = [model.pseudo_labels(image, tags, size, refine, t) for refine in ("none", "crf", "pamr", "walk")]
+        shown = [colorize(one.numpy().astype(np.uint8), run.colors) for one in (*labels, mask)]
+        whole = to_uint8(torch.nn.functional.interpolate(image[None], size, mode="bilinear", align_corners=False)[0])
+        if network is not None:
+            shown.insert(-1, colorize(network.predict(whole), run.colors))
+        rows.append([whole, heat(model.cam_of(image, tags, size), image, size), *shown])
+    titles = ["image", "CAM", "labels", "IRN's seeds", "PAMR", "walk", "truth"]
+    if network is not None:
+        titles.insert(-1, "network")
+    save_grid(path, rows, titles)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", help="of CAM")
+    parser.add_argument("--which", choices=["best", "last"], default="best")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="val")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--crf", type=int, default=0)
+    parser.add_argument("--picture", type=Path, help="PNG to draw instead of the table")
+    parser.add_argument("--network", help="run of a network trained on the pseudo-masks, for the picture")
+    options = parser.parse_args()
+    run = load_run(options.run, options.which)
+    if not isinstance(run.model, CAM):
+        raise SystemExit(f"{options.run} is no run of CAM")
+    if options.picture:
+        draw(run, load_run(options.network) if options.network else None, options.split, options.picture)
+        return
+    print("| map | mIoU | best threshold | at the run's threshold | s an image |\n|---|---|---|---|---|")
+    print("\n".join(measure(run, options.split, options.images, options.crf)))
+
+
+if __name__ == "__main__":
+    main()
