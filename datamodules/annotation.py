@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
+from numpy.typing import NDArray
 from PIL import Image
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from common.training.files import clean, folder_written_whole
+from common.training.files import clean, folder_written_whole, written_whole
 from datamodules.images import check_sizes
 from datamodules.pseudo import ABOUT
 from datamodules.splits import first_few
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 VERSION = 3  # of the drawing; raise it when reading, resizing or drawing gives other labels
 FINDINGS = "findings.json"  # of the survey, which is made once
 STATISTICS = "statistics.json"  # mean and standard deviation of each band, where there are more than three
+CLASSES = "classes.npy"  # labelled pixels of each image and class, where they are asked for
 State = dict[str, Any]
 
 
@@ -220,6 +222,20 @@ def write_annotation(
         file.write_text(json.dumps(tags))
         lengths[file.name] = file.stat().st_size
     (folder / "annotation.json").write_text(json.dumps({**report, "bytes": lengths}, indent=1))
+
+
+def class_counts(folder: Path, names: Sequence[str], num_classes: int) -> NDArray[np.int64]:
+    """Labelled pixels of each class in each of the drawn masks, (N, K) int64: counted once, into `classes.npy`."""
+    file = folder / CLASSES
+    if not file.exists():
+        drawn = (np.asarray(Image.open(folder / f"{name}.png")) for name in names)
+        rows = [np.bincount(mask[mask != IGNORE], minlength=num_classes) for mask in drawn]
+        with written_whole(file) as scratch, scratch.open("wb") as opened:
+            np.save(opened, np.array(rows, np.int64))
+    counts: NDArray[np.int64] = np.load(file, allow_pickle=False)
+    if not counts.any():
+        raise ValueError("data.class_sampling goes by labelled pixels, and there is none: leave it out")
+    return counts
 
 
 def told_tags(counts: Mapping[str, int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -18,7 +19,17 @@ from torch.utils.data import DataLoader, default_collate
 
 from common.model.options import given_options, plain_options
 from common.ops.array import Array
-from datamodules.annotation import STATISTICS, State, announce, changes, digest_of, folder_name, prepare, state_of
+from datamodules.annotation import (
+    STATISTICS,
+    State,
+    announce,
+    changes,
+    class_counts,
+    digest_of,
+    folder_name,
+    prepare,
+    state_of,
+)
 from datamodules.augmentation import STREAMS, augmented, whole, with_draws
 from datamodules.cache import DiskCache, RamCache, Small, shrink, writing
 from datamodules.files import read_image, read_mask
@@ -55,6 +66,8 @@ class SegmentationDataModule(LightningDataModule):
             takes up to 3 x height x width bytes an image; the results are the same bit for bit.
         pseudo_masks: folder of `weakseg pseudo`: training images have its labels in place of their masks, if they have
             any; val and test keep theirs.
+        class_sampling: draw labelled images by the classes in them, rare ones more often, at this temperature (0.01 in
+            its paper), see `datamodules.samplers.class_chances`; default: each image equally often.
     """
 
     class_names: Sequence[str] = ()
@@ -85,6 +98,7 @@ class SegmentationDataModule(LightningDataModule):
         unlabeled_pool: Literal["rest", "all"] | None = None,
         cache: Literal["none", "ram", "disk"] = "none",
         pseudo_masks: str | None = None,
+        class_sampling: float | None = None,
     ) -> None:
         super().__init__()
         self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
@@ -106,6 +120,15 @@ class SegmentationDataModule(LightningDataModule):
         if self.pseudo_folder and (supervision.kind in ("tags", "none") or supervision.real):
             what = "supervision.real" if supervision.real else f"supervision kind {supervision.kind}"
             raise ValueError(f"data.pseudo_masks is without effect for {what}: choose kind dense, or leave it out")
+        if class_sampling is not None:
+            if not 0 < class_sampling < math.inf:
+                raise ValueError(f"data.class_sampling is a temperature above 0 (such as 0.01), got {class_sampling}")
+            if supervision.kind in ("tags", "none"):
+                raise ValueError(
+                    "data.class_sampling goes by labelled pixels, and supervision kind "
+                    f"{supervision.kind} has none: leave it out"
+                )
+        self.class_sampling = class_sampling
         self.kept: RamCache | DiskCache | None = None  # made with the first loader
         self.known_state: State | None = None
         # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.
@@ -231,6 +254,8 @@ class SegmentationDataModule(LightningDataModule):
         """Draw the annotation of the labelled images once; afterwards training opens no dense mask."""
         with writing(self.cache_dir):
             prepare(self, self.annotation_dir())
+            if self.class_sampling is not None:
+                class_counts(self.annotation_dir(), self.lists()[0], self.num_classes)
 
     def annotation_report(self) -> dict[str, Any]:
         """Number of labelled images and pixels, in all and per class (see `summary.json`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +11,10 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
 from common.training.signals import blocked
+from datamodules.annotation import class_counts
 from datamodules.cache import DiskCache, RamCache, Small
 from datamodules.images import TrainingImages, WholeImages, one_thread
-from datamodules.samplers import EpochSampler
+from datamodules.samplers import EpochSampler, Order, class_order
 from datamodules.splits import Split
 from datamodules.supervision import TAGGED
 
@@ -48,11 +50,15 @@ def training_loader(data: SegmentationDataModule) -> CombinedLoader:
     streams = {stream: (both[stream][0], _part(both[stream][1], data.accumulation)) for stream in data.streams}
     steps = max(max(1, len(names) // batch) for names, batch in streams.values())
     read, annotations = reader(data), data.annotation_dir()
+    orders: dict[str, Order] = {}
+    if data.class_sampling is not None:
+        counts = class_counts(annotations, labeled, data.num_classes)
+        orders["labeled"] = partial(class_order, counts, data.class_sampling)
     loaders = {
         stream: loader(
             data,
             TrainingImages(names, read, data.size, annotations if stream == "labeled" else None),
-            batch_sampler=EpochSampler(len(names), batch, steps, data.seed, data.trainer),
+            batch_sampler=EpochSampler(len(names), batch, steps, data.seed, data.trainer, orders.get(stream)),
         )
         for stream, (names, batch) in streams.items()
     }

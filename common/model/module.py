@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from common.model.inference import InferenceConfig, predict_probabilities
+from common.model.labeled import LabeledConfig, given_weights, labeled_loss, weights_for
 from common.model.metrics import SegmentationMetrics
 from common.model.networks import NetworkConfig, SegmentationNetwork, build_network, normalise_by
 from common.model.optim import ScheduleName, build_optimizer, lr_schedule
@@ -46,6 +47,7 @@ class SegmentationModule(LightningModule):
         warmup: fraction of the run in which the learning rate rises.
         inference: whole images or sliding window, flips.
         postprocess: refinement of `test` and `predict` results (never of `val`).
+        labeled: the loss on labelled pixels, see `common.model.labeled.LabeledConfig`.
     """
 
     streams: tuple[str, ...] = ("labeled",)  # what a method's batches must hold
@@ -63,6 +65,7 @@ class SegmentationModule(LightningModule):
         warmup: float = 0.05,
         inference: InferenceConfig = InferenceConfig(),  # noqa: B008
         postprocess: PostprocessConfig = PostprocessConfig(),  # noqa: B008
+        labeled: LabeledConfig = LabeledConfig(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
@@ -71,6 +74,7 @@ class SegmentationModule(LightningModule):
         self.optimizer_factory = optimizer
         self.encoder_lr_scale, self.schedule, self.warmup = encoder_lr_scale, schedule, warmup
         self.inference, self.postprocess = inference, postprocess
+        self.labeled, self.class_weights = labeled, given_weights(labeled, num_classes)
         self.last_step: tuple[Batch, StepOutput] | None = None  # for the report of a non-finite step
 
     def make_network(self, config: NetworkConfig) -> SegmentationNetwork:
@@ -80,6 +84,11 @@ class SegmentationModule(LightningModule):
     def compute_loss(self, batch: Batch) -> StepOutput:
         """The paper: the loss of one batch."""
         raise NotImplementedError
+
+    def labeled_loss(self, logits: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
+        """The labelled term of `compute_loss`: partial cross entropy, as the options `labeled` have it; logits
+        (B, K, H, W), mask (B, H, W) with 255 where there is no label, valid (B, H, W) bool."""
+        return labeled_loss(logits, mask, valid, self.labeled, self.class_weights)
 
     def after_step(self) -> None:
         """Called once after each optimizer step (EMA teacher, queues)."""
@@ -138,6 +147,7 @@ class SegmentationModule(LightningModule):
             data = cast(Any, self.trainer).datamodule
             check_streams(self, data)
             normalise_by(self, data)
+            self.class_weights = weights_for(self.labeled, self.class_weights, data)
         self.metrics = nn.ModuleDict({name: SegmentationMetrics(self.num_classes) for name in self.eval_networks()})
 
     def _metric(self, name: str) -> SegmentationMetrics:

@@ -23,6 +23,16 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
+def joined(value: Tensor) -> Tensor:
+    """Every rank's `value`, of one shape on all of them, one after the other in dimension 0, without gradient."""
+    value = value.detach().contiguous()
+    if world_size() == 1:
+        return value
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(parts, value)
+    return torch.cat(parts)
+
+
 def gather(value: Any) -> list[Any]:
     """Every rank's `value` (anything that can be pickled), on all ranks."""
     values = [value] * world_size()

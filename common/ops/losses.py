@@ -15,15 +15,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from common.ops.batch import IGNORE
-from common.ops.distributed import all_sum, global_mean
+from common.ops.distributed import all_sum, global_mean, joined
 from common.ops.tensors import at_least_fp32, check_plane
 
 Confidence = Literal["batch", "pixel", "none"]
 Variation = Literal["aniso", "iso", "vector"]
 
 
-def partial_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
+def partial_cross_entropy(
+    logits: Tensor, mask: Tensor, valid: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
     """Cross entropy over the labelled pixels: `sum -log p_y / max(1, number of labelled pixels)`, natural logarithm.
+
+    With class weights the mean is weighted, as torch's is: `sum -w_y log p_y / sum w_y`.
 
         pce = partial_cross_entropy(self.network(labeled["image"]), labeled["mask"], labeled["valid"])
 
@@ -31,16 +35,54 @@ def partial_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor | None = N
         logits: (B, K, H, W) floating; the probabilities are `softmax(logits, 1)`.
         mask: (B, H, W) int64, class id or 255 = no label.
         valid: (B, H, W) bool, False = padding, left out whatever its label; None = all valid.
+        weight: (K,) of the classes, not negative, one at least positive; only their ratios count. None: all equal.
 
     Returns:
-        Scalar in nats per labelled pixel of the global batch. Without a labelled pixel: zero with zero gradient.
+        Scalar in nats per labelled pixel of the global batch. Without a labelled pixel (of a class with a weight): zero
+        with zero gradient.
     """
     check_plane("mask", mask, logits)
     if valid is not None:
         check_plane("valid", valid, logits)
         mask = mask.masked_fill(~valid, IGNORE)
-    total = F.cross_entropy(at_least_fp32(logits), mask, ignore_index=IGNORE, reduction="sum")
-    return global_mean(total, (mask != IGNORE).sum())
+    logits, counted = at_least_fp32(logits), mask != IGNORE
+    if weight is None:
+        total = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="sum")
+        return global_mean(total, counted.sum())
+    weight = weight.to(logits)
+    weight = weight / weight.masked_fill(weight <= 0, torch.inf).min()  # so that one pixel's weight is 1 or more
+    total = F.cross_entropy(logits, mask, weight, ignore_index=IGNORE, reduction="sum")
+    return global_mean(total, (weight[mask.masked_fill(~counted, 0)] * counted).sum())
+
+
+@torch.no_grad()
+def hard_pixels(logits: Tensor, mask: Tensor, threshold: float, kept: int) -> Tensor:
+    """Online hard example mining: the mask without the labels of pixels that are right with confidence.
+
+        pce = partial_cross_entropy(logits, hard_pixels(logits, mask, threshold=0.7, kept=200_000))
+
+    The `ProbOhemCrossEntropy2d` of the codes of CPS (arXiv 2106.01226) and UniMatch (2208.09910): of the labelled
+    pixels those stay whose probability of the label is at most t, with t = max(threshold, the `kept`-th lowest of these
+    probabilities); all stay where there are fewer than `kept`. Ours: the `kept`-th lowest is that of the global batch,
+    where those codes take that of a device's part.
+
+    Args:
+        logits: (B, K, H, W) floating.
+        mask: (B, H, W) int64, class id or 255; padding must have 255.
+        threshold: probability of the label, above which a pixel is easy.
+        kept: labelled pixels of the global batch that stay at least.
+
+    Returns:
+        (B, H, W) int64, the mask with 255 at easy pixels.
+    """
+    check_plane("mask", mask, logits)
+    labelled = mask != IGNORE
+    right = at_least_fp32(logits).softmax(1).gather(1, mask.masked_fill(~labelled, 0)[:, None])[:, 0]
+    known = right[labelled]
+    lowest = known.topk(min(kept, len(known)), largest=False, sorted=False).values
+    lowest = joined(F.pad(lowest, (0, kept - len(lowest)), value=torch.inf))  # infinite: fewer than `kept`
+    limit = lowest.kthvalue(kept).values.clamp(min=threshold)
+    return mask.masked_fill(right > limit, IGNORE)
 
 
 def pixel_consistency(

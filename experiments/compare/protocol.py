@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
+from common.model.labeled import LabeledConfig
 from experiments.compare.runs import Finished
 
 Flat = dict[str, Any]
 # Options of the data that say how it is trained on. All others say what the data are, `size` and the like how they are
 # evaluated; an option nobody has thought of here therefore keeps runs apart.
-TRAINING = {"batch_size", "unlabeled_batch_size", "unlabeled_pool", "scale", "flip", "strong_views", "crop"}
+TRAINING = {"batch_size", "unlabeled_batch_size", "unlabeled_pool", "scale", "flip", "strong_views", "crop",
+            "class_sampling"}  # fmt: skip
 HARDWARE = {"num_workers", "cache", "cache_dir", "seed"}  # options that change no result, or are the seed
 # Options of the trainer that change what is learned.
 TRAINER = {"max_steps", "max_epochs", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val",
@@ -70,7 +73,14 @@ def settings(run: Finished) -> Flat:
     """What makes a row: method, its options, network, optimiser, budget. Runs that differ in the seed share it."""
     model = {k: v for k, v in run.config["model"]["init_args"].items() if k not in ("inference", "postprocess")}
     network = dict(model["network"])
+    # Without the defaults as runs of before these options.
+    usual = asdict(LabeledConfig())
+    labeled = {k: v for k, v in model.pop("labeled", {}).items() if v != usual.get(k)}
+    if labeled:
+        model["labeled"] = labeled
     network["weights"] = network["weights"] and PurePath(network["weights"]).name
     data = {k: v for k, v in run.config["data"]["init_args"].items() if k in TRAINING}
+    if data.get("class_sampling") is None:  # as labeled
+        data.pop("class_sampling", None)
     trainer = {k: v for k, v in run.config["trainer"].items() if k in TRAINER}
     return as_text({"method": run.method, "model": {**model, "network": network}, "data": data, "trainer": trainer})

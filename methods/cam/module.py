@@ -14,6 +14,7 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1
 
 from common.model.cam import CamNetwork, at_scale, build_cam_network, image_logits, multi_scale_cam
 from common.model.inference import InferenceConfig
+from common.model.labeled import LabeledConfig
 from common.model.metrics import CamMetrics
 from common.model.module import SegmentationModule, StepOutput
 from common.model.networks import NetworkConfig
@@ -69,6 +70,8 @@ class CAM(SegmentationModule):
         super().__init__(num_classes, **kwargs)
         if self.inference != InferenceConfig():
             raise ValueError("the maps of CAM are made of whole images: use scales and flip in place of inference")
+        if self.labeled != LabeledConfig():
+            raise ValueError("CAM learns from tags of images, not from labelled pixels: leave the options labeled out")
         self.scales, self.flip, self.normalisation = scales, flip, normalisation
 
     def make_network(self, config: NetworkConfig) -> CamNetwork:

@@ -11,7 +11,6 @@ from common.model.module import SegmentationModule, StepOutput
 from common.model.networks import NetworkConfig, SegmentationNetwork, build_network
 from common.model.pairs import MeanLogits, cross_entropies, joint_groups, mixed_pseudo_labels, pixel_mean
 from common.ops.batch import Batch
-from common.ops.losses import partial_cross_entropy
 from common.ops.tensors import at_least_fp32
 
 
@@ -53,7 +52,7 @@ class CPS(SegmentationModule):
         image, valid, q = mixed_pseudo_labels(self.networks, batch["unlabeled"], self.draw_seed())
         count, both = len(labeled["image"]), torch.cat([labeled["image"], image])
         outputs = [at_least_fp32(network(both)) for network in self.networks]
-        pce = torch.stack([partial_cross_entropy(one[:count], labeled["mask"], labeled["valid"]) for one in outputs])
+        pce = torch.stack([self.labeled_loss(one[:count], labeled["mask"], labeled["valid"]) for one in outputs])
         error = cross_entropies([one[count:] for one in outputs], q.argmax(2).flip(0))
         cps = torch.stack([pixel_mean(one, valid) for one in error])
         terms = {"pce": pce.sum(), "cps": cps.sum()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common.model.ema import EMATeacher
 from common.model.module import SegmentationModule, StepOutput
 from common.ops.batch import IGNORE, Batch, SegBatch
-from common.ops.losses import Confidence, partial_cross_entropy, pixel_consistency
+from common.ops.losses import Confidence, pixel_consistency
 from common.ops.mixing import box_masks, class_masks, cow_masks, mix, partners
 from common.ops.schedules import sigmoid_ramp
 from common.ops.tensors import at_least_fp32
@@ -76,7 +76,7 @@ class CutMixSeg(SegmentationModule):
         image, target, valid = self.mixed(unlabeled, target, mask)
         count = len(labeled["image"])
         logits = self.network(torch.cat([labeled["image"], image]))
-        pce = partial_cross_entropy(logits[:count], labeled["mask"], labeled["valid"])
+        pce = self.labeled_loss(logits[:count], labeled["mask"], labeled["valid"])
         seen = mask if self.mixing == "cutout" else None
         consistency, confident = pixel_consistency(logits[count:], target, valid, self.confidence, self.threshold, seen)
         weight = sigmoid_ramp(self.progress, self.ramp) * self.consistency_weight

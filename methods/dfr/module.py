@@ -13,7 +13,6 @@ from torchmetrics import MeanMetric
 from common.model.module import SegmentationModule, StepOutput
 from common.ops.affinity import Kernel
 from common.ops.batch import IGNORE, Batch, all_images
-from common.ops.losses import partial_cross_entropy
 from common.ops.tensors import at_least_fp32, valid_cells
 from methods.dfr.head import FeatureConsistencyHead
 from methods.dfr.losses import (
@@ -95,7 +94,7 @@ class DFR(SegmentationModule):
         image, mask, valid = all_images(batch["labeled"], batch.get("unlabeled"))
         _, decoded = self.network.features(image)
         logits = self.network.classify(decoded, *image.shape[-2:])
-        pce = partial_cross_entropy(logits, mask, valid)
+        pce = self.labeled_loss(logits, mask, valid)
         loss, logs = pce, {"pce": pce}
 
         cells = valid_cells(valid, self.stride)

@@ -7,10 +7,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.model.labeled import LabeledConfig
 from common.model.metrics import MatchedMetrics
 from common.model.module import SegmentationModule, StepOutput
 from common.ops.batch import Batch, all_images
-from common.ops.losses import partial_cross_entropy, total_variation_sum
+from common.ops.losses import total_variation_sum
 from common.ops.schedules import linear_ramp
 from common.ops.tensors import at_least_fp32
 from methods.level_set.losses import closed_form_field, head_field, reduce, region_variance_sum, roughness_sum
@@ -57,6 +58,8 @@ class LevelSet(SegmentationModule):
         super().__init__(num_classes, **kwargs)
         if target == "features" and bias != "none":
             raise ValueError("bias is a field of the image's light: set target to image, or bias to none")
+        if mode == "unsupervised" and self.labeled != LabeledConfig():
+            raise ValueError("mode unsupervised has no loss on labels: leave the options labeled out")
         if mode == "unsupervised" and start > 0:
             raise ValueError("mode unsupervised has no other loss to start with: set start to 0, or another mode")
         if min(beta, length_weight, bias_smoothness) < 0 or not 0 <= start <= 1:
@@ -84,7 +87,7 @@ class LevelSet(SegmentationModule):
         energy = terms["data"] + self.length_weight * terms["length"] + self.bias_smoothness * terms["roughness"]
         if self.mode == "unsupervised":
             return StepOutput(self.beta * energy, terms)
-        pce = partial_cross_entropy(logits, mask, valid)
+        pce = self.labeled_loss(logits, mask, valid)
         ramp = linear_ramp(self.progress, self.start, 0)
         return StepOutput(pce + ramp * self.beta * energy, {"pce": pce, **terms, "ramp": ramp})
 

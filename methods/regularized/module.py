@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from common.model.module import SegmentationModule, StepOutput
 from common.ops.affinity import dense_kernel, positions, stack_modalities, window_kernel
 from common.ops.batch import IGNORE, Batch, all_images
-from common.ops.losses import partial_cross_entropy
 from common.ops.schedules import linear_ramp
 from common.ops.tensors import at_least_fp32, valid_cells
 from methods.regularized.losses import clamp_seeds, crf, gated_crf, normalized_cut
@@ -87,7 +86,7 @@ class Regularized(SegmentationModule):
     def compute_loss(self, batch: Batch) -> StepOutput:
         image, mask, valid = all_images(batch["labeled"], batch.get("unlabeled"))
         logits = self.network(image)
-        pce = partial_cross_entropy(logits, mask, valid)
+        pce = self.labeled_loss(logits, mask, valid)
         ramp = linear_ramp(self.progress, self.start, self.ramp)
         if ramp == 0:  # the first phase; no parameter belongs to the terms alone, so they are not computed
             return StepOutput(pce, {"pce": pce, "ramp": ramp})

@@ -16,7 +16,6 @@ from common.model.networks import NetworkConfig, SegmentationNetwork, build_netw
 from common.model.optim import ChainedOptimizer
 from common.model.pairs import MeanLogits, cross_entropies, joint_groups, mixed_pseudo_labels, pixel_mean
 from common.ops.batch import IGNORE, Batch, SegBatch
-from common.ops.losses import partial_cross_entropy
 from common.ops.tensors import at_least_fp32, one_hot
 from methods.rrn.diagnostics import RegionReport
 from methods.rrn.discriminator import STRIDE, RegionDiscriminator, class_planes
@@ -119,7 +118,7 @@ class RRN(SegmentationModule):
         self.check_regions(valid)
         count, both = len(labeled["image"]), torch.cat([labeled["image"], image])
         outputs = [at_least_fp32(network(both)) for network in self.networks]
-        pce = torch.stack([partial_cross_entropy(one[:count], labeled["mask"], labeled["valid"]) for one in outputs])
+        pce = torch.stack([self.labeled_loss(one[:count], labeled["mask"], labeled["valid"]) for one in outputs])
         logits = [one[count:] for one in outputs]
         losses, logs = self.consistency(logits, q, image, valid)
         losses |= {"pce": pce.sum(), **self.adversaries(labeled, logits, image, valid)}

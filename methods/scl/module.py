@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.model.ema import EMATeacher
+from common.model.labeled import LabeledConfig
 from common.model.module import SegmentationModule, StepOutput
 from common.model.networks import SegmentationNetwork
 from common.ops.batch import Batch, SegBatch
-from common.ops.losses import partial_cross_entropy, pixel_consistency
+from common.ops.losses import pixel_consistency
 from common.ops.mixing import box_masks, mix, partners
 from common.ops.schedules import sigmoid_ramp
 from common.ops.tensors import at_least_fp32
@@ -69,6 +70,8 @@ class SCL(SegmentationModule):
             raise ValueError(f"samples must be >= 2, or null for every pair, got {samples}")
         if not 0 <= threshold <= 1 or not 0 <= ramp <= 1:
             raise ValueError("threshold is a probability and ramp a share of the run: both lie in [0, 1]")
+        if relaxation and self.labeled != LabeledConfig():
+            raise ValueError("relaxation is a labelled loss of its own: set it to 0, or leave the options labeled out")
         self.consistency_weight, self.structured_weight = consistency_weight, structured_weight
         self.threshold, self.feature, self.samples, self.stride = threshold, feature, samples, stride
         self.relaxation, self.ramp = relaxation, ramp
@@ -94,7 +97,7 @@ class SCL(SegmentationModule):
         if self.relaxation:
             pce = relaxed_cross_entropy(logits, labeled["mask"], labeled["valid"], self.relaxation)
         else:
-            pce = partial_cross_entropy(logits, labeled["mask"], labeled["valid"])
+            pce = self.labeled_loss(logits, labeled["mask"], labeled["valid"])
         consistency, confident = pixel_consistency(answer["logit"], target["prob"], valid, threshold=self.threshold)
         structured = self.structured(answer[self.feature], target[self.feature], valid, box, key)
         weight = sigmoid_ramp(self.progress, self.ramp) * self.structured_weight

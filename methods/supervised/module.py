@@ -9,7 +9,6 @@ from torch import nn
 from common.model.ema import EMATeacher
 from common.model.module import SegmentationModule, StepOutput
 from common.ops.batch import Batch
-from common.ops.losses import partial_cross_entropy
 
 
 class Supervised(SegmentationModule):
@@ -38,4 +37,4 @@ class Supervised(SegmentationModule):
     def compute_loss(self, batch: Batch) -> StepOutput:
         labeled = batch["labeled"]
         logits = self.network(labeled["image"])
-        return StepOutput(partial_cross_entropy(logits, labeled["mask"], labeled["valid"]))
+        return StepOutput(self.labeled_loss(logits, labeled["mask"], labeled["valid"]))

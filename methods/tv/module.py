@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.model.module import SegmentationModule, StepOutput
 from common.ops.batch import Batch, all_images
-from common.ops.losses import contrast_weights, partial_cross_entropy, total_variation
+from common.ops.losses import contrast_weights, total_variation
 from common.ops.schedules import linear_ramp
 from common.ops.tensors import at_least_fp32
 
@@ -47,7 +47,7 @@ class TV(SegmentationModule):
     def compute_loss(self, batch: Batch) -> StepOutput:
         image, mask, valid = all_images(batch["labeled"], batch.get("unlabeled"))
         logits = self.network(image)
-        pce = partial_cross_entropy(logits, mask, valid)
+        pce = self.labeled_loss(logits, mask, valid)
         variation = self.variation(logits, image, valid)
         ramp = linear_ramp(self.progress, self.start, self.ramp)
         return StepOutput(pce + ramp * (self.tv_weight * variation), {"pce": pce, "tv": variation, "ramp": ramp})

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from common.model.ema import EMATeacher
 from common.model.module import SegmentationModule, StepOutput
 from common.ops.batch import Batch, SegBatch
-from common.ops.losses import partial_cross_entropy
 from common.ops.mixing import box_masks, mix, partners
 from common.ops.tensors import at_least_fp32
 from methods.unimatch.losses import complementary_channels, dropped_channels, pseudo_label_loss
@@ -69,7 +68,7 @@ class UniMatch(SegmentationModule):
             logits, weak = self.network(labeled["image"]), self.teacher(unlabeled["image"])
         confidence, labels = at_least_fp32(weak.detach()).softmax(1).max(1)
         pseudo = {"labels": labels, "confidence": confidence, "valid": unlabeled["valid"]}
-        pce = partial_cross_entropy(logits, labeled["mask"], labeled["valid"])
+        pce = self.labeled_loss(logits, labeled["mask"], labeled["valid"])
         strong = torch.stack(self.strong_losses(unlabeled, pseudo))
         kept = ((confidence >= self.threshold) & unlabeled["valid"]).sum() / unlabeled["valid"].sum().clamp(min=1)
         logs = {"pce": pce, "strong": strong.mean(), "confident": kept}

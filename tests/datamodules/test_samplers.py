@@ -1,11 +1,14 @@
 """The order of the images: by seed and epoch, shared by ranks, resumed where it stopped."""
 
 from collections import Counter
+from functools import partial
+from math import exp
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from datamodules.samplers import EpochSampler, epoch_order
+from datamodules.samplers import EpochSampler, class_chances, class_order, epoch_order
 
 
 def fake_trainer(rank=0, ranks=1, epoch=0, processed=0, restarting=False):
@@ -65,3 +68,43 @@ def test_bad_lists_and_batches_are_refused():
         EpochSampler(0, 4, 1, 0)
     with pytest.raises(ValueError, match="batch of 6 cannot be shared by 4"):
         EpochSampler(10, 6, 1, 0, fake_trainer(ranks=4))
+
+
+# Rare classes ------------------------------------------------------------------------------------------------------
+
+COUNTS = np.array(
+    [[90, 0, 0, 0], [50, 40, 0, 0], [0, 10, 5, 0], [0, 0, 0, 0]]
+)  # nothing in the last image, or of the last class
+
+
+def test_class_chances_match_the_formula_and_an_absent_class_has_none():
+    shares, temperature = [140 / 195, 50 / 195, 5 / 195], 0.3
+    terms = [exp((1 - share) / temperature) for share in shares]
+    expected = [*(term / sum(terms) for term in terms), 0.0]
+    assert class_chances(COUNTS, temperature).tolist() == pytest.approx(expected)
+    assert class_chances(COUNTS, 1e-5).tolist() == pytest.approx([0, 0, 1, 0])  # no overflow
+
+
+def test_rare_classes_are_drawn_as_often_as_their_chances_say():
+    order = class_order(COUNTS, 0.3, 20_000, seed=1, epoch=4)
+    of_class = class_chances(COUNTS, 0.3)
+    expected = [of_class[0] / 2, of_class[0] / 2 + of_class[1] / 2, of_class[1] / 2 + of_class[2], 0]
+    found = np.bincount(order, minlength=4) / len(order)
+    assert found.tolist() == pytest.approx(expected, abs=0.015)
+
+
+def test_the_order_by_classes_depends_on_seed_epoch_and_position_only():
+    order = class_order(COUNTS, 0.3, 50, 0, 1)
+    assert (order == class_order(COUNTS, 0.3, 80, 0, 1)[:50]).all()
+    assert (order != class_order(COUNTS, 0.3, 50, 0, 2)).any()
+    assert (order != class_order(COUNTS, 0.3, 50, 1, 1)).any()
+
+
+def test_ranks_share_and_a_resume_continues_the_order_by_classes():
+    order = partial(class_order, COUNTS, 0.3)
+    one = list(EpochSampler(4, 8, 3, 0, order=order))
+    shards = [list(EpochSampler(4, 8, 3, 0, fake_trainer(rank, 2), order)) for rank in range(2)]
+    assert [[*shards[0][step], *shards[1][step]] for step in range(3)] == one
+    resumed = EpochSampler(4, 8, 3, 0, fake_trainer(processed=2, restarting=True), order)
+    assert list(resumed) == one[2:]
+    assert [draw.image for batch in one for draw in batch] == class_order(COUNTS, 0.3, 24, 0, 0).tolist()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.model.labeled import LabeledConfig
 from common.ops.affinity import dense_kernel, positions, stack_modalities, window_kernel
 from common.ops.batch import IGNORE
 from common.ops.tensors import at_least_fp32
@@ -42,6 +43,13 @@ def weighted(f, d, kind):
 # A call of each loss. d: logits z, p = softmax(z), teacher (a saturated prediction), labels, image, mask, valid, key.
 LOSSES = {
     "common.ops.losses.partial_cross_entropy": [lambda f, d: f(d["z"], d["mask"], d["valid"])],
+    "common.model.labeled.labeled_loss": [
+        lambda f, d, o=o, w=w: f(d["z"], d["mask"], d["valid"], LabeledConfig(**o), w)
+        for o, w in (
+            ({"class_weights": [1.0, 0.0, 9.0]}, torch.tensor([1.0, 0.0, 9.0])),
+            ({"ohem": 0.7, "ohem_kept": 3, "dice": 1.0, "focal": 1.0}, None),
+        )
+    ],
     "common.ops.losses.pixel_consistency": [
         lambda f, d, c=c, s=s: f(d["z"], d["teacher"], d["valid"], c, 0.97, s and d["labels"] > 0)[0]
         for c in ("batch", "pixel", "none")
@@ -94,7 +102,8 @@ LOSSES = {
 }  # fmt: skip
 # Public functions of the files of losses that give no loss. A new paper's file is listed with its losses.
 OTHERS = {
-    "common.ops.losses": {"contrast_weights", "neighbour_pairs"},
+    "common.model.labeled": {"balanced_weights", "given_weights", "weights_for"},
+    "common.ops.losses": {"contrast_weights", "hard_pixels", "neighbour_pairs"},
     "methods.dfr.losses": {"cell_labels", "draw_cells", "dynamic_kernel"},
     "methods.level_set.losses": {"closed_form_field", "head_field", "reduce", "region_tones", "unit_mean"},
     "methods.regularized.losses": {"clamp_seeds"},
