@@ -17,6 +17,7 @@ from common.training.tracking import check_trackers, partition
 from experiments.cli.configs import CONFIG_OPTIONS, SHIPPED, expand_configs
 from experiments.cli.lightning import WeaksegCLI, run
 from experiments.cli.messages import FILES
+from experiments.cli.own_data import CHOSEN, with_choices
 from experiments.runs.checkpoint import check_method
 from experiments.runs.run_dir import print_results
 from experiments.runs.start import start_from
@@ -121,5 +122,8 @@ def told_options(words: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     FILES.clear()
-    words = ["--help" if word == "--help-all" else word for word in arguments]
-    run(Fit, expand_configs(words), arguments)
+    words = with_choices(["--help" if word == "--help-all" else word for word in arguments])
+    try:
+        run(Fit, expand_configs(words), words)
+    finally:
+        os.environ.pop(CHOSEN, None)

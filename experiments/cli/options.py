@@ -75,7 +75,7 @@ def help_page() -> str:
     what = {
         "config NAME|FILE": "shipped, or a file (a word with / or .yaml)",
         "model NAME": "the method; `weakseg methods` lists them",
-        "data NAME": "the data set; `weakseg datamodules` lists them",
+        "data NAME|FOLDER": "the set; of your own folder the rest is chosen, and told",
         "seed_everything N": "seed of labels, order, augmentation and network (0)",
         "print_config": "print the config that results, and train nothing",
     }

@@ -1,0 +1,259 @@
+"""`weakseg fit --data FOLDER`: what nobody said is chosen from the images and their labels, told, and said explicitly.
+
+The choices are options like any others: those of the command line come after them, and the run's config.yaml holds
+them. A resumed run takes them from there. All of this is ours, rules of thumb from small experiments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from common.model.networks import NetworkConfig, build_network
+from common.ops.batch import IGNORE
+from datamodules.base import SegmentationDataModule
+from datamodules.decode import stored_size
+from experiments.cli.configs import CONFIG_OPTIONS, SHIPPED, expand_configs
+from experiments.cli.doctor import load_data
+
+TABLE = Path(__file__).parent / "decision.yaml"
+CHOSEN = "WEAKSEG_CHOSEN"  # what the first process of a machine chose, for those that it starts
+NETWORK = {"arch": "DeepLabV3Plus", "encoder": "tu-tf_efficientnet_lite0", "weights": "in1k"}
+LEAST, MOST = 256, 512  # pixels of the longer side, where images have as many
+BATCHES = (16, 8, 4, 2)
+EPOCHS, STEPS = 60, (1000, 20000)
+LOOKED_AT = 40  # images
+MISSING = object()
+
+
+def with_choices(words: Sequence[str]) -> list[str]:
+    """The words after `weakseg fit`; with `--data FOLDER` among them, what they leave open is chosen and put before.
+
+    A value of `--data` is a folder if it has a / or is there; else it is the name of a data set.
+
+    Raises:
+        ValueError, OSError: the folder cannot be used, or there is no pretrained encoder and none is given.
+    """
+    folder, rest = _folder_of(words)
+    if folder is None:
+        return [*words]
+    own = ["--data", "Folder", "--data.root", str(folder)]
+    if _names(rest, "regimes"):  # which says it all
+        return [*rest, *own]
+    if CHOSEN in os.environ:
+        return [*json.loads(os.environ[CHOSEN]), *rest]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "nothing is chosen for processes that a launcher starts: start once without it, and give the launcher the "
+            "command that is printed"
+        )
+    data = load_data([*own, *_of(rest, "--data.")])
+    kind = kind_of(data)
+    weights = _value(rest, "--model.network.weights", NETWORK["weights"])
+    pretrained = "from scratch" if weights in ("null", "~") else "pretrained"
+    method = yaml.safe_load(TABLE.read_text())[kind][pretrained]
+    named = next(iter(_names(rest, "methods")), None) or _value(rest, "--model", None)
+    run_dir = _value(rest, "--run_dir", None)
+    if run_dir is None:
+        name = _value(rest, "--name", None) or f"seed{_value(rest, '--seed_everything', '0')}"
+        run_dir = str(Path("runs", folder.resolve().name, named or method, name))
+    choices = _stored(Path(run_dir)) if _value(rest, "--resume", None) == "auto" else None
+    if choices is None:
+        choices = choose(data, rest)
+    first = ["--config", "base", *([] if named else ["--config", method]), *own, "--run_dir", run_dir]
+    first += [word for option, value in choices.items() if not _says(rest, option) for word in (option, value)]
+    _tell(folder, data, kind, named or method, first, rest)
+    os.environ[CHOSEN] = json.dumps(first)
+    return [*first, *rest]
+
+
+def kind_of(data: SegmentationDataModule) -> str:
+    """The row of the table for a data module's labels, by at most 40 masks."""
+    if data.supervision.kind == "tags":
+        return "tags"
+    names = data.names("train")
+    with_mask = [name for name in names if data.has_mask(name)]
+    if len(with_mask) < 0.9 * len(names):
+        return "some images labelled"
+    masks = [data.mask(name) for name in with_mask[:: -(-len(with_mask) // LOOKED_AT)]]
+    shares = [float(np.mean(mask != IGNORE)) for mask in masks if mask is not None]
+    return "all pixels labelled" if shares and median(shares) > 0.9 else "strokes or clicks"
+
+
+def choose(data: SegmentationDataModule, said: Sequence[str]) -> dict[str, str]:
+    """Options and their values."""
+    names = data.names("train")
+    files = [data.images[name] for name in names[:: -(-len(names) // LOOKED_AT)]]
+    longest = int(median(max(stored_size(file)[0]) for file in files if file.suffix != ".npy") if files else LEAST)
+    side = min(MOST, max(min(LEAST, 32 * -(-longest // 32)), 32 * (longest // 32)))
+    side = int(_value(said, "--data.size", side)) if str(_value(said, "--data.size", side)).isdigit() else side
+    network = {key: _value(said, f"--model.network.{key}", value) for key, value in NETWORK.items()}
+    if network["encoder"] != NETWORK["encoder"] and not _says(said, "--model.network.weights"):
+        network["weights"] = "null"
+    _check_at_hand(network, data)
+    crop = max(32, 32 * round(0.75 * side / 32))
+    streams = 4 if len([name for name in names if data.has_mask(name)]) < 0.9 * len(names) else 1
+    one = streams * saved_bytes(network, data, crop)
+    room = free_memory() / 2
+    labelled = sum(data.has_mask(name) for name in names) or len(names)
+    batch = next((size for size in BATCHES if size * one < room and size <= max(2, labelled)), BATCHES[-1])
+    batch = int(_value(said, "--data.batch_size", batch))
+    steps = min(max(100 * round(EPOCHS * len(names) / batch / 100), STEPS[0]), STEPS[1])
+    steps = int(_value(said, "--trainer.max_steps", steps))
+    return {
+        "--data.size": str(side),
+        "--data.crop": f"[{crop}, {crop}]",
+        "--data.scale": "[0.6, 1.5]",
+        "--data.batch_size": str(batch),
+        **{f"--model.network.{key}": str(value) for key, value in network.items()},
+        "--model.network.freeze_bn": "true" if batch < 8 and network["weights"] != "null" else "false",
+        "--model.encoder_lr_scale": "0.3" if network["weights"] != "null" else "1.0",
+        "--trainer.max_steps": str(steps),
+        "--trainer.val_check_interval": str(max(1, steps // 10)),
+    }
+
+
+def saved_bytes(network: dict[str, Any], data: SegmentationDataModule, crop: int) -> int:
+    """Bytes that the network keeps for the backward pass of one training image: counted in one step without memory, on
+    the meta device."""
+    config = NetworkConfig(
+        arch=network["arch"], encoder=network["encoder"], channels=data.channels, freeze_bn=True
+    )  # BatchNorm in training mode wants more than one value
+    held: list[torch.Tensor] = []  # storages must live on, or their numbers are given again
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor)
+        return tensor
+
+    with torch.device("meta"):
+        built = build_network(config, data.num_classes)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            built(torch.zeros(1, data.channels, crop, crop))
+    weights = {p.untyped_storage()._cdata for p in built.parameters()}
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}
+    return max(1, sum(size for number, size in sizes.items() if number not in weights))
+
+
+def free_memory() -> int:
+    """Bytes of the first GPU, or else of the machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    with Path("/proc/meminfo").open() as lines:
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def _check_at_hand(network: dict[str, Any], data: SegmentationDataModule) -> None:
+    """Build the network once: it downloads the encoder's weights, or finds those that it has downloaded before."""
+    try:
+        weights = None if network["weights"] == "null" else network["weights"]
+        build_network(NetworkConfig(**{**network, "weights": weights}), data.num_classes)
+    except RuntimeError as error:
+        encoder = str(network["encoder"]).removeprefix("tu-")
+        raise ValueError(
+            f"the pretrained encoder {encoder} is not at hand and cannot be downloaded: give a file of it, "
+            f"--model.network.weights {encoder}.safetensors, or start from scratch, --model.network.weights null"
+        ) from error
+
+
+def _stored(run_dir: Path) -> dict[str, str] | None:
+    """The choices of a run that is there. Its config is data: taken are numbers, and names that we choose ourselves."""
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        return None
+    try:
+        content = yaml.safe_load(file.read_text())
+        data, model, trainer = content["data"]["init_args"], content["model"]["init_args"], content["trainer"]
+        network = model["network"]
+        found = {
+            "--data.size": int(data["size"]),
+            "--data.crop": [int(side) for side in data["crop"]],
+            "--data.scale": [float(end) for end in data["scale"]],
+            "--data.batch_size": int(data["batch_size"]),
+            "--model.network.freeze_bn": str(bool(network["freeze_bn"])).lower(),
+            "--model.encoder_lr_scale": float(model["encoder_lr_scale"]),
+            "--trainer.max_steps": int(trainer["max_steps"]),
+            "--trainer.val_check_interval": int(trainer["val_check_interval"]),
+        }
+        own = {f"--model.network.{key}": value for key, value in NETWORK.items() if network[key] == value}
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
+    if len(own) < len(NETWORK):  # a network that was given, and is given again
+        own = {} if network["weights"] is not None else {**own, "--model.network.weights": "null"}
+    return {option: str(value) for option, value in (found | own).items()}
+
+
+@rank_zero_only
+def _tell(
+    folder: Path, data: SegmentationDataModule, kind: str, method: str, first: Sequence[str], rest: Sequence[str]
+) -> None:
+    counts = {split: len(data.names(split)) for split in ("train", "val", "test")}
+    masks = sum(data.has_mask(name) for name in data.names("train"))
+    images = (
+        f"{counts['train']} training images ({masks} with a mask), {counts['val']} for val, {counts['test']} for test"
+    )
+    print(f"{folder}: {kind}; {images}; {data.num_classes} classes")
+    print(f"chosen: {method}. This command says it all:")
+    print(f"  weakseg fit {shlex.join([*first, *rest])}")
+
+
+# Words of the command line ------------------------------------------------------------------------------------------
+
+
+def _folder_of(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder that `--data` names, and the other words."""
+    for number, word in enumerate(words):
+        option, sign, value = word.partition("=")
+        if option == "--data":
+            value = value if sign else "".join(words[number + 1 : number + 2])
+            if "/" in value or Path(value).expanduser().is_dir():
+                return Path(value).expanduser(), [*words[:number], *words[number + (1 if sign else 2) :]]
+    return None, [*words]
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Options and their values; a flag has the next word, which nobody asks for."""
+    pairs = zip(words, [*words[1:], ""], strict=False)  # the last word has none after it
+    split = [(*word.partition("="), after) for word, after in pairs]
+    return [(option, value if sign else after) for option, sign, value, after in split if option.startswith("-")]
+
+
+def _value(words: Sequence[str], option: str, default: Any) -> Any:
+    """What the words say of an option, with or without `init_args` in it, and the configs among them; the last one
+    counts. Null is `null`."""
+    first, *keys = option.removeprefix("--").split(".")
+    inner = ["init_args", *keys] if keys and first in ("data", "model") else keys or ["class_path"] * (first == "model")
+    found = default
+    for one, value in _pairs(expand_configs([*words])):
+        if one in CONFIG_OPTIONS:
+            content: Any = yaml.safe_load(value)
+            for key in (first, *inner):
+                content = content[key] if isinstance(content, dict) and key in content else MISSING
+            found = found if content is MISSING else "null" if content is None else content
+        elif one.replace(".init_args.", ".") == option:
+            found = value
+    return found
+
+
+def _says(words: Sequence[str], option: str) -> bool:
+    return _value(words, option, MISSING) is not MISSING
+
+
+def _of(words: Sequence[str], prefix: str) -> list[str]:
+    """Options with this prefix, each with its value."""
+    return [word for option, value in _pairs(words) if option.startswith(prefix) for word in (option, value)]
+
+
+def _names(words: Sequence[str], kind: str) -> list[str]:
+    """Named configs that are shipped in a folder, `regimes` or `methods`."""
+    shipped = {path.stem for path in (SHIPPED / kind).glob("*.yaml")}
+    return [value for option, value in _pairs(words) if option in CONFIG_OPTIONS and value in shipped]

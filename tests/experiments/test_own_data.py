@@ -1,0 +1,129 @@
+"""`weakseg fit --data FOLDER`: what is chosen, and that it is said, kept and overridden."""
+
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from common.model.networks import NetworkConfig, build_network
+from conftest import draw_folder, weakseg
+from datamodules import Folder
+from experiments.cli import own_data
+
+# Options that make it a matter of seconds; the choices around them stay.
+TINY = ["--model.network.encoder", "tu-test_resnet", "--trainer.max_steps", "2", "--data.num_workers", "0",
+        "--trainer.enable_progress_bar", "false"]  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return draw_folder(tmp_path / "my_data")
+
+
+def config_of(run_dir):
+    content = yaml.safe_load((run_dir / "config.yaml").read_text())
+    del content["data"]["init_args"]["cache_dir"]
+    return content
+
+
+def printed(text):
+    [line] = [line for line in text.splitlines() if line.startswith("  weakseg fit ")]
+    return shlex.split(line)[2:]
+
+
+def test_a_folder_is_enough_and_the_command_that_is_printed_is_the_same_run(root, tmp_path):
+    text = weakseg("fit", "--data", root, *TINY)
+    assert "all pixels labelled; 6 training images (6 with a mask), 2 for val, 2 for test; 3 classes" in text
+    assert "chosen: supervised_ema" in text
+    words = printed(text)
+    first = tmp_path / "runs" / "my_data" / "supervised_ema" / "seed0"
+    assert words[words.index("--run_dir") + 1] == str(first.relative_to(tmp_path))
+    words[words.index("--run_dir") + 1] = "again"
+    weakseg("fit", *words)
+    assert config_of(first) == config_of(tmp_path / "again")
+    data = config_of(first)["data"]["init_args"]
+    assert (data["size"], data["crop"], data["batch_size"]) == (64, [64, 64], 4)  # the longer sides' median is 44
+    assert config_of(first)["trainer"]["max_steps"] == 2
+    assert config_of(first)["model"]["init_args"]["ema_decay"] == 0.99
+
+
+def test_every_choice_can_be_overridden_and_a_class_is_no_folder(root):
+    said = ["--config", "tv", "--data.size", "32", "--data.batch_size=2", "--model.network.arch", "FPN"]
+    text = weakseg("fit", "--data=./my_data", *TINY, *said, "--run_dir", "mine")
+    assert "chosen: tv" in text
+    config = config_of(root.parent / "mine")
+    assert config["model"]["class_path"].endswith("TV")
+    assert config["model"]["init_args"]["network"]["arch"] == "FPN"
+    assert (config["data"]["init_args"]["size"], config["data"]["init_args"]["batch_size"]) == (32, 2)
+    assert "chosen" not in weakseg("fit", "--data", "Folder", "--data.root", root, expect=2)
+
+
+def test_a_resumed_run_takes_its_choices_and_measures_nothing(root, monkeypatch):
+    weakseg("fit", "--data", "my_data", *TINY)
+    run_dir = root.parent / "runs" / "my_data" / "supervised_ema" / "seed0"
+    before = config_of(run_dir)
+    monkeypatch.setattr(own_data, "choose", None)
+    weakseg("fit", "--data", "my_data", *TINY, "--resume", "auto", "--trainer.max_steps", "4")
+    after = config_of(run_dir)
+    assert after["trainer"].pop("max_steps") == 4
+    assert before["trainer"].pop("max_steps") == 2
+    assert before == after
+
+
+def test_the_kind_of_labels_says_the_method(root):
+    assert own_data.kind_of(Folder(str(root))) == "all pixels labelled"
+    for number in (2, 3, 4):
+        (root / "masks" / f"{number}.png").unlink()
+    assert own_data.kind_of(Folder(str(root))) == "some images labelled"
+    for file in (root / "masks").iterdir():
+        mask = np.array(Image.open(file))
+        mask[5:] = 255
+        Image.fromarray(mask).save(file)
+    for number in (2, 3, 4):
+        shutil.copy(root / "masks" / "0.png", root / "masks" / f"{number}.png")
+        shutil.copy(root / "images" / "0.png", root / "images" / f"{number}.png")
+    assert own_data.kind_of(Folder(str(root))) == "strokes or clicks"
+    rows = yaml.safe_load(own_data.TABLE.read_text())
+    from experiments.cli.configs import shipped_configs
+
+    assert {name for row in rows.values() for name in row.values()} <= shipped_configs().keys()
+    assert {*rows} == {"all pixels labelled", "some images labelled", "strokes or clicks", "tags"}
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_without_memory(root):
+    network = {"arch": "DeepLabV3Plus", "encoder": "tu-test_resnet"}
+    counted = own_data.saved_bytes(network, Folder(str(root)), 64)
+    built = build_network(NetworkConfig(**network, freeze_bn=True), 3)
+    own, held = {p.data_ptr() for p in built.parameters()}, {}
+
+    def keep(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # alive, or its place is taken again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        built(torch.zeros(1, 3, 64, 64))
+    slow = sum(storage.nbytes() for place, storage in held.items() if place not in own)
+    assert counted == pytest.approx(slow, rel=0.05)
+
+
+def test_the_batch_fits_the_memory(root, monkeypatch):
+    data, said = Folder(str(root)), [*TINY]
+    for free, batch in ((2**40, "4"), (1, "2")):
+        monkeypatch.setattr(own_data, "free_memory", lambda free=free: free)
+        assert own_data.choose(data, said)["--data.batch_size"] == batch
+
+
+def test_without_a_pretrained_encoder_the_way_out_is_named(root, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("could not be downloaded")
+
+    monkeypatch.setattr(own_data, "build_network", refuse)
+    text = weakseg("fit", "--data", "my_data", expect=1)
+    assert "--model.network.weights tf_efficientnet_lite0.safetensors" in text
+    assert "--model.network.weights null" in text
+    assert not (root.parent / "runs").exists()
