@@ -46,7 +46,7 @@ def test_configs_studies_templates_and_licences_are_in_it(installed):
     tracked = output(["git", "ls-files", "experiments"], cwd=ROOT).split() if (ROOT / ".git").exists() else []
     wanted = [name for name in tracked if Path(name).suffix == ".yaml" and (ROOT / name).exists()]
     assert not [name for name in wanted if name not in names]
-    assert {"experiments/compare/report.html", "weakseg.py", "common/py.typed"} <= names
+    assert {"experiments/compare/report.html", "experiments/review/page.html", "weakseg.py", "common/py.typed"} <= names
     assert {f"experiments/annotate/page.{suffix}" for suffix in ("html", "js", "css")} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "docs")) or name.endswith(".ckpt")]

@@ -59,19 +59,20 @@ class PredictionPictures(Callback):
 
 
 class Written:
-    """What `predict` has written into a folder: `.weakseg-predictions.jsonl`, a line for each file before it is written
-    (`[path, null]`, as it may be cut off) and one after (`[path, [size, time of change in ns]]`).
+    """What a verb, such as `predict`, has written into a folder: `.weakseg-predictions.jsonl`, a line for each file
+    before it is written (`[path, null]`, as it may be cut off) and one after (`[path, [size, time of change in ns]]`).
 
     Args:
         folder: it need not exist.
+        verb: who writes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.list = folder, folder / ".weakseg-predictions.jsonl"
+    def __init__(self, folder: Path, verb: str = "predict") -> None:
+        self.folder, self.list, self.verb = folder, folder / ".weakseg-predictions.jsonl", verb
 
     def check(self, targets: Iterable[str], overwrite: bool) -> None:
-        """Raise FileExistsError if a file would be replaced that `predict` has not written, or that was changed since,
-        or, without `overwrite`, any."""
+        """Raise FileExistsError if a file would be replaced that was not written here, or that was changed since, or,
+        without `overwrite`, any."""
         known: dict[str, list[int] | None] = {}
         if self.list.exists():
             for line in self.list.read_text().splitlines():
@@ -87,7 +88,8 @@ class Written:
             found = path.stat()
             if target not in known or known[target] not in (None, [found.st_size, found.st_mtime_ns]):
                 raise FileExistsError(
-                    f"{path} was not written by predict, or was changed since: choose another --output, or move it away"
+                    f"{path} was not written by {self.verb}, or was changed since: choose another --output, or move it "
+                    "away"
                 )
             if not overwrite:
                 raise FileExistsError(f"{path} exists: choose another --output, or replace it with --overwrite")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
+import torch
 
 from common.ops.array import Array
+from common.ops.uncertainty import entropy
 
 
 def uncertainty(probabilities: Array) -> float:
     """Mean entropy of the pixels of a prediction, float (K, H, W), as a share of the highest possible: 0 to 1."""
-    terms = -probabilities * np.log(np.clip(probabilities, 1e-12, 1))
-    return float(terms.sum(0).mean() / np.log(len(probabilities)))
+    return float(entropy(torch.from_numpy(probabilities)).mean())
 
 
 def next_image(scores: Mapping[str, float]) -> str | None:

@@ -25,6 +25,8 @@ train and evaluate
 
 label
   annotate     draw labels in a browser: weakseg annotate FOLDER --classes background,horse
+  suggest      what to label next:       weakseg suggest --run RUN_DIR --images FOLDER -n 20 --output FOLDER
+  review       where model and masks differ, as a page: weakseg review --run RUN_DIR --output FOLDER
 
 compare
   compare      finished runs in tables, curves and pictures: weakseg compare runs
@@ -41,7 +43,7 @@ An error is one line; set WEAKSEG_TRACEBACK=1 to see where it came from. `weakse
 """
 VERBS = (
     *("fit", "validate", "test", "predict", "pseudo", "export"),
-    *("annotate", "compare", "study"),
+    *("annotate", "suggest", "review", "compare", "study"),
     *("demo", "methods", "datamodules", "doctor"),
 )
 

@@ -77,6 +77,7 @@ def from_run(
     config = stored_config(checkpoint, options.package)
     options.classes = classes_of(checkpoint, config)
     check_weights(checkpoint, config, options.classes)
+    options.trained_on = config["data"]
     if photos:
         config["data"] = photos_part(options.classes, config)
     config["trainer"] |= {"devices": 1, "enable_model_summary": False}
