@@ -39,8 +39,8 @@ def epoch_order(length: int, count: int, seed: int, epoch: int) -> NDArray[np.in
 def class_chances(counts: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
     """How often each class is drawn: `P(c) ~ exp((1 - f_c) / T)`, f_c the share of class c among the labelled pixels.
 
-    Hoyer et al., CVPR 2022 (arXiv 2111.14887), eq. 9 and 10, with T = 0.01 there. A class that no image has is never
-    drawn.
+    The rare class sampling of Hoyer et al., CVPR 2022 (DAFormer, arXiv 2111.14887), with T = 0.01 there. A class that
+    no image has is never drawn.
 
     Args:
         counts: (N, K) labelled pixels of each class in each image.

@@ -167,10 +167,14 @@ class SegmentationModule(LightningModule):
         pairs = zip(probabilities, image, strict=True)
         return torch.stack([postprocess(p, i, self.postprocess) for p, i in pairs])
 
-    def _evaluate(self, batch: Mapping[str, Any], refine: bool) -> None:
+    def _evaluate(self, batch: Mapping[str, Any], refine: bool) -> dict[str, Tensor] | None:
+        """Count a batch; `labels` and `probabilities` of the scored network, for callbacks."""
+        scored = None
         for name, network in self.eval_networks().items():
-            labels, _ = self.predict_labels(network, batch, refine)
+            labels, probabilities = self.predict_labels(network, batch, refine)
             self._metric(name).update(labels, batch["mask"])
+            scored = scored or {"labels": labels, "probabilities": probabilities}
+        return scored
 
     def _log_metrics(self, stage: str) -> None:
         classes = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
@@ -198,8 +202,8 @@ class SegmentationModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, refine=True)
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
+        return self._evaluate(batch, refine=True)
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
 from common.ops.distributed import all_sum, world_size
@@ -77,6 +78,34 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_model_score = self.kth_value = self.current_score = score
         self.best_model_path = self.kth_best_model_path = str(file)
         self.best_k_models = {str(file): score}
+
+
+class Patience(EarlyStopping):
+    """Ends the run after a validation that is the `patience`-th one without a higher score (the method's). A run that
+    has ended so stays ended when it is resumed, unless with more patience."""
+
+    state_key = "Patience"  # not with the monitored metric, which follows the method
+
+    def __init__(self, patience: int) -> None:
+        if patience < 1:
+            raise ValueError(f"--patience is a number of validations, at least 1, got {patience}")
+        super().__init__("val/miou", patience=patience, mode="max", check_finite=False, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = self.wait_count >= self.patience
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor != pl_module.score:  # another one: what was before says nothing of it
+            self.wait_count, self.best_score = 0, torch.tensor(-torch.inf)
+        self.monitor = str(pl_module.score)
+        super().on_validation_end(trainer, pl_module)
+        if self.wait_count >= self.patience:
+            rank_zero_only(print)(
+                f"stopped at step {trainer.global_step}: no higher {self.monitor} in {self.wait_count} validations"
+            )
 
 
 class LastCheckpoint(Callback):

@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from common.model.module import SegmentationModule
 from common.model.options import plain_options
-from common.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from common.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Patience
 from common.training.loggers import CSVLogger
 from common.training.nonfinite import NonFiniteGuard
 from common.training.predictions import PredictionPictures
@@ -41,6 +41,7 @@ def run_parts(
     claim: Mapping[str, Any],
     checkpoint_every: int = 50,
     skip_nonfinite: int = 0,
+    patience: int | None = None,
     wandb: WandbMode = "off",
     tensorboard: bool = False,
     wandb_checkpoints: bool = False,
@@ -55,6 +56,7 @@ def run_parts(
         claim: how the directory is claimed: options of `common.training.run_dir.RunStart`.
         checkpoint_every: optimizer steps between `last.ckpt` files.
         skip_nonfinite: steps without a finite gradient to leave out before the run stops.
+        patience: validations without a higher score after which the run ends; None: it goes on.
         wandb, tensorboard: log there too.
         wandb_checkpoints: send the checkpoints to W&B too.
     """
@@ -68,6 +70,7 @@ def run_parts(
         Throughput(),
         PredictionPictures(folder),
         BestCheckpoint(checkpoints),
+        *([] if patience is None else [Patience(patience)]),
         RunSummary(folder, seed),
         LastCheckpoint(checkpoints, checkpoint_every),
         Tracking(folder, wandb_checkpoints),

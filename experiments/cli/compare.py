@@ -25,6 +25,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("comparison"), help="folder of the report (comparison)")
     parser.add_argument("--baseline", help="row that others are compared with, by its name in the table (Supervised)")
     parser.add_argument("--images", type=int, default=4, help="test images shown with the predictions of each row (4)")
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="NAME",
+        help="further columns: what was tested (test/accuracy, test/iou/CLASS, what `weakseg test --metrics` adds), "
+        "val/... and train/... of the last step",
+    )  # fmt: skip
     parser.add_argument("--test", action="store_true", help="run `weakseg test` on runs that lack it, best and last")
     return parser.parse_args(arguments)
 
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     if not runs:
         raise FileNotFoundError("no run is finished: " + "; ".join(left_out))
     tables, remarks = build_tables(runs, options.baseline)
-    shown = write_report(options.output, tables, [*left_out, *remarks], options.images)
+    shown = write_report(options.output, tables, [*left_out, *remarks], options.images, options.columns)
     print(shown)
     for line in [*left_out, *remarks]:
         print(f"\n{line}")

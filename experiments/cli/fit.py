@@ -73,6 +73,7 @@ class Fit(WeaksegCLI):
             claim=claim,
             checkpoint_every=settings.checkpoint_every,
             skip_nonfinite=settings.skip_nonfinite,
+            patience=settings.patience,
             wandb=settings.wandb,
             tensorboard=bool(settings.tensorboard),
             wandb_checkpoints=bool(settings.wandb_checkpoints),

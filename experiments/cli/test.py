@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
 from common.training.summary import RunSummary, git_commit
 from common.training.test_images import TestImages
+from common.training.test_metrics import METRICS, TestMetrics
 from common.training.tracking import Tracking, check_trackers, make_trackers
 from experiments.cli.lightning import run
 from experiments.cli.trained import TrainedCLI, from_run, trained_parser
@@ -18,7 +20,8 @@ class Test(TrainedCLI):
     def parts(self) -> dict[str, Any]:
         folder, settings = self.options.run, self.settings
         if not folder:
-            return super().parts()
+            more = TestMetrics(self.options.metrics)
+            return super().parts() | ({"callbacks": [more]} if self.options.metrics else {})
         check_trackers(settings.wandb, settings.tensorboard)
         kind = self.model.postprocess.kind
         name = self.options.ckpt.stem + ("" if kind == "none" else f"+{kind}")
@@ -26,6 +29,7 @@ class Test(TrainedCLI):
             "callbacks": [
                 RunSummary(folder, int(settings.seed_everything), name),
                 TestImages(folder, name),
+                *([TestMetrics(self.options.metrics, folder, name)] if self.options.metrics else []),
                 Tracking(
                     folder, False, lambda: make_trackers(folder, settings.wandb, settings.tensorboard, git_commit())
                 ),
@@ -38,4 +42,12 @@ class Test(TrainedCLI):
 
 
 def main(arguments: Sequence[str]) -> None:
-    run(Test, *from_run(trained_parser("test"), arguments))
+    parser = trained_parser("test")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join(
+        [str(parser.epilog), "", "metrics:", *(f"  {name:14}{words}" for name, words in METRICS.items())]
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", choices=[*METRICS], default=[], metavar="NAME", help="further metrics, see below"
+    )
+    run(Test, *from_run(parser, arguments))

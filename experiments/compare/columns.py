@@ -176,8 +176,12 @@ COSTS = {
 }
 
 
-def comparison(table: Table) -> list[Column]:
-    """The columns of `weakseg compare`."""
+def comparison(table: Table, more: Sequence[str] = ()) -> list[Column]:
+    """The columns of `weakseg compare`; `more`: names of further ones, as a study gives them.
+
+    Raises:
+        ValueError: there is no such column.
+    """
     found = [count(), *(on_test(which, f"test {which}") for which in table.tested)]
     for which in ("best", "last"):
         if which in table.tested:
@@ -191,6 +195,12 @@ def comparison(table: Table) -> list[Column]:
             if which in table.tested:
                 metric = name.removeprefix("val/")
                 found.append(on_test(which, f"test/{metric}, {which}", metric))
+    for name in more:
+        if name.startswith("test/"):
+            tested = [which for which in ("best", "last") if which in table.tested]
+            found += [on_test(which, f"{name}, {which}", name.removeprefix("test/")) for which in tested]
+        else:
+            found.append(find_column(name, "best"))
     found += [mean_of("at step", "best_step", best_step, "{:.0f}")]
     return [*found, *(COSTS[name] for name in ("steps", "minutes", "images/s", "memory")), silent(COSTS["parameters"])]
 
@@ -255,9 +265,9 @@ def measure(table: Table, columns: Sequence[Column]) -> list[Numbers]:
     return found
 
 
-def numbers(table: Table) -> list[Numbers]:
-    """What `weakseg compare` writes into `table.csv`."""
-    return measure(table, comparison(table))
+def numbers(table: Table, more: Sequence[str] = ()) -> list[Numbers]:
+    """What `weakseg compare` writes into `table.csv`; `more` as in `comparison`."""
+    return measure(table, comparison(table, more))
 
 
 def cells(table: Table, columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:

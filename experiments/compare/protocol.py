@@ -83,4 +83,6 @@ def settings(run: Finished) -> Flat:
     if data.get("class_sampling") is None:  # as labeled
         data.pop("class_sampling", None)
     trainer = {k: v for k, v in run.config["trainer"].items() if k in TRAINER}
+    if (patience := run.config.get("patience")) is not None:
+        trainer["patience"] = patience
     return as_text({"method": run.method, "model": {**model, "network": network}, "data": data, "trainer": trainer})

@@ -37,8 +37,14 @@ def embed(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def write_report(folder: Path, tables: Sequence[Table], remarks: Sequence[str], images: int) -> str:
-    """Write everything into `folder`; returns the tables as Markdown."""
+def write_report(
+    folder: Path, tables: Sequence[Table], remarks: Sequence[str], images: int, more: Sequence[str] = ()
+) -> str:
+    """Write everything into `folder`; returns the tables as Markdown. `more`: names of further columns.
+
+    Raises:
+        ValueError: there is no such column.
+    """
     drawn = folder / "figures"
     colors = figures.row_colors(tables)
     count = sum(len(row.runs) for table in tables for row in table.rows)
@@ -50,7 +56,7 @@ def write_report(folder: Path, tables: Sequence[Table], remarks: Sequence[str], 
 
     for number, table in enumerate(tables):
         which = "best" if not table.tested or "best" in table.tested else table.tested[0]
-        columns, rows = cells(table, comparison(table))
+        columns, rows = cells(table, comparison(table, more))
         lines += [f"## {table.title}\n", markdown(columns, rows) + "\n", *(f"- {note}" for note in table.notes), ""]
         made = {"curves": figures.curves(table, colors), "classes": figures.bars(table, colors, which)}
         content = {name: figures.png(figure) for name, figure in made.items() if figure}
@@ -83,6 +89,6 @@ def write_report(folder: Path, tables: Sequence[Table], remarks: Sequence[str], 
     html = page.render(tables=shown, remarks=remarks, count=count, draws=DRAWS, shares=embedded)
     write_text(folder / "report.html", html)
     write_text(folder / "report.md", "\n".join(lines))
-    write_csv(folder / "table.csv", [row for table in tables for row in numbers(table)])
+    write_csv(folder / "table.csv", [row for table in tables for row in numbers(table, more)])
     write_csv(folder / "runs.csv", [row for table in tables for row in run_numbers(table)])
-    return "\n\n".join(f"{table.title}\n\n{markdown(*cells(table, comparison(table)))}" for table in tables)
+    return "\n\n".join(f"{table.title}\n\n{markdown(*cells(table, comparison(table, more)))}" for table in tables)

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-PER_CENT = ("miou", "iou", "accuracy", "cam_miou", "cam_iou", "map", "f1")  # beginnings of metrics' names
+# Beginnings of metrics' names.
+PER_CENT = ("miou", "iou", "accuracy", "cam_miou", "cam_iou", "map", "f1", "dice", "precision", "recall",
+            "boundary_iou", "ece")  # fmt: skip
 
 
 def print_results(folder: Path) -> None:
