@@ -128,8 +128,8 @@ def test_summary_says_what_was_trained_on_what(trained):
     found = summary(trained)
     run = load_run(trained)
     assert set(found) == {
-        "method", "data", "seed", "steps", "annotation", "last", "score", "best", "seconds", "images_per_s", "peak_memory_gb",
-        "parameters", "commit", "versions", "devices",
+        "method", "data", "seed", "steps", "annotation", "last", "score", "best", "seconds", "images_per_s",
+        "peak_memory_gb", "parameters", "commit", "versions", "devices",
     }  # fmt: skip
     assert (found["method"], found["data"], found["seed"], found["steps"]) == ("Supervised", "Synthetic", 0, 8)
     assert found["parameters"] == sum(p.numel() for p in run.model.parameters())

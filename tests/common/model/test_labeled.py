@@ -12,8 +12,10 @@ from common.model.labeled import LabeledConfig, balanced_weights, given_weights,
 from common.model.networks import NetworkConfig
 from common.ops.batch import IGNORE
 from common.ops.losses import hard_pixels, partial_cross_entropy
+from common.training.checkpoints import LastCheckpoint
 from conftest import ROOT, fit_tiny, two_processes
 from methods import CAM, SCL, LevelSet, Supervised
+from same_run import assert_same_run
 
 K = 3
 WEIGHTS = torch.tensor([0.5, 2.0, 0.0])
@@ -213,3 +215,21 @@ def test_balanced_weights_of_a_run_count_the_drawn_labels_alone(tmp_path, monkey
     assert config["data"]["init_args"]["class_sampling"] == 0.05
     text = fit_tiny(tmp_path / "no", "--model.labeled.ohem", "0.7", expect=1)
     assert "labeled.ohem is without effect: a batch has 4096 pixels" in text
+
+
+def test_stopped_and_resumed_it_is_the_unbroken_run(tmp_path, monkeypatch):
+    options = ["--model.labeled.class_weights", "balanced", "--model.labeled.focal", "1", "--checkpoint_every", "1"]
+    options += ["--data.class_sampling", "0.05", "--trainer.max_steps", "6"]
+    fit_tiny(tmp_path / "whole", *options)
+    save = LastCheckpoint._save
+
+    def save_and_die(self, trainer):
+        save(self, trainer)
+        if trainer.global_step == 4:  # in the middle of the second epoch
+            raise ValueError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", save_and_die)
+        fit_tiny(tmp_path / "cut", *options, expect=1)
+    fit_tiny(tmp_path / "cut", *options, "--resume", "auto")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
