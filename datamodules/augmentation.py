@@ -8,7 +8,13 @@ import torch
 
 from datamodules.transforms import draw_strong, draw_uniform, random_crop, strong_view
 
+LARGE = 2**24  # pixels of an evaluation image, or mask, that stays in bytes
 STREAMS = ("labeled", "unlabeled")  # in this order: their augmentation is seeded by it
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """What the augmentation of a stream is drawn from, with each sample's key."""
+    return seed * len(STREAMS) + STREAMS.index(stream)
 
 
 def with_draws(batch: dict[str, Any], seed: int, strong_views: int) -> dict[str, Any]:
@@ -17,9 +23,9 @@ def with_draws(batch: dict[str, Any], seed: int, strong_views: int) -> dict[str,
     They are drawn on the host, where the keys are: asking the device for them would make it wait.
     """
     ready = dict(batch)
-    for number, stream in enumerate(STREAMS):
+    for stream in STREAMS:
         if stream in batch:
-            own, key = seed * len(STREAMS) + number, batch[stream]["key"]
+            own, key = stream_seed(seed, stream), batch[stream]["key"]
             ready[stream] = {**batch[stream], "draws": draw_uniform(own, key)}
             if stream == "unlabeled" and strong_views:
                 ready[stream]["strong_draws"] = draw_strong(own, key, strong_views)
@@ -31,15 +37,26 @@ def augmented(stream: dict[str, Any], crop: tuple[int, int], scale: tuple[float,
     has numbers for them."""
     stream = dict(stream)
     extent, draws, strong = stream.pop("extent"), stream.pop("draws"), stream.pop("strong_draws", None)
+    origin = stream.pop("origin", None)
     image = stream["image"].float().div_(255)
-    image, mask, valid = random_crop(image, stream["mask"], extent, draws, crop, scale, flip)
+    image, mask, valid = random_crop(image, stream["mask"], extent, draws, crop, scale, flip, origin)
     if strong is not None:
         stream["strong"] = torch.stack([strong_view(image, strong[:, view]) for view in range(strong.shape[1])], 1)
     return {**stream, "image": image, "mask": mask, "valid": valid}
 
 
 def whole(batch: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation batch as a `SegBatch`: the image at the training size, the mask at the original one."""
-    mask = batch["mask"].long()
-    valid = torch.ones(mask.shape, dtype=torch.bool, device=mask.device)
-    return {**batch, "image": batch["image"].float().div_(255), "mask": mask, "valid": valid}
+    """An evaluation batch as a `SegBatch`: the image at the training size, the mask at the original one.
+
+    An image or a mask of more than LARGE pixels stays uint8, for `common.model.inference.as_float` and
+    `common.model.metrics`, which take it part by part.
+    """
+    image, mask = batch["image"], batch["mask"]
+    if image.shape[-2] * image.shape[-1] <= LARGE:
+        image = image.float().div_(255)
+    if mask.shape[-2] * mask.shape[-1] <= LARGE:
+        mask = mask.long()
+        valid = torch.ones(mask.shape, dtype=torch.bool, device=mask.device)
+    else:
+        valid = torch.ones((), dtype=torch.bool, device=mask.device).expand(mask.shape)
+    return {**batch, "image": image, "mask": mask, "valid": valid}

@@ -38,6 +38,7 @@ from datamodules.loaders import split_loader, training_loader
 from datamodules.pseudo import PseudoMasks
 from datamodules.splits import Split
 from datamodules.supervision import Supervision, split_images
+from datamodules.transforms import Box
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -47,8 +48,9 @@ class SegmentationDataModule(LightningDataModule):
     are no pictures of class ids implements `mask`; one without files also `image` and `source`.
 
     Args:
-        size: images are resized to fit inside [height, width] (one number: a square), keeping their proportions.
-        crop: [height, width] of a training sample; default: `size`.
+        size: images are resized to fit inside [height, width] (one number: a square), keeping their proportions;
+            `native`: they and their labels stay as they are, training sees crops and evaluation windows of them.
+        crop: [height, width] of a training sample; default: `size`. `native` needs it.
         batch_size: labelled images per optimizer step, over all devices and accumulated batches.
         unlabeled_batch_size: unlabelled images per optimizer step, likewise; 0 leaves the unlabelled stream out. This
             and the next two options follow from the method unless given (`common.training.run.fill_streams`).
@@ -63,7 +65,7 @@ class SegmentationDataModule(LightningDataModule):
         cache_dir: where drawn annotations are kept; default: $WEAKSEG_CACHE or ~/.cache/weakseg.
         cache: keep decoded, resized training and validation images, so that each is read once: `ram`, until the run
             ends, shared by the loader processes of a device; `disk`, in `cache_dir`, for all runs and devices. Either
-            takes up to 3 x height x width bytes an image; the results are the same bit for bit.
+            takes up to 3 x height x width bytes an image; the results are the same bit for bit. Not `ram` for `native`.
         pseudo_masks: folder of `weakseg pseudo`: training images have its labels in place of their masks, if they have
             any; val and test keep theirs.
         class_sampling: draw labelled images by the classes in them, rare ones more often, at this temperature (0.01 in
@@ -84,7 +86,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def __init__(
         self,
-        size: int | list[int] = 128,
+        size: int | list[int] | Literal["native"] = 128,
         crop: list[int] | None = None,
         batch_size: int = 16,
         unlabeled_batch_size: int | None = None,
@@ -102,8 +104,15 @@ class SegmentationDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
-        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self.crop = (crop[0], crop[1]) if crop else self.size
+        self.size: Box = None
+        if size != "native":
+            self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        elif cache == "ram":
+            raise ValueError("data.cache=ram would hold every image at its own size (data.size=native): use disk")
+        sample = crop or self.size
+        if sample is None:
+            raise ValueError("data.size=native needs data.crop: [height, width] of a training sample")
+        self.crop = (sample[0], sample[1])
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"data.scale must be [low, high] with 0 < low <= high, got {scale}")
         self.batch_size, self.unlabeled_batch_size = batch_size, unlabeled_batch_size or 0
@@ -286,6 +295,11 @@ class SegmentationDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Whole images of the test split, one by one, with their masks."""
         return split_loader(self, "test")
+
+    @property
+    def told_size(self) -> list[int] | Literal["native"]:
+        """`size` as files say it."""
+        return "native" if self.size is None else [*self.size]
 
     def small_image(self, name: str) -> Small:
         """An image as loaders read it: at the training size."""

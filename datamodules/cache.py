@@ -20,7 +20,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from common.ops.array import Array
 from common.training.files import clean, written_whole
-from datamodules.transforms import fit_size, resize_image
+from datamodules.transforms import Box, fit_size, resize_image
 
 HEADER = 16  # bytes before a record's pixels: heights and widths of the small and the original image, 32 bits each
 FORMAT = 2  # of the disk cache; raise it when decoding or resizing gives other values
@@ -49,8 +49,8 @@ class Small(NamedTuple):
     size: tuple[int, int]
 
 
-def shrink(image: Array, box: tuple[int, int]) -> Small:
-    """uint8 (H, W, C), resized to fit inside `box`."""
+def shrink(image: Array, box: Box) -> Small:
+    """uint8 (H, W, C), resized to fit inside `box`, if there is one."""
     size = (image.shape[0], image.shape[1])
     return Small(np.ascontiguousarray(resize_image(image, fit_size(size, box)).transpose(2, 0, 1)), size)
 
@@ -107,7 +107,7 @@ class DiskCache:
 
     Args:
         folder: where they are kept.
-        box: the training size.
+        box: the training size; None is the image's own.
         read: reads one.
         file: where an image comes from; None: from no file.
         reading: how it is read: part of the key.
@@ -117,7 +117,7 @@ class DiskCache:
     def __init__(
         self,
         folder: Path,
-        box: tuple[int, int],
+        box: Box,
         read: Callable[[str], Small],
         file: Callable[[str], Path | None],
         reading: str = "",
@@ -135,7 +135,7 @@ class DiskCache:
         if file is None:
             raise ValueError("data.cache=disk is for images that come from files: use data.cache=ram")
         state = file.stat()
-        key = (FORMAT, os.path.abspath(file), state.st_size, state.st_mtime_ns, *self.box, self.reading)
+        key = (FORMAT, os.path.abspath(file), state.st_size, state.st_mtime_ns, *(self.box or ()), self.reading)
         return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.bin"
 
     def get(self, name: str) -> Small:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +16,37 @@ from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.cache import Small
 from datamodules.samplers import Draw
-from datamodules.transforms import fit_size, pad_to
+from datamodules.transforms import Box, cut_box, cut_span, draw_uniform, fit_size, pad_to
+
+
+class Cut(NamedTuple):
+    """What `random_crop` will read of an image at its own size: drawn from `seed` and the sample's key, as there."""
+
+    seed: int
+    crop: tuple[int, int]
+    scale: tuple[float, float]
 
 
 class TrainingImages(Dataset[dict[str, Any]]):
-    """Training images padded to one size, with their drawn annotation (none: everything 255). Indexed by `Draw`."""
+    """Training images padded to one size, with their drawn annotation (none: everything 255). Indexed by `Draw`.
+
+    Args:
+        names: of the list.
+        read: gives an image.
+        box: the size that images fit; None: of images at their own size the part is given that is cropped.
+        annotations: folder of the drawn annotation.
+        cut: that part, where `box` is None.
+    """
 
     def __init__(
-        self, names: list[str], read: Callable[[str], Small], box: tuple[int, int], annotations: Path | None
+        self,
+        names: list[str],
+        read: Callable[[str], Small],
+        box: Box,
+        annotations: Path | None,
+        cut: Cut | None = None,
     ) -> None:
-        self.names, self.read, self.box, self.annotations = names, read, box, annotations
+        self.names, self.read, self.box, self.annotations, self.cut = names, read, box, annotations, cut
         tags = annotations / "tags.json" if annotations else None
         self.tags = json.loads(tags.read_text()) if tags and tags.exists() else None
 
@@ -41,16 +62,23 @@ class TrainingImages(Dataset[dict[str, Any]]):
             mask = np.asarray(Image.open(self.annotations / f"{name}.png"))
         if mask.shape != extent:
             raise ValueError(f"image '{name}' is {size}, its annotation {mask.shape}: delete {self.annotations}")
-        image = torch.zeros(len(small), *self.box, dtype=torch.uint8)
-        image[:, : extent[0], : extent[1]] = torch.from_numpy(small)
+        key, box, part = torch.tensor([draw.epoch, draw.position]), self.box or extent, {}
+        if self.cut is not None:
+            box = cut_box(self.cut.crop, self.cut.scale)
+            rows, columns = cut_span(draw_uniform(self.cut.seed, key[None])[0], extent, self.cut.crop, self.cut.scale)
+            small, mask = small[:, rows, columns], mask[rows, columns]
+            part = {"origin": torch.tensor([rows.start, columns.start])}
+        image = torch.zeros(len(small), *box, dtype=torch.uint8)
+        image[:, : small.shape[1], : small.shape[2]] = torch.from_numpy(small)
         tags = {} if self.tags is None else {"tags": torch.tensor(self.tags[name])}
         return {
             "image": image,
-            "mask": torch.from_numpy(pad_to(mask, self.box, IGNORE).copy()),
+            "mask": torch.from_numpy(pad_to(mask, box, IGNORE).copy()),
             "extent": torch.tensor(extent),
-            "key": torch.tensor([draw.epoch, draw.position]),
+            "key": key,
             "name": name,
             "size": torch.tensor(size),
+            **part,
             **tags,
         }
 

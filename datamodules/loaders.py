@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.training.signals import blocked
 from datamodules.annotation import class_counts
+from datamodules.augmentation import stream_seed
 from datamodules.cache import DiskCache, RamCache, Small
-from datamodules.images import TrainingImages, WholeImages, one_thread
+from datamodules.images import Cut, TrainingImages, WholeImages, one_thread
 from datamodules.samplers import EpochSampler, Order, class_order
 from datamodules.splits import Split
 from datamodules.supervision import TAGGED
@@ -54,10 +55,11 @@ def training_loader(data: SegmentationDataModule) -> CombinedLoader:
     if data.class_sampling is not None:
         counts = class_counts(annotations, labeled, data.num_classes)
         orders["labeled"] = partial(class_order, counts, data.class_sampling)
+    cuts = {s: None if data.size else Cut(stream_seed(data.seed, s), data.crop, data.scale) for s in streams}
     loaders = {
         stream: loader(
             data,
-            TrainingImages(names, read, data.size, annotations if stream == "labeled" else None),
+            TrainingImages(names, read, data.size, annotations if stream == "labeled" else None, cuts[stream]),
             batch_sampler=EpochSampler(len(names), batch, steps, data.seed, data.trainer, orders.get(stream)),
         )
         for stream, (names, batch) in streams.items()
@@ -101,7 +103,7 @@ def reader(data: SegmentationDataModule) -> Callable[[str], Small]:
     """How loaders get an image. Called before their processes start, so that these share what is kept."""
     if data.cache == "none":
         return data.small_image
-    if data.kept is None and data.cache == "ram":
+    if data.kept is None and data.cache == "ram" and data.size is not None:  # None is refused
         data.kept = RamCache([*data.names("train"), *data.names("val")], data.size, data.small_image, data.channels)
     elif data.kept is None:
         data.kept = DiskCache(
@@ -113,10 +115,11 @@ def reader(data: SegmentationDataModule) -> Callable[[str], Small]:
 
 def loader(data: SegmentationDataModule, dataset: Dataset[Any], **how: Any) -> DataLoader[Any]:
     """A loader with the processes that the data module asks for; `how` says what forms a batch."""
+    workers = how.pop("num_workers", data.num_workers)
     return Loader(
         dataset,
-        num_workers=data.num_workers,
-        persistent_workers=data.num_workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=one_thread,
         **how,

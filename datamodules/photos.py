@@ -58,8 +58,10 @@ class Photos(SegmentationDataModule):
         """Nothing is labelled."""
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """One image at a time, see `PhotoData`."""
-        return loader(self, PhotoData(shared(self, [*self.images]), self), batch_size=1)
+        """One image at a time, see `PhotoData`. Images at their own size are read by this process: each of several
+        loader processes would hold some."""
+        how = {} if self.size else {"num_workers": 0}
+        return loader(self, PhotoData(shared(self, [*self.images]), self), batch_size=1, **how)
 
 
 class PhotoData(Dataset[dict[str, Any]]):

@@ -180,6 +180,8 @@ class Survey:
                 "warning", "all images are grey: kernels over colour (sigma_rgb and the like) see brightness alone"
             )
         box = self.data.size
+        if box is None:
+            return
         every = [(max(h / box[0], w / box[1]), h, w) for seen in self.seen.values() for h, w in seen.sizes]
         ratio, height, width = max(every, default=(0, 0, 0))
         if ratio > SHRUNK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,12 +14,15 @@ from torch import Tensor
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 
+Box = tuple[int, int] | None  # images are resized to fit inside this height and width; None: they stay as they are
 DRAWS = 4  # uniform numbers per sample: scale, vertical and horizontal place of the crop, flip
 STRONG_DRAWS = 8  # per view: jitter at all, brightness, contrast, saturation, hue, grey at all, blur at all, its sigma
 
 
-def fit_size(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
+def fit_size(size: tuple[int, int], box: Box) -> tuple[int, int]:
     """Largest (height, width) inside `box` with the proportions of `size`, at least one pixel each."""
+    if box is None:
+        return size
     scale = min(box[0] / size[0], box[1] / size[1])
     return max(1, min(box[0], round(size[0] * scale))), max(1, min(box[1], round(size[1] * scale)))
 
@@ -69,17 +73,20 @@ def random_crop(
     crop: tuple[int, int],
     scale: tuple[float, float],
     flip: bool,
+    origin: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Randomly scaled, placed and mirrored crop, in one resampling.
 
     Args:
         image: (B, C, H, W) float.
         mask: (B, H, W) integer.
-        extent: (B, 2) height and width of the true image inside H x W; the rest is padding.
+        extent: (B, 2) height and width of the true image inside H x W; the rest is padding. With `origin`, of the image
+            that `cut_span` took a part of.
         draws: (B, DRAWS) uniform numbers, see `draw_uniform`.
         crop: height and width of the result.
         scale: range of the magnification, drawn log-uniformly.
         flip: mirror half of the samples left-right.
+        origin: (B, 2) row and column of the true image at which a part begins, of which all is given that is needed.
 
     Returns:
         image (B, C, h, w), bilinear, its border repeated outside the true image; mask (B, h, w) int64, nearest, IGNORE
@@ -99,6 +106,8 @@ def random_crop(
         inside.append((at >= 0) & (at < length[:, None]))
         # Clamp to pixel centres: the border is repeated, and padding never bleeds into the image.
         at = torch.minimum(at.clamp(min=0.5), length[:, None] - 0.5)
+        if origin is not None:
+            at = at - origin[:, axis, None]
         coordinates.append(at * (2 / image.shape[2 + axis]) - 1)
     y, x = coordinates
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
@@ -108,6 +117,24 @@ def random_crop(
         mask[:, None].to(image.dtype), grid, mode="nearest", padding_mode="border", align_corners=False
     )
     return out, torch.where(valid, label[:, 0].long(), IGNORE), valid
+
+
+def cut_span(draws: Tensor, size: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float]) -> list[slice]:
+    """The rows and the columns of an image of `size` that `random_crop` reads for one sample's `draws` (DRAWS,)."""
+    low, high = scale
+    zoom = low * (high / low) ** float(draws[0])
+    spans = []
+    for axis in (0, 1):
+        reach = crop[axis] / zoom
+        start = float(draws[1 + axis]) * (size[axis] - reach)
+        # Two pixels more than the bilinear neighbours, as the device rounds to other floats.
+        spans.append(slice(max(0, math.floor(start) - 2), min(size[axis], math.ceil(start + reach) + 2)))
+    return spans
+
+
+def cut_box(crop: tuple[int, int], scale: tuple[float, float]) -> tuple[int, int]:
+    """Height and width that hold every part of `cut_span`."""
+    return math.ceil(crop[0] / scale[0]) + 6, math.ceil(crop[1] / scale[0]) + 6
 
 
 def strong_view(image: Tensor, draws: Array) -> Tensor:

@@ -9,7 +9,10 @@ import torch
 from PIL import Image
 
 import weakseg as package
+from common.model import inference, module
+from common.training import pictures
 from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
+from experiments.cli.export import metadata
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +143,102 @@ def test_photos_that_cannot_be_read_are_told_and_end_nothing(run_dir, photos, tm
     assert [number for number in "257" if f"{photos / number}.png" in text] == ["2", "5", "7"]
     assert "weakseg: error: 3 of 10 images could not be read" in text
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set("0134689")
+
+
+# Large images ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Images of 300 x 200 are large."""
+    monkeypatch.setattr(module, "STREAMED", 3 * 200 * 200)
+    monkeypatch.setattr(inference, "STRIP", 3 * 300 * 16)
+    monkeypatch.setattr(pictures, "LARGE", 200 * 200)
+    monkeypatch.setattr(pictures, "SIDE", 128)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """300 x 200 pixels."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (25, 40, 3), np.uint8)).resize((300, 200)).save(tmp_path / "large.png")
+    return tmp_path / "large.png"
+
+
+WINDOWS = {
+    "shrunk": [],
+    "flipped": ["--model.init_args.inference.flip", "true"],
+    "tiles": ["--data.init_args.size", "[200, 300]", "--model.init_args.inference", "{window: [64, 64], smooth: true}"],
+}
+
+
+@pytest.mark.parametrize("row", WINDOWS)
+def test_a_large_image_is_labelled_in_strips_as_in_one_piece(row, run_dir, photo, tmp_path, request):
+    predict(run_dir, photo, tmp_path / "whole", "--probabilities", *WINDOWS[row])
+    request.getfixturevalue("large")
+    predict(run_dir, photo, tmp_path / "strips", "--probabilities", *WINDOWS[row])
+    whole, strips = (np.load(tmp_path / name / "probabilities" / "large.npy") for name in ("whole", "strips"))
+    assert strips.shape == (3, 200, 300)
+    assert strips.dtype == np.float16
+    np.testing.assert_allclose(strips, whole, atol=1e-3)
+    labels = np.asarray(Image.open(tmp_path / "strips" / "large.png"))
+    sure = np.diff(np.sort(whole.astype(float), 0), axis=0)[-1] > 2e-3
+    assert sure.mean() > 0.9
+    assert (labels == np.asarray(Image.open(tmp_path / "whole" / "large.png")))[sure].all()
+    full, shrunk = (Image.open(tmp_path / name / "overlays" / "large.png") for name in ("whole", "strips"))
+    assert (full.size, shrunk.size) == ((300, 200), (100, 67))
+    near = np.asarray(full)[::3, ::3].astype(int) - np.asarray(shrunk)
+    assert np.abs(near).mean() < 10  # of the image's bilinear pixels; labels are every third
+
+
+def test_loaded_models_label_large_images_too(run_dir, photo, large):
+    run = package.load_run(run_dir)
+    labels, found = run.predict(photo, probabilities=True)
+    assert (labels.dtype, labels.shape, found.shape) == (np.uint8, (200, 300), (3, 200, 300))
+    assert (found.argmax(0) == labels).all()
+    assert (run.predict(photo) == labels).all()
+
+
+def test_postprocessing_of_an_image_that_is_too_large_is_refused_by_name(run_dir, photo, tmp_path, monkeypatch):
+    for name in ("STREAMED", "AT_ONCE"):
+        monkeypatch.setattr(module, name, 3 * 200 * 299)
+    words = ["--model.init_args.postprocess.kind", "mrf"]
+    text = predict(run_dir, photo, tmp_path / "out", *words, expect=1)
+    assert "image 'large' has 200 x 300 pixels and 3 classes, and postprocess.kind=mrf needs" in text
+    assert "set --model.postprocess.kind none, or cut" in text
+    predict(run_dir, photo, tmp_path / "out", "--overwrite")
+
+
+def test_an_evaluation_of_large_images_counts_every_pixel(run_dir, tmp_path, monkeypatch):
+    root = draw_folder(tmp_path / "data")
+    words = ["test", "--run", run_dir, "--data.init_args.root", root]
+    whole = weakseg(*words)
+    monkeypatch.setattr(module, "STREAMED", 0)
+    monkeypatch.setattr(inference, "STRIP", 3 * 50 * 4)
+    assert weakseg(*words) == whole
+
+
+def test_a_run_on_images_at_their_own_size(tmp_path, photo, large, monkeypatch):
+    root, options = draw_folder(tmp_path / "data"), {"size": "native", "crop": "[32, 32]", "scale": "[0.75, 1.5]"}
+    words = [*on_folder(root), *(word for k, v in options.items() for word in (f"--data.init_args.{k}", v))]
+    run = tmp_path / "run"
+    fit_tiny(run, *words, "--trainer.max_steps", "3")
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["weakseg"]["size"] == "native"
+    assert "miou" in weakseg("test", "--run", run)
+    shutil.rmtree(root)
+    monkeypatch.setattr(inference, "WHOLE", 64 * 64)  # tiles of 64 on 300 x 200
+    monkeypatch.setattr(inference, "TILE", [64, 64])
+    monkeypatch.setattr(inference, "STEP", [32, 32])
+    predict(run, photo, tmp_path / "out")
+    loaded = package.load_run(run)
+    assert loaded.photos.size is None
+    batch = loaded.photos.evaluation_batch(np.asarray(Image.open(photo)))
+    assert batch["image"].shape == (1, 3, 200, 300)
+    tiles = inference.InferenceConfig([64, 64], [32, 32], smooth=True)
+    labels = inference.predict_probabilities(loaded.network, batch["image"], tiles).argmax(1)[0]
+    found = np.asarray(Image.open(tmp_path / "out" / "large.png"))
+    assert (found == labels.numpy()).mean() > 0.999
+    assert json.loads(metadata(loaded))["size"] == "native"
 
 
 # What is written ---------------------------------------------------------------------------------------------------

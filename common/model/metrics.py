@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -67,13 +68,20 @@ class SegmentationMetrics(Metric):
         counted = mask != IGNORE
         if valid is not None:
             counted &= valid
-        prediction, mask = prediction[counted], mask[counted]
+        prediction, mask = prediction[counted], mask[counted].long()
         # torchmetrics would count a class K as (row + 1, column 0) and not complain.
         for name, values in (("prediction", prediction), ("mask", mask)):
             strange = values[(values < 0) | (values >= self.num_classes)]
             if strange.numel():
                 raise ValueError(f"{name} holds class {int(strange[0])}, outside 0..{self.num_classes - 1}")
         self.confusion += multiclass_confusion_matrix(prediction, mask, self.num_classes, validate_args=False)
+
+    def update_strips(self, strips: Iterable[Tensor], mask: Tensor) -> None:
+        """`update` with the labels of one image in strips (1, rows, W) from top to bottom; mask (1, H, W)."""
+        top = 0
+        for labels in strips:
+            self.update(labels, mask[:, top : top + labels.shape[1]])
+            top += labels.shape[1]
 
     def compute(self) -> dict[str, Tensor]:
         """See the class. Call it on all processes."""
@@ -104,6 +112,12 @@ class MatchedMetrics(SegmentationMetrics):
             super().update(prediction[one], mask[one], None if valid is None else valid[one])
             before += matched(self.confusion)
         self.confusion = before
+
+    def update_strips(self, strips: Iterable[Tensor], mask: Tensor) -> None:
+        """See the base class. The best assignment of an image needs all of it."""
+        if self.match == "dataset":
+            return super().update_strips(strips, mask)
+        self.update(torch.cat([*strips], 1), mask)
 
     def compute(self) -> dict[str, Tensor]:
         """See the base class. Call it on all processes."""

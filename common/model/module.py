@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from common.model.inference import InferenceConfig, predict_probabilities
+from common.model.inference import InferenceConfig, as_float, predict_probabilities, predict_rows
 from common.model.labeled import LabeledConfig, given_weights, labeled_loss, weights_for
 from common.model.metrics import SegmentationMetrics
 from common.model.networks import NetworkConfig, SegmentationNetwork, build_network, normalise_by
@@ -24,6 +25,9 @@ from common.model.postprocess import PostprocessConfig, postprocess
 from common.ops.batch import PIXELS, Batch, check_streams
 from common.ops.distributed import average_buffers
 from common.ops.seeds import mixed
+
+STREAMED = 2**27  # probabilities of an image above which labels are made strip by strip (512 MiB in float32)
+AT_ONCE = 2**29  # probabilities of the largest image whose labels need them all at once
 
 
 @dataclass
@@ -154,26 +158,76 @@ class SegmentationModule(LightningModule):
         return cast(SegmentationMetrics, self.metrics[name])
 
     def predict_labels(self, network: nn.Module, batch: Mapping[str, Any], refine: bool) -> tuple[Tensor, Tensor]:
-        """Labels (B, H, W) int64 and probabilities (B, K, H, W) of an evaluation batch at its original size."""
-        size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
+        """Labels (B, H, W) int64 and probabilities (B, K, H, W) of an evaluation batch at its original size.
+
+        Raises:
+            ValueError: more probabilities than `AT_ONCE`.
+        """
+        size = self.check_at_once(batch)
         probabilities = predict_probabilities(network, batch["image"], self.inference, size)
         if not refine or self.postprocess.kind == "none":
             return probabilities.argmax(1), probabilities
         return self.refined(probabilities, batch["image"], size), probabilities
 
+    def check_at_once(self, batch: Mapping[str, Any]) -> tuple[int, int]:
+        """The original size of an evaluation batch. Raises ValueError if all its probabilities are too many to hold."""
+        height, width = int(batch["size"][0, 0]), int(batch["size"][0, 1])
+        if self.num_classes * height * width > AT_ONCE:
+            kind = self.postprocess.kind
+            what = f"postprocess.kind={kind}" if kind != "none" else type(self).__name__
+            raise ValueError(
+                f"image '{batch['name'][0]}' has {height} x {width} pixels and {self.num_classes} classes, and {what} "
+                f"needs the probabilities of all of them at once, of which up to {AT_ONCE // 10**6} million are held: "
+                + ("set --model.postprocess.kind none, or cut" if kind != "none" else "cut")
+                + " the image into tiles"
+            )
+        return height, width
+
+    def predict_strips(
+        self, network: nn.Module, batch: Mapping[str, Any], refine: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `predict_labels` gives, in strips from top to bottom, labels (B, rows, W) and probabilities (B, K, rows,
+        W): one of a small image or with post-processing, many of a large one, see `common.model.inference`."""
+        size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
+        small = self.num_classes * size[0] * size[1] <= STREAMED and batch["image"].dtype != torch.uint8
+        if small or (refine and self.postprocess.kind != "none"):
+            yield self.predict_labels(network, batch, refine)
+            return
+
+        def seen(image: Tensor) -> Tensor:
+            # Strips are made when the step, and with it the trainer's autocast, has ended.
+            if self._trainer is None:
+                return cast(Tensor, network(image))
+            precision = self._trainer.precision_plugin
+            with precision.forward_context():
+                return cast(Tensor, network(precision.convert_input(image)))
+
+        for probabilities in predict_rows(seen, batch["image"], self.inference, size):
+            yield probabilities.argmax(1), probabilities
+
     def refined(self, probabilities: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Labels (B, H, W) of probabilities at `size`, after the post-processing."""
-        image = nn.functional.interpolate(image[:, :3], size, mode="bilinear", align_corners=False)
+        image = nn.functional.interpolate(as_float(image[:, :3]), size, mode="bilinear", align_corners=False)
         pairs = zip(probabilities, image, strict=True)
         return torch.stack([postprocess(p, i, self.postprocess) for p, i in pairs])
 
+    def found(self, network: nn.Module, batch: Mapping[str, Any], refine: bool) -> dict[str, Any]:
+        """Of a small image `labels` and `probabilities`, of a large one `strips` of both (`predict_strips`), which are
+        computed as they are asked for."""
+        strips = self.predict_strips(network, batch, refine)
+        first = next(strips)
+        if first[0].shape[1] < int(batch["size"][0, 0]):
+            return {"strips": itertools.chain([first], strips)}
+        return {"labels": first[0], "probabilities": first[1]}
+
     def _evaluate(self, batch: Mapping[str, Any], refine: bool) -> dict[str, Tensor] | None:
-        """Count a batch; `labels` and `probabilities` of the scored network, for callbacks."""
+        """Count a batch; `labels` and `probabilities` of the scored network, for callbacks (a large image: None)."""
         scored = None
         for name, network in self.eval_networks().items():
-            labels, probabilities = self.predict_labels(network, batch, refine)
-            self._metric(name).update(labels, batch["mask"])
-            scored = scored or {"labels": labels, "probabilities": probabilities}
+            found = self.found(network, batch, refine)
+            strips = (labels for labels, _ in found["strips"]) if "strips" in found else [found["labels"]]
+            self._metric(name).update_strips(strips, batch["mask"])
+            scored = scored or (None if "strips" in found else found)
         return scored
 
     def _log_metrics(self, stage: str) -> None:
@@ -209,5 +263,5 @@ class SegmentationModule(LightningModule):
         self._log_metrics("test")
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
-        labels, probabilities = self.predict_labels(self.scored_network, batch, refine=True)
-        return {"name": batch["name"], "labels": labels, "probabilities": probabilities}
+        """`name` and what `found` says."""
+        return {"name": batch["name"], **self.found(self.scored_network, batch, refine=True)}

@@ -8,17 +8,41 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from common.model.inference import as_float
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.files import written_whole
 
 Color = tuple[int, int, int]
 
+LARGE = 2**24  # pixels of an image of which pictures are shrunk
+SIDE = 2048  # to fit a square of this side
+
 
 def to_uint8(image: Tensor) -> Array:
     """(C, H, W) float in [0, 1], RGB first, to (H, W, 3) uint8."""
     return (image[:3].detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def picture_step(height: int, width: int) -> int:
+    """Every how many pixels of an image are shown: 1, or more so that pictures of a large image stay small."""
+    return 1 if height * width <= LARGE else -(-max(height, width) // SIDE)
+
+
+def shown_image(image: Tensor, size: tuple[int, int], step: int) -> Tensor:
+    """An image (C, h, w), float in [0, 1] or uint8, as floats (C, *size), bilinear; with a `step` above 1 of every few
+    of its pixels, without a float copy of all of them."""
+    if step > 1:
+        rows, columns = (max(1, have // want) for have, want in zip(image.shape[-2:], size, strict=True))
+        image = image[..., ::rows, ::columns]
+    return interpolate(as_float(image)[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def every_few(labels: Tensor, top: int, step: int) -> Array:
+    """Of a strip of labels (rows, W) that begins in row `top` of an image, the pixels that pictures show, uint8."""
+    return labels[-top % step :: step, ::step].byte().cpu().numpy()
 
 
 def colorize(labels: Array, colors: Sequence[Color]) -> Array:

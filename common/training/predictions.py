@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from numpy.lib.format import write_array_header_1_0
 from PIL import Image
 
 from common.model.module import SegmentationModule
 from common.ops.array import Array
 from common.ops.distributed import gather
 from common.training.files import written_whole
-from common.training.pictures import colorize, overlay, picture_row, save_grid
+from common.training.pictures import colorize, every_few, overlay, picture_row, picture_step, save_grid, shown_image
+from common.training.png import GreyPng
 from common.training.tracking import Sample, log_pictures
 
 
@@ -41,9 +43,14 @@ class PredictionPictures(Callback):
         if not trainer.is_global_zero or batch_idx >= self.count or trainer.sanity_checking:
             return
         assert isinstance(pl_module, SegmentationModule)
-        labels, _ = pl_module.predict_labels(pl_module.scored_network, batch, refine=False)
-        truth, found = (values[0].cpu().numpy().astype(np.uint8) for values in (batch["mask"], labels))
-        image = picture_row(batch["image"][0], [batch["mask"][0]], trainer.datamodule.colors)[0]  # type: ignore[attr-defined]
+        step, top, parts = picture_step(*batch["mask"].shape[-2:]), 0, []
+        for labels, _ in pl_module.predict_strips(pl_module.scored_network, batch, refine=False):
+            parts.append(every_few(labels[0], top, step))
+            top += labels.shape[1]
+        found, mask = np.concatenate(parts), batch["mask"][0, ::step, ::step]
+        truth = mask.cpu().numpy().astype(np.uint8)
+        image = batch["image"][0] if step == 1 else shown_image(batch["image"][0], truth.shape, step)
+        image = picture_row(image, [mask], trainer.datamodule.colors)[0]  # type: ignore[attr-defined]
         self.samples.append(Sample(batch["name"][0], image, truth, found))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,10 +115,30 @@ class Written:
             lines.write(json.dumps([target, [found.st_size, found.st_mtime_ns]]) + "\n")
 
 
+class HalfArray:
+    """A `.npy` of float16 (K, H, W) that is written in strips of rows.
+
+    Args:
+        file: open for writing, and empty.
+        shape: K, H, W.
+    """
+
+    def __init__(self, file: BinaryIO, shape: tuple[int, int, int]) -> None:
+        self.file, self.shape = file, shape
+        write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        self.start = file.tell()
+
+    def write(self, values: torch.Tensor, top: int) -> None:
+        """The rows from `top` on, (K, rows, W)."""
+        for number, plane in enumerate(values.half().cpu().numpy().astype("<f2")):
+            self.file.seek(self.start + 2 * (number * self.shape[1] + top) * self.shape[2])
+            self.file.write(plane.tobytes())
+
+
 class PredictionWriter(Callback):
     """Writes what `predict` finds at each image's original size: `<id>.png` (class ids), `overlays/<id>.png` and, if
-    asked, `probabilities/<id>.npy` (K, H, W) float16. Counts the pixels of each class, over all processes at the end,
-    and keeps what could not be read."""
+    asked, `probabilities/<id>.npy` (K, H, W) float16; the overlays of images of more than 2^24 pixels are shrunk to fit
+    2048 x 2048. Counts the pixels of each class, over all processes at the end, and keeps what could not be read."""
 
     def __init__(self, written: Written, probabilities: bool) -> None:
         self.written, self.probabilities = written, probabilities
@@ -145,16 +172,28 @@ class PredictionWriter(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         name = outputs["name"][0]
-        labels = outputs["labels"][0].cpu().numpy().astype(np.uint8)
-        self.counts += np.bincount(labels.ravel(), minlength=data.num_classes)
-        image = torch.nn.functional.interpolate(batch["image"], labels.shape, mode="bilinear", align_corners=False)
-        with self.written.file(f"{name}.png") as scratch:
-            Image.fromarray(labels).save(scratch, "PNG")
+        height, width = batch["size"][0].tolist()
+        step, top, parts = picture_step(height, width), 0, []
+        with ExitStack() as files:
+            picture = GreyPng(self._open(files, f"{name}.png"), height, width)
+            if self.probabilities:
+                array = HalfArray(self._open(files, f"probabilities/{name}.npy"), (data.num_classes, height, width))
+            strips = outputs["strips"] if "strips" in outputs else [(outputs["labels"], outputs["probabilities"])]
+            for labels, probabilities in strips:
+                rows = labels[0].byte().cpu().numpy()
+                self.counts += np.bincount(rows.ravel(), minlength=data.num_classes)
+                picture.write(rows)
+                parts.append(every_few(labels[0], top, step))
+                if self.probabilities:
+                    array.write(probabilities[0], top)
+                top += len(rows)
+        shown = np.concatenate(parts)
+        image = shown_image(batch["image"][0], shown.shape, step)
         with self.written.file(f"overlays/{name}.png") as scratch:
-            Image.fromarray(overlay(image[0], colorize(labels, data.colors))).save(scratch, "PNG")
-        if self.probabilities:
-            with self.written.file(f"probabilities/{name}.npy") as scratch, scratch.open("wb") as file:
-                np.save(file, outputs["probabilities"][0].half().cpu().numpy())
+            Image.fromarray(overlay(image, colorize(shown, data.colors))).save(scratch, "PNG")
+
+    def _open(self, files: ExitStack, target: str) -> BinaryIO:
+        return files.enter_context(files.enter_context(self.written.file(target)).open("wb"))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.counts = np.sum(gather(self.counts), 0)

@@ -195,7 +195,7 @@ class RunStart(Callback):
             "config": self.config,
             "classes": [*data.class_names],
             "colors": [[*color] for color in data.colors],
-            "size": [*data.size],
+            "size": data.told_size,
             "data": data.digest(),
             "optimizer": type(trainer.optimizers[0]).__name__,
             "threads": torch.get_num_threads(),

@@ -47,7 +47,7 @@ class TestImages(Callback):
             names = sorted(found)
             assert isinstance(pl_module, SegmentationModule)
             how = {"inference": asdict(pl_module.inference), "postprocess": asdict(pl_module.postprocess)}
-            how |= {"size": trainer.datamodule.size}  # type: ignore[attr-defined]
+            how |= {"size": trainer.datamodule.told_size}  # type: ignore[attr-defined]
             matrices: dict[str, Any] = {}
             for number, network in enumerate(pl_module.eval_networks()):
                 key = f"confusion_{network}" if number else "confusion"

@@ -82,8 +82,13 @@ class TestMetrics(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        labels, mask, classes = outputs["labels"][0], batch["mask"][0], pl_module.num_classes
         name = batch["name"][0]
+        if outputs is None:
+            raise ValueError(
+                f"image '{name}' is too large for {', '.join(self.metrics)}, which need all of its labels at once: cut "
+                "it into tiles, or leave them out"
+            )
+        labels, mask, classes = outputs["labels"][0], batch["mask"][0], pl_module.num_classes
         if "boundary_iou" in self.metrics:
             self.add("boundary_iou", boundary_counts(labels, mask, cast(int, classes)))
         if "ece" in self.metrics:

@@ -78,7 +78,7 @@ def check(exported: Callable[[Tensor], Tensor], network: nn.Module, size: tuple[
 def metadata(run: Run) -> str:
     """What a user of the file needs to know of the run, as JSON."""
     model, photos = run.model, run.photos
-    about = {"classes": [*run.class_names], "colors": [[*color] for color in run.colors], "size": [*photos.size]}
+    about = {"classes": [*run.class_names], "colors": [[*color] for color in run.colors], "size": photos.told_size}
     # Band numbers count from 1; a file has the three of `rgb` first, then the others.
     bands = {} if photos.channels == 3 else {"channels": photos.channels, "rgb": [*photos.rgb]}
     how = {"inference": asdict(model.inference), "postprocess": asdict(model.postprocess)}

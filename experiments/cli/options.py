@@ -35,7 +35,7 @@ RUN = {
 MAIN = {
     "data, any set; all options of one: --data.help NAME": {
         "data.root DIR": "the folder, of a set that comes from files",
-        "data.size N|[H,W]": "images are resized to fit inside",
+        "data.size N|[H,W]|native": "images are resized to fit inside, or not",
         "data.crop [H,W]": "of a training sample; default: size",
         "data.batch_size N": "labelled images a step, over all devices (16)",
         "data.unlabeled_batch_size N": "default: as many, if the method wants them",

@@ -175,7 +175,7 @@ def _stored(run_dir: Path) -> dict[str, str] | None:
         data, model, trainer = content["data"]["init_args"], content["model"]["init_args"], content["trainer"]
         network = model["network"]
         found = {
-            "--data.size": int(data["size"]),
+            "--data.size": data["size"] if data["size"] == "native" else int(data["size"]),
             "--data.crop": [int(side) for side in data["crop"]],
             "--data.scale": [float(end) for end in data["scale"]],
             "--data.batch_size": int(data["batch_size"]),

@@ -41,10 +41,12 @@ def as_text(parts: Mapping[str, Any]) -> Flat:
     return {key: text(value) for key, value in flatten(parts).items()}
 
 
-def evaluation(inference: Mapping[str, Any], postprocess: Mapping[str, Any], size: int | Sequence[int]) -> Flat:
+def evaluation(inference: Mapping[str, Any], postprocess: Mapping[str, Any], size: int | str | Sequence[int]) -> Flat:
     """How images are predicted; the parameters of a post-processing that is off say nothing."""
     refined: Any = postprocess if postprocess["kind"] != "none" else "none"
-    size = [size, size] if isinstance(size, int) else [*size]
+    size = [size, size] if isinstance(size, int) else size
+    # Runs of before this option are as those without it.
+    inference = {key: value for key, value in inference.items() if key != "smooth" or value}
     return as_text({"inference": inference, "postprocess": refined, "size": size})
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 import yaml
@@ -34,7 +34,7 @@ class Classes:
 
     names: Names
     colors: list[tuple[Level, Level, Level]]
-    size: tuple[Side, Side]
+    size: tuple[Side, Side] | Literal["native"]
 
 
 PRECISIONS = ("32-true", "32", "16-mixed", "16", "bf16-mixed", "bf16", "bf16-true", "16-true", "64-true", "64")
@@ -116,7 +116,7 @@ def classes_of(checkpoint: Checkpoint, config: dict[str, Any]) -> Classes:
     if "classes" not in told:
         try:
             data = built(config["data"])
-            return Classes([*data.class_names], [*data.colors], data.size)
+            return Classes([*data.class_names], [*data.colors], data.size or "native")
         except (OSError, ValueError):
             weights = checkpoint["state_dict"]
             head = next((one for name, one in weights.items() if name.endswith("segmentation_head.0.weight")), None)
@@ -124,7 +124,9 @@ def classes_of(checkpoint: Checkpoint, config: dict[str, Any]) -> Classes:
                 raise ValueError("the checkpoint says nothing of its classes, and its data set is not here") from None
             count, size = len(head), config["data"]["init_args"].get("size", 128)
             names, colors = [f"class {number}" for number in range(count)], [*map(default_color, range(count))]
-            return Classes(names, colors, (size, size) if isinstance(size, int) else tuple(size))
+            return Classes(
+                names, colors, (size, size) if isinstance(size, int) else size if size == "native" else tuple(size)
+            )
     try:
         found = TypeAdapter(Classes).validate_python(
             {"names": told["classes"], "colors": told.get("colors"), "size": told.get("size")}
@@ -158,9 +160,10 @@ def check_weights(checkpoint: Checkpoint, config: dict[str, Any], classes: Class
 def photos_part(classes: Classes, config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that says the data: any images, as a trained model sees them."""
     options = {"class_names": [*classes.names], "colors": [[*color] for color in classes.colors]}
-    of_data = ("num_workers", "value_range", "channels", "rgb")
+    size = classes.size if classes.size == "native" else [*classes.size]
+    of_data = ("num_workers", "value_range", "channels", "rgb", *(["crop"] if size == "native" else []))
     kept = {name: value for name, value in config["data"]["init_args"].items() if name in of_data}
-    return {"class_path": "datamodules.photos.Photos", "init_args": {**options, "size": [*classes.size], **kept}}
+    return {"class_path": "datamodules.photos.Photos", "init_args": {**options, "size": size, **kept}}
 
 
 def checked(part: dict[str, Any], package: ModuleType, base: type, packages: Sequence[str] = ()) -> dict[str, Any]:

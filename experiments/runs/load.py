@@ -77,7 +77,7 @@ class Run:
         """
         if isinstance(image, (str, Path)) and Path(image).is_dir():
             return self._predict_folder(Path(image), probabilities)
-        labels, found = self._predict(to_array(image, self.photos))
+        labels, found = self._predict(to_array(image, self.photos), probabilities)
         return (labels, found) if probabilities else labels
 
     def _predict_folder(self, folder: Path, probabilities: bool) -> Iterator[tuple[str, Any]]:
@@ -85,9 +85,13 @@ class Run:
             yield name, self.predict(path, probabilities)
 
     @torch.inference_mode()
-    def _predict(self, image: Array) -> tuple[Array, Array]:
+    def _predict(self, image: Array, probabilities: bool) -> tuple[Array, Array]:
         out = self.model.predict_step(self.photos.evaluation_batch(image, device=self.model.device), 0)
-        return out["labels"][0].cpu().numpy().astype(np.uint8), out["probabilities"][0].cpu().numpy()
+        labels, found = [], []  # of a large image in strips, of which few fit the memory as floats
+        for one, p in out["strips"] if "strips" in out else [(out["labels"], out["probabilities"])]:
+            labels.append(one[0].byte().cpu().numpy())
+            found += [p[0].cpu().numpy()] if probabilities else []
+        return np.concatenate(labels), np.concatenate(found, 1) if found else np.zeros(0, np.float32)
 
 
 def to_array(image: Any, photos: Photos) -> Array:

@@ -57,7 +57,8 @@ class Scorer(LightningModule):
         found = self.scores(batch)
         out: dict[str, Any] = {"score": float(found.mean()), "features": self.features(batch["image"])}
         if self.with_labels:
-            out |= {"map": found, "labels": self.model.predict_step(batch, batch_idx)["labels"][0]}
+            strips = self.model.predict_strips(self.model.scored_network, batch, refine=True)
+            out |= {"map": found, "labels": torch.cat([labels[0] for labels, _ in strips])}
         return out
 
     def scores(self, batch: Mapping[str, Any]) -> Tensor:

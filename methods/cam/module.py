@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -213,7 +213,7 @@ class CAM(SegmentationModule):
     def predict_labels(self, network: nn.Module, batch: Mapping[str, Any], refine: bool) -> tuple[Tensor, Tensor]:
         """As the base's, by the image's tags if they are known, else by those that are found; the "probabilities" are
         the scores of background and CAMs divided by their sum."""
-        image, size = batch["image"], (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
+        image, size = batch["image"], self.check_at_once(batch)
         tags = self.tags_of(batch)
         if tags is None:
             tags = F.pad(self.find_tags(image) > 0, (1, 0))
@@ -223,6 +223,12 @@ class CAM(SegmentationModule):
         if refine and self.postprocess.kind != "none":
             return self.refined(probabilities, image, size), probabilities
         return scores.argmax(1), probabilities
+
+    def predict_strips(
+        self, network: nn.Module, batch: Mapping[str, Any], refine: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As the base's, but all at once: maps are divided by the maximum of the image."""
+        yield self.predict_labels(network, batch, refine)
 
     def _evaluate(self, batch: Mapping[str, Any], refine: bool) -> None:
         tags = self.tags_of(batch)

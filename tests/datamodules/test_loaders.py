@@ -6,14 +6,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import datamodules
 from common.model.module import SegmentationModule
 from common.ops.batch import IGNORE, check_batch
 from conftest import draw_folder
+from datamodules.augmentation import stream_seed
 from datamodules.photos import Photos
+from datamodules.sets.folder import Folder
 from datamodules.sets.synthetic import Synthetic
 from datamodules.supervision import Supervision
+from datamodules.transforms import draw_uniform, random_crop
 from methods import Supervised
 
 
@@ -148,3 +152,55 @@ def test_tags_are_in_the_batch_where_they_are_the_label(tmp_path):
 
 def test_every_data_set_is_found():
     assert {"Synthetic", "Textures", "Folder", "PascalVOC", "WeizmannHorse"} <= {*datamodules.CLASSES}
+
+
+# Images at their own size ------------------------------------------------------------------------------------------
+
+
+NATIVE = {"size": "native", "crop": [24, 28], "batch_size": 3, "num_workers": 0, "seed": 5, "unlabeled_batch_size": 3}
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+@pytest.mark.parametrize("scale", [[1.0, 1.0], [0.4, 2.5]])
+def test_crops_of_images_at_their_own_size_are_those_of_the_whole_image(scale, cache, tmp_path):
+    how = {**NATIVE, "unlabeled_pool": "all", "scale": scale, "cache_dir": str(tmp_path / "cache"), "cache": cache}
+    data = Folder(str(draw_folder(tmp_path / "data")), **how)
+    data.prepare_data()
+    batches = [batch for batch, _, _ in data.train_dataloader()]
+    assert len(batches) == 2
+    for batch in batches:
+        most = max(-(-24 // scale[0]), -(-28 // scale[0])) + 6  # what is sent does not grow with the image
+        assert max(batch["labeled"]["image"].shape[-2:]) <= most
+        for stream, ready in data.ready(batch).items():
+            check_batch(ready, data.num_classes)
+            for number, name in enumerate(ready["name"]):
+                image, mask = data.image(name), data.mask(name)
+                if stream == "unlabeled":
+                    mask = np.full_like(mask, IGNORE)
+                draws = draw_uniform(stream_seed(5, stream), ready["key"][number : number + 1])
+                extent = torch.tensor([mask.shape])
+                assert ready["size"][number].tolist() == [*mask.shape]
+                whole = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+                found = random_crop(whole, torch.from_numpy(mask)[None], extent, draws, (24, 28), tuple(scale), True)
+                torch.testing.assert_close(ready["image"][number], found[0][0], atol=1e-4, rtol=0)
+                assert (ready["mask"][number] == found[1][0]).float().mean() > 0.995  # a tie of the nearest pixel
+                assert torch.equal(ready["valid"][number], found[2][0])
+
+
+def test_annotations_and_evaluation_images_of_native_size_are_not_resized(tmp_path):
+    data = Folder(str(draw_folder(tmp_path / "data")), **NATIVE, unlabeled_pool="all", cache_dir=str(tmp_path / "c"))
+    data.prepare_data()
+    for name in data.lists()[0]:
+        drawn = np.asarray(Image.open(data.annotation_dir() / f"{name}.png"))
+        assert (drawn == data.mask(name)).all()
+    for batch in data.val_dataloader():
+        ready = data.ready(batch)
+        assert ready["image"].shape[-2:] == ready["mask"].shape[-2:]
+        image = torch.from_numpy(data.image(ready["name"][0])).permute(2, 0, 1)
+        assert torch.equal(ready["image"][0], image / 255)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"crop": None}, "needs data.crop"), ({"cache": "ram"}, "use disk")])
+def test_what_native_size_cannot_be_without_or_with_is_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        Synthetic(**NATIVE | options)

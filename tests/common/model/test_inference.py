@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.model.inference import InferenceConfig, predict_probabilities
+from common.model import inference
+from common.model.inference import InferenceConfig, predict_probabilities, predict_rows, ramp
 
 
 def pointwise(classes: int = 5) -> nn.Module:
@@ -120,8 +121,94 @@ def test_half_precision_logits_are_raised_and_no_gradient_is_kept(window):
         ({"window": [8, 8], "stride": [4, 4, 4]}, r"stride must be \[height, width\]"),
         ({"stride": [4, 4]}, "set window too"),
         ({"window": [8, 8], "stride": [4, 9]}, "leaves gaps"),
+        ({"smooth": True}, "smooth is without effect"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         InferenceConfig(**settings)
+
+
+# Smooth windows, and strips ---------------------------------------------------------------------------------------
+
+
+def convolutions(cells: int = 1) -> nn.Module:
+    """A small network with a stride of 4; its pixels see up to 4 x cells + 5 pixels to each side."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Conv2d(6, 6, 3, padding=cells, dilation=cells),
+        nn.ReLU(), nn.Upsample(scale_factor=4), nn.Conv2d(6, 5, 3, padding=1),
+    )  # fmt: skip
+
+
+def test_weights_of_two_windows_add_up_to_one_and_vanish_at_the_border():
+    one, two = ramp(64, 32, False, True), ramp(64, 32, True, False)
+    together = torch.zeros(96)
+    together[:64] += one
+    together[32:] += two
+    torch.testing.assert_close(together, torch.ones(96))
+    assert (one[-8:] == 0).all()
+    assert (one[:40] == 1).all()
+    slow = [3 * x**2 - 2 * x**3 for x in ((63.5 - at - 8) / 16 for at in range(40, 56))]
+    torch.testing.assert_close(one[40:56], torch.tensor(slow))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(200, 300), (64, 64), (40, 236), (132, 100)])
+def test_smooth_windows_equal_the_whole_image_everywhere_if_the_network_sees_no_farther_than_their_margin(size, flip):
+    network = convolutions()
+    image = torch.rand(2, 3, *size)
+    config = InferenceConfig([96, 96], [48, 32], flip, smooth=True)  # overlaps of 64: margins of 16
+    whole = predict_probabilities(network, image, InferenceConfig(flip=flip))
+    torch.testing.assert_close(predict_probabilities(network, image, config), whole)
+    if min(size) > 96:  # and windows of equal weight do not
+        equal = predict_probabilities(network, image, InferenceConfig([96, 96], [48, 32], flip))
+        assert (equal - whole).abs().max() > 1e-3
+
+
+def test_without_a_margin_smooth_windows_equal_the_whole_image_away_from_their_borders():
+    network = convolutions(4)
+    image = torch.rand(1, 3, 160, 64)
+    found = predict_probabilities(network, image, InferenceConfig([96, 64], [64, 64], smooth=True))  # a margin of 8
+    wrong = (found - predict_probabilities(network, image, InferenceConfig())).abs().amax((0, 1, 3)) > 1e-5
+    rows = torch.arange(160)[wrong]
+    assert len(rows) > 0
+    assert ((rows >= 64) & (rows < 96)).all()  # of the overlap
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("target", [None, (95, 260), (31, 40), (130, 70)])
+@pytest.mark.parametrize(
+    "windows", [{}, {"window": [20, 24]}, {"window": [20, 24], "stride": [5, 24]}, {"window": [40, 48], "smooth": True}]
+)
+def test_strips_put_together_are_the_probabilities(windows, target, flip, monkeypatch):
+    monkeypatch.setattr(inference, "STRIP", 3000)
+    network = convolutions() if windows.get("smooth") else nn.Conv2d(3, 5, 3, padding=1)
+    image = torch.rand(1, 3, 92, 68)
+    config = InferenceConfig(**windows, flip=flip)
+    strips = [*predict_rows(network, image, config, target)]
+    assert len(strips) > 2
+    assert all(strip.numel() <= 3000 for strip in strips)
+    torch.testing.assert_close(torch.cat(strips, -2), predict_probabilities(network, image, config, target))
+
+
+def test_bytes_are_made_floats_window_by_window():
+    image = torch.randint(0, 256, (1, 3, 50, 40), dtype=torch.uint8)
+    network = Position()
+    for config in (InferenceConfig(), InferenceConfig([16, 16], smooth=True)):
+        found = predict_probabilities(network, image, config)
+        assert torch.equal(found, predict_probabilities(network, image / 255, config))
+    assert {window.dtype for window in network.seen} == {torch.float32}
+
+
+def test_an_image_that_is_too_large_for_one_piece_is_cut_into_smooth_windows(monkeypatch):
+    monkeypatch.setattr(inference, "WHOLE", 96 * 64)
+    monkeypatch.setattr(inference, "TILE", [64, 64])
+    monkeypatch.setattr(inference, "STEP", [32, 32])
+    network = Position()
+    predict_probabilities(network, torch.zeros(1, 3, 96, 64), InferenceConfig())
+    assert [tuple(one.shape[-2:]) for one in network.seen] == [(96, 64)]
+    image = torch.rand(1, 3, 97, 64)
+    found = predict_probabilities(network, image, InferenceConfig())
+    assert torch.equal(found, predict_probabilities(network, image, InferenceConfig([64, 64], [32, 32], smooth=True)))
+    assert {tuple(one.shape[-2:]) for one in network.seen[1:]} == {(64, 64), (33, 64)}
