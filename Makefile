@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow soak check site lock clean
+.PHONY: demo test slow soak gpu check site lock clean
 
 demo: .venv/installed
 	$(BIN)/weakseg demo
@@ -16,6 +16,10 @@ slow: .venv/installed
 # Minutes of kills, signals, full disks and moved directories at random moments; docs/reliability.md has the figures.
 soak: .venv/installed
 	PYTHONPATH=tests:. $(BIN)/python tests/soak.py --minutes 10
+
+# At most ten minutes on the GPU at hand: every method, the speed of two networks; one line where there is none.
+gpu: .venv/installed
+	$(BIN)/python -m experiments.benchmarks.gpu --output experiments/results/gpu.md
 
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

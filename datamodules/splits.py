@@ -135,10 +135,18 @@ def in_hash_order(names: Iterable[str], salt: str = "") -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{salt}{name}".encode()).digest())
 
 
-def hold_out(names: Iterable[str], test: Iterable[str], keep: Iterable[str] = ()) -> dict[str, list[str]]:
+def hold_out(
+    names: Iterable[str], test: Iterable[str], keep: Iterable[str] = (), official: bool = False
+) -> dict[str, list[str]]:
     """Splits where the authors give no validation set: every fifth of the sorted other images, from the fifth on, but
-    none in `keep` (a published list of labelled images). Names in `test`, which keeps its order, do not count."""
+    none in `keep` (a published list of labelled images). Names in `test`, which keeps its order, do not count.
+
+    With `official` nothing is held out, and val is `test`, as published codes have it: they train on all images, and
+    their best checkpoint is chosen on the images that score it. The last one is not.
+    """
     test = list(test)
     every = {*names} - {*test}
+    if official:
+        return {"train": sorted(every), "val": test, "test": test}
     val = sorted(every - {*keep})[4::5]
     return {"train": sorted(every - {*val}), "val": val, "test": test}

@@ -40,7 +40,7 @@ class NetworkConfig:
         dropout: share of the decoder's output channels dropped in training, before the segmentation head. Some
             architectures have a dropout of their own, set through `decoder`.
         freeze_bn: BatchNorm keeps the statistics of the weights (its scale and shift still learn): for small batches,
-            and so that accumulated parts and devices see what one large batch would.
+            and so that accumulated parts and devices see what one large batch would. `encoder`: only the encoder's.
         layer_decay: each layer of the encoder learns this times as fast as the next one, in (0, 1]; 1: all alike. For
             pretrained transformers, which want 0.65 to 0.9.
         checkpoint_activations: compute the encoder's activations again in the backward pass instead of keeping them;
@@ -61,7 +61,7 @@ class NetworkConfig:
     mean: list[float] | None = None
     std: list[float] | None = None
     dropout: float = 0.0
-    freeze_bn: bool = False
+    freeze_bn: bool | Literal["encoder"] = False
     layer_decay: float = 1.0
     checkpoint_activations: bool = False
     compile: bool = False
@@ -109,7 +109,7 @@ class SegmentationNetwork(nn.Module):
     def train(self, mode: bool = True) -> SegmentationNetwork:
         super().train(mode)
         if self.freeze_bn:
-            for module in batch_norms(self):
+            for module in batch_norms(self.model.encoder if self.freeze_bn == "encoder" else self):
                 module.eval()
         if self.freeze == "encoder":
             self.model.encoder.eval()
@@ -279,7 +279,9 @@ def build_network(config: NetworkConfig, num_classes: int) -> SegmentationNetwor
         adapt.freeze_layers(network.encoder_layers(), config.freeze, config.encoder)
     network.train()
     if config.checkpoint_activations:
-        adapt.checkpoint_activations(model.encoder, config.freeze_bn or network.freeze == "encoder", config.encoder)
+        adapt.checkpoint_activations(
+            model.encoder, bool(config.freeze_bn) or network.freeze == "encoder", config.encoder
+        )
     if config.compile:
         for part in (model.encoder, model.decoder, model.segmentation_head):  # methods call them one by one
             part.compile()

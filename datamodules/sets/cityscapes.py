@@ -33,6 +33,7 @@ class Cityscapes(SegmentationDataModule):
     Args:
         root: folder that holds `leftImg8bit/` and `gtFine/`. Both are at cityscapes-dataset.com, which asks for a
             login: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip.
+        official_val: as published codes: see `datamodules.splits.hold_out`.
         kwargs: see `datamodules.base.SegmentationDataModule`.
 
     Raises:
@@ -50,7 +51,7 @@ class Cityscapes(SegmentationDataModule):
         *((0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32)),
     )
 
-    def __init__(self, root: str, **kwargs: Any) -> None:
+    def __init__(self, root: str, official_val: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
         train, test = self._files("leftImg8bit", "train"), self._files("leftImg8bit", "val")
@@ -63,7 +64,7 @@ class Cityscapes(SegmentationDataModule):
             if mask is None:
                 raise ValueError(f"{self.root / 'gtFine'} has neither {stem}TrainIds.png nor {stem}Ids.png")
             self.masks[name] = mask
-        self.splits = hold_out(train, test, keep=self.supervision.listed())
+        self.splits = hold_out(train, test, keep=self.supervision.listed(), official=official_val)
 
     def _files(self, kind: str, part: str) -> dict[str, Path]:
         folder = self.root / kind / part

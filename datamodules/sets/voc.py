@@ -34,6 +34,7 @@ class PascalVOC(SegmentationDataModule):
         masks: folder of the masks.
         splits: folder with lists of one's own (not the official protocol): `train.txt` and `test.txt`, perhaps
             `val.txt`, or with a number, `train1000.txt`.
+        official_val: as published codes: see `datamodules.splits.hold_out`. A `val.txt` in `splits` comes first.
         scribbles: folder with real scribbles, `ID.xml` (ScribbleSup) or `ID.png`.
         clicks: JSON file with real clicks (What's the Point).
         download: get what `root` lacks, several GB. For many machines, call `PascalVOC.prepare` once before.
@@ -56,6 +57,7 @@ class PascalVOC(SegmentationDataModule):
         root: str,
         masks: Masks = "SegmentationClassAug",
         splits: str | None = None,
+        official_val: bool = False,
         scribbles: str | None = None,
         clicks: str | None = None,
         download: bool = False,
@@ -75,7 +77,8 @@ class PascalVOC(SegmentationDataModule):
         self.splits = read_lists(self._near(splits)) if splits else self._official()
         check_disjoint(self.splits)
         if "val" not in self.splits:
-            self.splits = hold_out(self.splits["train"], self.splits["test"], keep=self.supervision.listed())
+            train, test = self.splits["train"], self.splits["test"]
+            self.splits = hold_out(train, test, keep=self.supervision.listed(), official=official_val)
         for split, names in self.splits.items():
             if lost := missing(names, self.images):
                 raise FileNotFoundError(f"{self.root / VOC / 'JPEGImages'} has no image of {lost}, of {split}: add it")

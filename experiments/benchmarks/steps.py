@@ -44,18 +44,26 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 LEARNERS = {"CutMix-Seg": 1, "SCL": 1, "CPS": 2}  # networks
 
 
-def build(name: str, side: int, batch: int) -> tuple[SegmentationModule, Any]:
-    """The method in training, at the end of its schedules, and a batch of what it needs."""
+def build(
+    name: str,
+    side: int,
+    batch: int,
+    row: tuple[str, dict[str, Any]] | None = None,
+    network: NetworkConfig = NetworkConfig("Unet", "mobilenet_v2"),  # noqa: B008 (never written to)
+) -> tuple[SegmentationModule, Any]:
+    """The method in training, at the end of its schedules, and a batch of what it needs; `row`: if not of `OPTIONS`."""
     torch.manual_seed(0)
-    method, options = OPTIONS[name]
+    method, options = row or OPTIONS[name]
     found = getattr(methods, method)
-    model = found(CLASSES, network=NetworkConfig("Unet", "mobilenet_v2"), **options).train()
+    model = found(CLASSES, network=network, **options).train()
     type(model).progress = property(lambda self: 1.0)
     plane = torch.ones(batch, side, side, dtype=torch.bool)
     key = torch.stack([torch.zeros(batch, dtype=torch.int64), torch.arange(batch)], 1)
     stream = {"image": torch.rand(batch, 3, side, side), "valid": plane, "key": key}
     mask = torch.randint(0, CLASSES, (batch, side, side)).where(torch.rand(batch, side, side) < 0.03, 255)
-    streams: dict[str, Any] = {"labeled": {**stream, "mask": mask}}
+    tags = torch.stack([(mask == one).flatten(1).any(1) for one in range(CLASSES)], 1)
+    tags[:, 0] = False  # nobody tags the background
+    streams: dict[str, Any] = {"labeled": {**stream, "mask": mask, "tags": tags}}
     if "unlabeled" in found.streams:
         strong = torch.rand(batch, max(1, found.strong_views), 3, side, side)
         streams["unlabeled"] = {**stream, "mask": torch.full_like(mask, 255)}

@@ -8,6 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from official_layouts import (
+    SIZE,
+    draw_ade20k,
+    draw_bsds,
+    draw_camvid,
+    draw_cityscapes,
+    draw_coco,
+    draw_sift_flow,
+    draw_stanford,
+    draw_voc,
+    labels,
+    save,
+    scribble,
+)
 from PIL import Image
 from scipy.io import savemat
 
@@ -15,9 +29,11 @@ import datamodules
 from common.ops.batch import IGNORE
 from conftest import ROOT, fit_tiny
 from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribble_png, read_scribble_xml
+from datamodules.sets.ade20k import ADE20K
 from datamodules.sets.bsds500 import BSDS500
 from datamodules.sets.camvid import CamVid
 from datamodules.sets.cityscapes import EVALUATED, Cityscapes
+from datamodules.sets.coco import COCO
 from datamodules.sets.sift_flow import SCENES, SIFTFlow
 from datamodules.sets.stanford_background import StanfordBackground
 from datamodules.sets.voc import PascalVOC
@@ -27,7 +43,6 @@ from datamodules.supervision import Supervision
 SHARED = ROOT.parent / "shared" / "data"
 CONFIGS = ROOT / "experiments" / "configs" / "data"
 SPLITS = ("train", "val", "test")
-SIZE = (36, 48)
 
 
 def shared(*parts):
@@ -35,21 +50,6 @@ def shared(*parts):
     if not path.exists():
         pytest.skip(f"the real files are not here: {'/'.join(parts)}")
     return path
-
-
-def save(path: Path, array) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(array, np.uint8)).save(path)
-
-
-def photo(path: Path, seed: int = 0) -> None:
-    save(path, np.random.default_rng(seed).integers(0, 256, (*SIZE, 3)))
-
-
-def labels(low: int, high: int, *more: int):
-    """A picture that holds low..high and some values more, in stripes."""
-    values = np.array([*range(low, high + 1), *more])
-    return np.broadcast_to(values[np.arange(SIZE[1]) * len(values) // SIZE[1]], SIZE)
 
 
 def refused(kind, words, call, *arguments, **options):
@@ -60,81 +60,6 @@ def refused(kind, words, call, *arguments, **options):
 
 # Tiny copies -------------------------------------------------------------------------------------------------------
 
-
-def draw_voc(root: Path) -> Path:
-    """25 images: 10 in train, 5 in val, 10 with an SBD mask alone."""
-    voc = root / "VOCdevkit" / "VOC2012"
-    names = [f"2007_{number:06d}" for number in range(25)]
-    for number, name in enumerate(names):
-        photo(voc / "JPEGImages" / f"{name}.jpg", number)
-        save(voc / "SegmentationClassAug" / f"{name}.png", labels(0, 20, 255))
-        if number < 15:
-            picture = Image.fromarray(labels(0, 20, 255).astype(np.uint8))
-            picture.putpalette(list(range(256)) * 3)  # indexed, as VOC's are
-            (voc / "SegmentationClass").mkdir(exist_ok=True)
-            picture.save(voc / "SegmentationClass" / f"{name}.png")
-    lists = voc / "ImageSets" / "Segmentation"
-    lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("\n".join(names[:10]))
-    (lists / "val.txt").write_text("\n".join(names[10:15]) + "\n")
-    return root
-
-
-def draw_cityscapes(root: Path, kind: str = "labelIds") -> Path:
-    for part, city, count in (("train", "aachen", 5), ("train", "jena", 5), ("val", "ulm", 3), ("test", "bonn", 1)):
-        for number in range(count):
-            stem = f"{city}_{number:06d}_000019"
-            photo(root / "leftImg8bit" / part / city / f"{stem}_leftImg8bit.png", number)
-            folder = root / "gtFine" / part / city
-            save(folder / f"{stem}_gtFine_color.png", np.zeros((*SIZE, 3)))
-            mask = labels(0, 33, 255) if kind == "labelIds" else labels(0, 18, 255)
-            save(folder / f"{stem}_gtFine_{kind}.png", mask)
-    return root
-
-
-def draw_camvid(root: Path) -> Path:
-    for split, count in (("train", 5), ("val", 2), ("test", 3)):
-        names = [f"{split}TP_{number:06d}" for number in range(count)]
-        for number, name in enumerate(names):
-            photo(root / split / f"{name}.png", number)
-            save(root / f"{split}annot" / f"{name}.png", labels(0, 11))
-        there = "/SegNet/CamVid/"  # the authors' machine
-        lines = [f"{there}{split}/{name}.png {there}{split}annot/{name}.png\n" for name in names]
-        (root / f"{split}.txt").write_text("".join(lines))
-    return root
-
-
-def draw_stanford(root: Path) -> Path:
-    (root / "labels").mkdir(parents=True)
-    for number in range(15):
-        photo(root / "images" / f"{number:07d}.jpg", number)
-        rows = "\n".join(" ".join(map(str, row)) for row in labels(-1, 7).tolist())
-        (root / "labels" / f"{number:07d}.regions.txt").write_text(rows + "\n")
-    return root
-
-
-def draw_sift_flow(root: Path) -> Path:
-    (root / "SemanticLabels" / SCENES).mkdir(parents=True)
-    names = [f"coast_arnat{number}" for number in range(12)]
-    for number, name in enumerate(names):
-        photo(root / "Images" / SCENES / f"{name}.jpg", number)
-        savemat(root / "SemanticLabels" / SCENES / f"{name}.mat", {"S": labels(0, 33).astype(np.uint8)})
-    (root / "TestSet1.txt").write_text("".join(f"{SCENES}\\{name}.jpg\r\n" for name in names[::5]))
-    return root
-
-
-def draw_bsds(root: Path) -> Path:
-    for split, name in (("train", "12003"), ("val", "3096"), ("test", "2018")):
-        photo(root / "data" / "images" / split / f"{name}.jpg")
-        folder = root / "data" / "groundTruth" / split
-        folder.mkdir(parents=True)
-        people = np.empty((1, 3), object)
-        for person in range(3):
-            people[0, person] = {"Segmentation": labels(1, 2 + person).astype(np.uint16), "Boundaries": labels(0, 1)}
-        savemat(folder / f"{name}.mat", {"groundTruth": people})
-    return root
-
-
 # How to draw it, its class, the sizes of its splits, the number of classes.
 SETS = {
     "voc": (draw_voc, PascalVOC, (16, 4, 5), 21),
@@ -142,6 +67,8 @@ SETS = {
     "camvid": (draw_camvid, CamVid, (5, 2, 3), 11),
     "stanford_background": (draw_stanford, StanfordBackground, (10, 2, 3), 8),
     "sift_flow": (draw_sift_flow, SIFTFlow, (8, 1, 3), 33),
+    "ade20k": (draw_ade20k, ADE20K, (6, 1, 3), 150),
+    "coco": (draw_coco, COCO, (6, 1, 3), 81),
 }
 quiet = pytest.mark.filterwarnings("ignore:.*images, not 715.*")
 
@@ -174,7 +101,7 @@ def test_splits_and_masks_of_the_official_layout(drawn, name):
         assert image.shape == (*SIZE, 3)
         assert image.dtype == mask.dtype == np.uint8
         assert mask.shape == SIZE
-        assert np.unique(mask).tolist() == [*range(classes), IGNORE]
+        assert np.unique(mask).tolist() == [*range(classes), *[IGNORE] * (name != "coco")]  # where all is labelled
     assert data.source().startswith(str(drawn(name).resolve()))
 
 
@@ -205,6 +132,7 @@ def test_options_of_the_shipped_configs(path):
 
 VOC = "VOCdevkit/VOC2012"
 CITY = "gtFine/train/jena/jena_000001_000019_gtFine_labelIds.png"
+ADE = "ADE_train_00000005"
 WRONG = {
     "voc-images": ("voc", f"{VOC}/JPEGImages", None, FileNotFoundError, ["JPEGImages", "does not exist"]),
     "voc-masks": ("voc", f"{VOC}/SegmentationClassAug", None, FileNotFoundError, ["SegmentationClassAug"]),
@@ -219,6 +147,11 @@ WRONG = {
     "camvid-mask": ("camvid", "testannot/testTP_000001.png", None, FileNotFoundError, ["test.txt", "testannot"]),
     "camvid-stray": ("camvid", "val.txt", "a/trainTP_000001.png b\n", FileNotFoundError, ["val.txt", "not in"]),
     "stanford-labels": ("stanford_background", "labels/0000003.regions.txt", None, ValueError, ["0000003"]),
+    "ade-names": ("ade20k", "objectInfo150.txt", None, FileNotFoundError, ["objectInfo150.txt", "names the classes"]),
+    "ade-few": ("ade20k", "objectInfo150.txt", "Idx\n1\ta\n", ValueError, ["objectInfo150.txt", "names 1 classes"]),
+    "ade-mask": ("ade20k", f"annotations/training/{ADE}.png", None, ValueError, ["no mask of", ADE]),
+    "coco-map": ("coco", f"stuffthingmaps/train2017/{5:012d}.png", None, ValueError, ["no map of", f"{5:012d}"]),
+    "coco-maps": ("coco", "stuffthingmaps/val2017", None, FileNotFoundError, ["val2017", "does not exist"]),
     "sift-labels": ("sift_flow", f"SemanticLabels/{SCENES}/coast_arnat3.mat", None, ValueError, ["coast_arnat3"]),
     "sift-image": ("sift_flow", f"Images/{SCENES}/coast_arnat5.jpg", None, FileNotFoundError, ["coast_arnat5"]),
 }
@@ -320,6 +253,41 @@ def test_voc_training_images_without_a_mask_are_unlabelled(drawn, tmp_path):
     assert data.mask(names[20]) is None
 
 
+def test_ade20k_masks_begin_with_other_and_names_are_told_apart(drawn):
+    data = ADE20K(str(drawn("ade20k")))
+    assert data.mask("ADE_train_00000001")[0, :4].tolist() == [IGNORE, 0, 1, 2]
+    assert data.class_names[:2] == ("thing 1", "thing 2")
+    assert [name for name in data.class_names if "screen" in name] == ["screen 131", "screen 142"]
+
+
+def test_cocos_ids_are_counted_without_their_gaps(drawn):
+    """Things of the official list: id less 1 in the map, and what they become. All else is background."""
+    data = COCO(str(drawn("coco")))
+    mask = data.mask(f"{0:012d}").reshape(-1)
+    known = {
+        0: "person",
+        10: "fire hydrant",
+        12: "stop sign",
+        26: "backpack",
+        30: "handbag",
+        43: "bottle",
+        45: "wine glass",
+    }
+    known |= {64: "bed", 66: "dining table", 69: "toilet", 71: "tv", 81: "refrigerator", 83: "book", 89: "toothbrush"}
+    assert {value: data.class_names[mask[value]] for value in known} == known
+    assert {data.class_names[mask[value]] for value in (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90, 91, 181, 182)} == {
+        "background"
+    }
+
+
+@pytest.mark.parametrize("name", ["voc", "cityscapes", "ade20k", "coco"])
+def test_with_the_official_val_nothing_is_held_out(drawn, name):
+    data_set, sizes = SETS[name][1:3]
+    data = data_set(str(drawn(name)), official_val=True)
+    assert [len(data.names(split)) for split in SPLITS] == [sizes[0] + sizes[1], sizes[2], sizes[2]]
+    assert data.names("val") == data.names("test") == data_set(str(drawn(name))).names("test")
+
+
 @pytest.mark.parametrize("name", ["voc", "cityscapes"])
 def test_images_of_a_published_list_are_not_held_out(drawn, tmp_path, name):
     data_set = SETS[name][1]
@@ -373,15 +341,6 @@ def test_masks_of_sbd_fill_what_voc_lacks(monkeypatch, tmp_path, drawn):
 
 
 # Scribbles and clicks -------------------------------------------------------------------------------------------------
-
-
-def scribble(*lines, size=SIZE):
-    polygons = "".join(
-        f"<polygon><tag>{tag}</tag>" + "".join(f"<point><X>{x}</X><Y>{y}</Y></point>" for x, y in points) + "</polygon>"
-        for tag, points in lines
-    )
-    head = f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"
-    return f"<annotation><filename>a.jpg</filename>{head}<segmented>1</segmented>{polygons}</annotation>"
 
 
 def test_scribbles_of_xml_are_polylines_three_pixels_wide(tmp_path):
