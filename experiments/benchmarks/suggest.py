@@ -72,6 +72,12 @@ def arm_folder(pool: Path, arm: Path) -> Path:
     return arm
 
 
+def label(data: SegmentationDataModule, folder: Path, names: Sequence[str]) -> None:
+    """Put the masks of some of the pool into a folder."""
+    for name in names:
+        write(folder / "masks" / "pool" / f"{name}.png", data.mask(name))
+
+
 def trained(run_dir: Path, folder: Path, seed: int, fit: Sequence[str]) -> float:
     """Train on what is labelled in a folder, once; the test mIoU."""
     summary = run_dir / "summary.json"
@@ -102,15 +108,14 @@ def study(data: SegmentationDataModule, options: argparse.Namespace) -> list[dic
         order = data.names("train")
         random.Random(seed).shuffle(order)
         first = options.output / f"seed{seed}" / "first"
+        start = arm_folder(pool, first / "data")  # of its own: what the other arm labels later is not known to its run
         for arm in ARMS:
             place = options.output / f"seed{seed}" / arm
             folder, labelled = arm_folder(pool, place / "data"), order[: options.each]
             for number in range(options.rounds):
-                for name in labelled:
-                    if not (path := folder / "masks" / "pool" / f"{name}.png").exists():
-                        write(path, data.mask(name))
-                run_dir = place / f"round{number}" if number else first  # the first one is that of both
-                miou = trained(run_dir, folder, seed, options.fit)
+                label(data, folder if number else start, labelled)
+                run_dir = place / f"round{number}" if number else first / "run"  # the first one is that of both
+                miou = trained(run_dir, folder if number else start, seed, options.fit)
                 rows.append({"seed": seed, "arm": arm, "round": number, "labelled": len(labelled), "test_miou": miou})
                 print(rows[-1], flush=True)
                 if number + 1 < options.rounds and arm == "random":
