@@ -554,6 +554,14 @@ def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scale():
     assert not any(layer.training for layer in batch_norms(copy.deepcopy(network).train()))
 
 
+def test_batch_norm_may_be_frozen_in_the_encoder_alone():
+    network = build_network(NetworkConfig("Unet", "tu-test_resnet", decoder=SLIM_UNET, freeze_bn="encoder"), 3).train()
+    of_encoder = {*batch_norms(network.model.encoder)}
+    assert of_encoder
+    assert {layer for layer in batch_norms(network) if not layer.training} == of_encoder
+    assert {layer for layer in batch_norms(copy.deepcopy(network).train()) if layer.training}
+
+
 @pytest.mark.parametrize(
     ("arch", "encoder", "decoder"),
     [
