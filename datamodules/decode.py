@@ -21,6 +21,7 @@ from common.ops.array import Array
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of the files that are read
 # Pixels of a picture; more are refused before anything is decoded.
 MOST_PIXELS = int(os.environ.get("WEAKSEG_MAX_PIXELS", 2**28))
+BANDED = 2**24  # pixels of a picture that Pillow gives band by band
 ORIENTATION = 0x0112  # the EXIF and TIFF tag
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -82,11 +83,24 @@ def from_pillow(image: Image.Image) -> Picture:
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
     elif mode not in ("L", "LA", "RGB", "RGBA", "F", "I") and not mode.startswith("I;16"):
         image = image.convert("RGB")
-    pixels = np.asarray(image)
+    pixels = _pixels(image)
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         pixels, opacity = pixels[..., :-1], turned(pixels[..., -1], turn)
         pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     return Picture(turned(pixels, turn), mode, colors, opacity, step)
+
+
+def _pixels(image: Image.Image) -> Array:
+    """The pixels of an image. Of a large one band by band: all at once, Pillow holds two further copies of them."""
+    width, height = image.size
+    if width * height <= BANDED or image.mode not in ("L", "P", "RGB", "RGBA"):
+        return np.asarray(image)
+    pixels = np.empty((height, width, *([] if len(image.mode) == 1 else [len(image.mode)])), np.uint8)
+    step = max(1, BANDED // width)
+    for top in range(0, height, step):
+        bottom = min(height, top + step)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return pixels
 
 
 def turned(pixels: Array, turn: int) -> Array:

@@ -65,8 +65,9 @@ class Photos(SegmentationDataModule):
 
 
 class PhotoData(Dataset[dict[str, Any]]):
-    """Evaluation samples (`datamodules.images.whole_image`) whose masks are 255 everywhere. In the place of an image
-    that cannot be read stands a pixel, with the reason as `error`: one bad photo of thousands is no end."""
+    """Evaluation samples (`datamodules.images.whole_image`) whose masks are 255 everywhere; of images at their own size
+    they are one pixel. In the place of an image that cannot be read stands a pixel, with the reason as `error`: one bad
+    photo of thousands is no end."""
 
     def __init__(self, names: list[str], data: Photos) -> None:
         self.names, self.images, self.size, self.read, self.channels = (
@@ -83,7 +84,9 @@ class PhotoData(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.names[index]
         try:
-            return whole_image(name, shrink(self.read(self.images[name]), self.size), None)
+            sample = whole_image(name, shrink(self.read(self.images[name]), self.size), None)
+            # Of a large image the mask would take a third of the image's memory, to say nothing.
+            return sample if self.size else {**sample, "mask": torch.full((1, 1), IGNORE)}
         except (OSError, ValueError) as error:
             pixel = {"image": torch.zeros(self.channels, 1, 1, dtype=torch.uint8), "mask": torch.full((1, 1), IGNORE)}
             return {**pixel, "name": name, "size": torch.tensor([1, 1]), "error": str(error)}

@@ -15,7 +15,7 @@ Network = Callable[[Tensor], Tensor]
 WHOLE = 2**21  # pixels of the largest image that the network sees at once (1024 x 2048)
 TILE, STEP = [512, 512], [384, 384]  # windows of a larger one, and the stride between them
 GRID = 32  # smooth windows start at multiples of this, the stride of most encoders
-STRIP = 2**24  # probabilities of a strip of `predict_rows`
+STRIP = 2**22  # probabilities of a strip of `predict_rows`
 
 
 @dataclass
@@ -182,8 +182,8 @@ def _window_rows(network: Network, image: Tensor, config: InferenceConfig, mirro
             strip = total[..., rows, :] / count[rows]
             yield strip.flip(-1) if mirror else strip
         for values in (total, count):
-            rest = values[..., done:, :].clone()
-            values[..., : rest.shape[-2], :] = rest
+            rest = values[..., done:, :]
+            values[..., : rest.shape[-2], :] = rest if rest.shape[-2] <= done else rest.clone()  # which overlap
             values[..., rest.shape[-2] :, :] = 0
 
 

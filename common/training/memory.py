@@ -28,3 +28,12 @@ def keep_freed() -> None:
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(mmap_threshold, 2**25)  # the largest there is
+
+
+def release_freed() -> None:
+    """Undo `keep_freed`, so that what is resident is what is in use: where a decoded image takes hundreds of megabytes
+    once, and nothing of its size is asked for again. glibc only."""
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        libc.mallopt(trim_threshold, 2**17)
+        libc.mallopt(mmap_threshold, 2**20)

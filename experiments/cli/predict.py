@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.training.memory import release_freed
 from common.training.predictions import PredictionWriter, Written
 from datamodules.photos import Photos
 from experiments.cli.lightning import run
@@ -22,6 +23,8 @@ class Predict(TrainedCLI):
 
     def parts(self) -> dict[str, Any]:
         options = self.options
+        if self.datamodule.size is None:  # images may be large
+            release_freed()
         written = Written(options.output)
         self.writer = PredictionWriter(written, options.probabilities)
         written.check(self.writer.targets(self.datamodule.show(options.images)), options.overwrite)

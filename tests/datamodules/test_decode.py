@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
+import datamodules.decode as decoding
 from datamodules.decode import MOST_PIXELS, decode, stored_size, turned
 from datamodules.files import read_image, read_mask, to_rgb, upright_mask
 
@@ -410,3 +411,15 @@ def test_greys_of_few_bits_are_ids_in_masks_and_brightness_in_images(tmp_path):
     assert decode(path).step == 85
     path = png(tmp_path / "b.png", np.array([[0, 7, 15, 3]], np.uint8), 4, 0)
     assert read_mask(path, 16, None).tolist() == [[0, 7, 15, 3]]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])
+def test_a_large_picture_is_read_band_by_band_as_at_once(mode, tmp_path, monkeypatch):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 20, 3), np.uint8)).convert(mode)
+    picture.save(tmp_path / "a.png")
+    once = decode(tmp_path / "a.png")
+    monkeypatch.setattr(decoding, "BANDED", 100)
+    bands = decode(tmp_path / "a.png")
+    assert bands.pixels.dtype == np.uint8
+    assert (bands.pixels == once.pixels).all()
+    assert (bands.opacity == once.opacity) if bands.opacity is None else (bands.opacity == once.opacity).all()
