@@ -182,9 +182,11 @@ def _window_rows(network: Network, image: Tensor, config: InferenceConfig, mirro
             strip = total[..., rows, :] / count[rows]
             yield strip.flip(-1) if mirror else strip
         for values in (total, count):
-            rest = values[..., done:, :]
-            values[..., : rest.shape[-2], :] = rest if rest.shape[-2] <= done else rest.clone()  # which overlap
-            values[..., rest.shape[-2] :, :] = 0
+            rest = values.shape[-2] - done
+            for at in range(0, rest, done):  # in parts that do not overlap, without a copy of all
+                to = min(at + done, rest)
+                values[..., at:to, :] = values[..., at + done : to + done, :]
+            values[..., rest:, :] = 0
 
 
 def _strip(values: Tensor, width: int) -> int:
