@@ -24,7 +24,9 @@ class Photos(SegmentationDataModule):
     Args:
         class_names: of the model.
         colors: of the classes, [red, green, blue] from 0 to 255.
-        value_range, channels, rgb: what images hold, see `datamodules.sets.folder.Folder`.
+        value_range: what is black and white in images of other than 8 bits, see `datamodules.sets.folder.Folder`.
+        channels: bands of an image.
+        rgb: which of them are shown.
         kwargs: see `datamodules.base.SegmentationDataModule`.
     """
 

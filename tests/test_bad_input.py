@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import methods.supervised.module
+import common.model.labeled
 import methods.tv.module
 from common.training.nonfinite import NonFiniteGuard
 from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
@@ -399,8 +399,8 @@ def test_broken_test_image_is_named_also_from_a_worker_process(workers, tmp_path
 @pytest.mark.parametrize(
     ("method", "module", "function", "bad", "good"),
     [
-        ("Supervised", methods.supervised.module, "partial_cross_entropy", ["loss"], []),
-        ("TV", methods.tv.module, "partial_cross_entropy", ["loss", "pce"], ["tv"]),
+        ("Supervised", common.model.labeled, "partial_cross_entropy", ["loss"], []),
+        ("TV", common.model.labeled, "partial_cross_entropy", ["loss", "pce"], ["tv"]),
         ("TV", methods.tv.module, "total_variation", ["loss", "tv"], ["pce"]),
     ],
 )
@@ -445,12 +445,14 @@ def test_non_finite_loss_stops_before_the_step(method, module, function, bad, go
 
 
 def test_infinite_gradient_of_a_finite_loss_stops_too(tmp_path, monkeypatch):
-    original = methods.supervised.module.partial_cross_entropy
+    original = common.model.labeled.partial_cross_entropy
 
-    def steep(logits, mask, valid):
-        return original(logits, mask, valid) + (logits.flatten()[0] * 0).abs().sqrt()  # value 0, gradient infinite
+    def steep(logits, mask, valid, weights):
+        return (
+            original(logits, mask, valid, weights) + (logits.flatten()[0] * 0).abs().sqrt()
+        )  # value 0, gradient infinite
 
-    monkeypatch.setattr(methods.supervised.module, "partial_cross_entropy", steep)
+    monkeypatch.setattr(common.model.labeled, "partial_cross_entropy", steep)
     text = message(fit_tiny(tmp_path / "run", expect=1))
     assert "step 0" in text
     assert "every term is finite, a gradient is not" in text

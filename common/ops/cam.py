@@ -91,12 +91,12 @@ def label_crf(
     """A label map through a dense CRF, in which each pixel's label is right with probability `confidence` (IRN [code]).
 
     The other classes of the map share the rest. Time grows with the square of the number of pixels: `stride` 1 is the
-    reference, for small images.
+    reference, for small images. What is not named below is for `common.ops.crf.dense_crf`.
 
     Args:
         labels: (H, W) int64 without 255.
         image: (3, H, W), RGB in [0, 1].
-        others: see `common.ops.crf.dense_crf`.
+        confidence: of each label.
 
     Returns:
         (H, W) int64, classes of the map.
