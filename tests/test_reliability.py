@@ -112,6 +112,7 @@ for method, arguments in json.load(open(f"{folder}/arguments.json")).items():
 """
 
 
+@pytest.mark.slow  # tests/test_cli.py has one method
 def test_two_processes_train_and_test_as_one_does_for_every_method(exact, no_dropout, tmp_path):
     """Weights after two steps to 1e-5 of their way, in float64; the test metrics, of integer counts, exactly."""
     arguments = {method: [*EXACT, *active(method)] for method in methods.CLASSES}
@@ -366,7 +367,7 @@ def test_a_left_out_step_leaves_the_weights(broken_steps, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one if name.endswith("weight"))
 
 
-@pytest.mark.parametrize("method", every_method(*REPRESENTATIVE))
+@pytest.mark.parametrize("method", every_method("Supervised", "UniMatch"))
 def test_bf16_autocast_is_finite_and_learns(method, tmp_path):
     steps = ["--trainer.max_steps", "30", "--trainer.val_check_interval", "30", "--checkpoint_every", "30"]
     fit_tiny(tmp_path, "--model", method, *active(method), *steps, "--trainer.precision", "bf16-mixed")
@@ -388,7 +389,7 @@ class Scaled(Callback):
         self.scales.append(trainer.precision_plugin.scaler.get_scale())
 
 
-@pytest.mark.parametrize("method", every_method(*REPRESENTATIVE))
+@pytest.mark.parametrize("method", every_method("Supervised", "UniMatch"))
 def test_the_fp16_scaler_skips_what_overflows_and_training_goes_on(method, tmp_path, monkeypatch):
     """Lightning takes bf16 for fp16 on a CPU, so the plugin is given; the first scale is far too high."""
     import experiments.cli.lightning as cli

@@ -405,7 +405,7 @@ def test_looking_at_twenty_thousand_files_is_quick(tmp_path):
     from datamodules.annotation import state_of
 
     class Many:
-        class_names, colors, splits = ("a", "b"), ((0, 0, 0), (1, 1, 1)), {}
+        class_names, colors, splits, pseudo = ("a", "b"), ((0, 0, 0), (1, 1, 1)), {}, None
 
         def sources(self):
             return {part: {str(n): tmp_path / f"{part}{n}" for n in range(10_000)} for part in ("images", "masks")}
