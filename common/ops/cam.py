@@ -9,7 +9,7 @@ sure. The channels of classes that an image is not tagged with are 0 throughout.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,15 @@ from common.ops.tensors import at_least_fp32
 
 Normalisation = Literal["max", "minmax", "max8"]
 EPS = 1e-5
+# Of IRN's label CRF [code], as far as they are not dense_crf's own; stride 4 is ours.
+IRN_CRF = {
+    "weight": 10.0,
+    "sigma_xy": 50.0,
+    "sigma_rgb": 5.0,
+    "smooth_weight": 3.0,
+    "smooth_sigma": 3.0,
+    "iterations": 10,
+}
 
 
 @torch.no_grad()
@@ -75,28 +84,17 @@ def cam_labels(cam: Tensor, background: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def label_crf(
-    labels: Tensor,
-    image: Tensor,
-    *,
-    confidence: float = 0.7,
-    weight: float = 10.0,
-    sigma_xy: float = 50.0,
-    sigma_rgb: float = 5.0,
-    smooth_weight: float = 3.0,
-    smooth_sigma: float = 3.0,
-    iterations: int = 10,
-    stride: int = 4,
-) -> Tensor:
+def label_crf(labels: Tensor, image: Tensor, confidence: float = 0.7, **parameters: Any) -> Tensor:
     """A label map through a dense CRF, in which each pixel's label is right with probability `confidence` (IRN [code]).
 
     The other classes of the map share the rest. Time grows with the square of the number of pixels: `stride` 1 is the
-    reference, for small images. What is not named below is for `common.ops.crf.dense_crf`.
+    reference, for small images.
 
     Args:
         labels: (H, W) int64 without 255.
         image: (3, H, W), RGB in [0, 1].
         confidence: of each label.
+        parameters: of `common.ops.crf.dense_crf`, in place of IRN's and of its stride 4.
 
     Returns:
         (H, W) int64, classes of the map.
@@ -106,11 +104,7 @@ def label_crf(
         return labels.clone()
     other = (1 - confidence) / (len(classes) - 1)
     p = other + (confidence - other) * F.one_hot(index, len(classes)).movedim(2, 0).to(at_least_fp32(image).dtype)
-    q = dense_crf(
-        p, image, weight=weight, sigma_xy=sigma_xy, sigma_rgb=sigma_rgb, smooth_weight=smooth_weight,
-        smooth_sigma=smooth_sigma, iterations=iterations, stride=stride,
-    )  # fmt: skip
-    return classes[q.argmax(0)]
+    return classes[dense_crf(p, image, **{**IRN_CRF, **parameters}).argmax(0)]
 
 
 def irn_seeds(cautious: Tensor, generous: Tensor) -> Tensor:

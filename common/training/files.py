@@ -31,7 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_of(path)
-    with _held(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)):
+    with held(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)):
         try:
             os.utime(scratch, (0, 0))  # a block that writes nothing leaves this time
             yield scratch
@@ -53,7 +53,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     """The same for a folder: an empty one to write into. If there is a `folder` with files by then, that one stays."""
     scratch = scratch_of(folder)
     scratch.mkdir(parents=True)
-    with _held(os.open(scratch, os.O_RDONLY)):
+    with held(os.open(scratch, os.O_RDONLY)):
         try:
             yield scratch
             for path in [*scratch.rglob("*"), scratch]:
@@ -92,7 +92,7 @@ def scratch_of(path: Path) -> Path:
 
 
 @contextmanager
-def _held(descriptor: int) -> Iterator[None]:
+def held(descriptor: int) -> Iterator[None]:
     """Mark a scratch as in use: the kernel lets go of the lock when its writer dies."""
     try:
         with contextlib.suppress(OSError):  # a file system without locks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from PIL import Image
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from common.training.files import write_text, written_whole
+from common.training.files import held, write_text, written_whole
 from datamodules.class_list import class_file, read_classes
 from datamodules.decode import decode, stored_size
 from datamodules.drawn import NAMES, find
@@ -186,13 +185,8 @@ class Drawings:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One writer at a time, of all processes. The kernel frees the folder when its holder dies."""
-        descriptor = os.open(self.root, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with held(os.open(self.root, os.O_RDONLY)):
             yield
-        finally:
-            os.close(descriptor)
 
     def is_labelled(self, name: str) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def listed() -> str:
     return "; regimes: {}; methods: {}".format(
         *(", ".join(path.stem for path in sorted((SHIPPED / kind).glob("*.yaml"))) for kind in ("regimes", "methods"))
     )
+
+
+def named_config(words: Sequence[str], folder: str) -> str | None:
+    """The first shipped config of a folder that the command line names."""
+    shipped = {path.stem for path in (SHIPPED / folder).glob("*.yaml")}
+    values = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    values += [after for word, after in itertools.pairwise(words) if word in CONFIG_OPTIONS]
+    return next((value for value in values if value in shipped), None)
 
 
 def compose(path: Path, above: tuple[Path, ...] = ()) -> list[str]:

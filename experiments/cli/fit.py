@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from common.training.run import fill_streams, run_parts
 from common.training.run_dir import file_state, is_used, used
 from common.training.tracking import check_trackers, partition
-from experiments.cli.configs import CONFIG_OPTIONS, SHIPPED, expand_configs
+from experiments.cli.configs import expand_configs, named_config
 from experiments.cli.lightning import WeaksegCLI, run
 from experiments.cli.messages import FILES
 from experiments.cli.own_data import CHOSEN, with_choices
@@ -101,14 +100,6 @@ class Fit(WeaksegCLI):
         self.trainer.fit(ckpt_path=checkpoint, weights_only=True, **kwargs)
         if self.trainer.is_global_zero:
             print_results(folder)
-
-
-def named_config(words: Sequence[str], folder: str) -> str | None:
-    """The first shipped config of a folder that the command line names."""
-    shipped = {path.stem for path in (SHIPPED / folder).glob("*.yaml")}
-    values = [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    values += [after for word, after in itertools.pairwise(words) if word in CONFIG_OPTIONS]
-    return next((value for value in values if value in shipped), None)
 
 
 def told_options(words: Sequence[str]) -> list[str]:

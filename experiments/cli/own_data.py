@@ -23,7 +23,7 @@ from common.model.networks import NetworkConfig, build_network
 from common.ops.batch import IGNORE
 from datamodules.base import SegmentationDataModule
 from datamodules.decode import stored_size
-from experiments.cli.configs import CONFIG_OPTIONS, SHIPPED, expand_configs
+from experiments.cli.configs import CONFIG_OPTIONS, expand_configs, named_config
 from experiments.cli.doctor import load_data
 
 TABLE = Path(__file__).parent / "decision.yaml"
@@ -48,7 +48,7 @@ def with_choices(words: Sequence[str]) -> list[str]:
     if folder is None:
         return [*words]
     own = ["--data", "Folder", "--data.root", str(folder)]
-    if _names(rest, "regimes"):  # which says it all
+    if named_config(rest, "regimes"):  # which says it all
         return [*rest, *own]
     if CHOSEN in os.environ:
         return [*json.loads(os.environ[CHOSEN]), *rest]
@@ -62,14 +62,14 @@ def with_choices(words: Sequence[str]) -> list[str]:
     weights = _value(rest, "--model.network.weights", NETWORK["weights"])
     pretrained = "from scratch" if weights in ("null", "~") else "pretrained"
     method = yaml.safe_load(TABLE.read_text())[kind][pretrained]
-    named = next(iter(_names(rest, "methods")), None) or _value(rest, "--model", None)
+    named = named_config(rest, "methods") or _value(rest, "--model", None)
     run_dir = _value(rest, "--run_dir", None)
     if run_dir is None:
         name = _value(rest, "--name", None) or f"seed{_value(rest, '--seed_everything', '0')}"
         run_dir = str(Path("runs", folder.resolve().name, named or method, name))
     choices = _stored(Path(run_dir)) if _value(rest, "--resume", None) == "auto" else None
     if choices is None:
-        choices = choose(data, rest)
+        choices = choose(data, rest, kind)
     first = ["--config", "base", *([] if named else ["--config", method]), *own, "--run_dir", run_dir]
     first += [word for option, value in choices.items() if not _says(rest, option) for word in (option, value)]
     _tell(folder, data, kind, named or method, first, rest)
@@ -90,20 +90,21 @@ def kind_of(data: SegmentationDataModule) -> str:
     return "all pixels labelled" if shares and median(shares) > 0.9 else "strokes or clicks"
 
 
-def choose(data: SegmentationDataModule, said: Sequence[str]) -> dict[str, str]:
-    """Options and their values."""
+def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict[str, str]:
+    """Options and their values, for data with this kind of labels."""
     names = data.names("train")
     files = [data.images[name] for name in names[:: -(-len(names) // LOOKED_AT)]]
     longest = int(median(max(stored_size(file)[0]) for file in files if file.suffix != ".npy") if files else LEAST)
     side = min(MOST, max(min(LEAST, 32 * -(-longest // 32)), 32 * (longest // 32)))
-    side = int(_value(said, "--data.size", side)) if str(_value(said, "--data.size", side)).isdigit() else side
+    given = str(_value(said, "--data.size", side))
+    side = int(given) if given.isdigit() else side
     network = {key: _value(said, f"--model.network.{key}", value) for key, value in NETWORK.items()}
     if network["encoder"] != NETWORK["encoder"] and not _says(said, "--model.network.weights"):
         network["weights"] = "null"
     _check_at_hand(network, data)
     crop = max(32, 32 * round(0.75 * side / 32))
-    streams = 4 if len([name for name in names if data.has_mask(name)]) < 0.9 * len(names) else 1
-    one = streams * saved_bytes(network, data, crop)
+    # With unlabelled images: these too, and two strong views of them.
+    one = (4 if kind == "some images labelled" else 1) * saved_bytes(network, data, crop)
     room = free_memory() / 2
     labelled = sum(data.has_mask(name) for name in names) or len(names)
     batch = next((size for size in BATCHES if size * one < room and size <= max(2, labelled)), BATCHES[-1])
@@ -251,9 +252,3 @@ def _says(words: Sequence[str], option: str) -> bool:
 def _of(words: Sequence[str], prefix: str) -> list[str]:
     """Options with this prefix, each with its value."""
     return [word for option, value in _pairs(words) if option.startswith(prefix) for word in (option, value)]
-
-
-def _names(words: Sequence[str], kind: str) -> list[str]:
-    """Named configs that are shipped in a folder, `regimes` or `methods`."""
-    shipped = {path.stem for path in (SHIPPED / kind).glob("*.yaml")}
-    return [value for option, value in _pairs(words) if option in CONFIG_OPTIONS and value in shipped]

@@ -12,7 +12,7 @@ from common.training.memory import release_freed
 from common.training.predictions import PredictionWriter, Written
 from datamodules.photos import Photos
 from experiments.cli.lightning import run
-from experiments.cli.trained import TrainedCLI, from_run, trained_parser
+from experiments.cli.trained import TrainedCLI, check_folder, from_run, trained_parser
 
 
 class Predict(TrainedCLI):
@@ -67,5 +67,4 @@ def check(options: argparse.Namespace) -> None:
     inside = options.output.resolve().is_relative_to(options.images.resolve())
     if inside and options.images.is_dir():
         raise ValueError(f"--output {options.output} is in the folder of images: choose another folder for the labels")
-    if options.output.exists() and not options.output.is_dir():
-        raise FileExistsError(f"--output {options.output} is a file: choose a folder")
+    check_folder(options.output)

@@ -13,7 +13,7 @@ from datamodules.images import WholeImages
 from datamodules.loaders import loader, reader
 from datamodules.splits import SPLITS
 from experiments.cli.lightning import run
-from experiments.cli.trained import TrainedCLI, from_run, trained_parser
+from experiments.cli.trained import TrainedCLI, check_folder, from_run, trained_parser
 from experiments.review.errors import Review, Reviewed
 from experiments.review.page import ERRORS, IMAGES, PAGE, write_review
 from experiments.runs.checkpoint import read_checkpoint
@@ -75,8 +75,7 @@ def check(options: argparse.Namespace) -> None:
     """Raise ValueError, FileExistsError for options that cannot be, before anything is loaded."""
     if options.output is None:
         raise ValueError("weakseg review needs --output, a folder for the page")
-    if options.output.exists() and not options.output.is_dir():
-        raise FileExistsError(f"--output {options.output} is a file: choose a folder")
+    check_folder(options.output)
     for name in ("confidence", "area"):
         if not 0 <= getattr(options, name) <= 1:
             raise ValueError(f"--{name} is from 0 to 1, got {getattr(options, name):g}")

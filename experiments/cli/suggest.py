@@ -12,7 +12,7 @@ from common.training.predictions import Written
 from datamodules.base import SegmentationDataModule
 from datamodules.photos import Photos
 from experiments.cli.lightning import run
-from experiments.cli.trained import TrainedCLI, from_run, trained_parser
+from experiments.cli.trained import TrainedCLI, check_folder, from_run, trained_parser
 from experiments.runs.checkpoint import built, read_checkpoint
 from experiments.suggest.scoring import LIST, SHEET, By, Scorer, Scores, SuggestionWriter, labelled_images
 
@@ -111,5 +111,4 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"-n is a number of images, 1 or more, got {options.number}")
     if options.output.resolve().is_relative_to(options.images.resolve()):
         raise ValueError(f"--output {options.output} is in the folder of images: choose another folder")
-    if options.output.exists() and not options.output.is_dir():
-        raise FileExistsError(f"--output {options.output} is a file: choose a folder")
+    check_folder(options.output)

@@ -87,3 +87,9 @@ def from_run(
     if not options.run or not (options.run / "tensorboard").exists():
         config["tensorboard"] = False
     return ["--config", yaml.safe_dump(config), *expand_configs(rest), "--ckpt_path", str(options.ckpt)], options
+
+
+def check_folder(output: Path) -> None:
+    """Raise FileExistsError for an output that is a file."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"--output {output} is a file: choose a folder")

@@ -115,7 +115,7 @@ def test_the_batch_fits_the_memory(root, monkeypatch):
     data, said = Folder(str(root)), [*TINY]
     for free, batch in ((2**40, "4"), (1, "2")):
         monkeypatch.setattr(own_data, "free_memory", lambda free=free: free)
-        assert own_data.choose(data, said)["--data.batch_size"] == batch
+        assert own_data.choose(data, said, own_data.kind_of(data))["--data.batch_size"] == batch
 
 
 def test_without_a_pretrained_encoder_the_way_out_is_named(root, monkeypatch):
