@@ -28,7 +28,6 @@ IRN_CRF = {
     "sigma_rgb": 5.0,
     "smooth_weight": 3.0,
     "smooth_sigma": 3.0,
-    "iterations": 10,
 }
 
 

@@ -68,7 +68,9 @@ def measure(run: Run, split: Any, count: int, seeds: int) -> list[str]:
     model: Any = run.model
     found = {name: CamMetrics(model.num_classes) for name in kinds(model)}
     seconds = dict.fromkeys(found, 0.0)
-    for number, (image, tags, mask) in enumerate(images(run, split, count), 1):
+    seen = 0
+    for image, tags, mask in images(run, split, count):
+        seen += 1
         for name, maps in kinds(model).items():
             start = time.perf_counter()
             cam = maps(image, tags, (mask.shape[0], mask.shape[1]))
@@ -78,7 +80,7 @@ def measure(run: Run, split: Any, count: int, seeds: int) -> list[str]:
     for name, metric in found.items():
         result = metric.compute()
         own = result["curve"][round(model.pseudo_threshold * metric.steps)]
-        each = f"{seconds[name] / number:.2f}"
+        each = f"{seconds[name] / seen:.2f}"
         rows.append(f"| {name} | {result['miou']:.1f} | {result['threshold']:.2f} | {own:.1f} | {each} |")
     certain, sure, pixels, start = SegmentationMetrics(model.num_classes), 0, 0, time.perf_counter()
     for image, tags, mask in images(run, split, seeds):
