@@ -51,7 +51,8 @@ def add_lora(encoder: nn.Module, config: LoRAConfig, name: str) -> None:
     if not chosen or not linear.issuperset(chosen):
         missing = ", ".join(sorted({*chosen} - linear)) or "attention layers"
         raise ValueError(f"lora: encoder {name!r} has no {missing}; its linear layers: {', '.join(sorted(linear))}")
-    inject_adapter_in_model(LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=chosen), encoder)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha}  # peft's types want a whole alpha
+    inject_adapter_in_model(LoraConfig(**options, target_modules=chosen), encoder)
 
 
 def check_lora(encoder: nn.Module, name: str) -> None:
