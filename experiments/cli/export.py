@@ -2,8 +2,8 @@
 
 The file holds the network alone: RGB in [0, 1], (B, 3, H, W), to logits (B, K, H, W), with its normalisation. Resizing,
 windows and post-processing stay with the caller, who finds in the file's metadata (JSON under `weakseg`) the classes,
-their colours, the size at which the network was trained, and how the run predicts. Low-rank updates (LoRA) are merged
-into the weights.
+their colours, the size at which the network was trained, and how the run predicts (docs/export.md). Low-rank updates
+(LoRA) are merged into the weights.
 """
 
 from __future__ import annotations
@@ -75,14 +75,19 @@ def check(exported: Callable[[Tensor], Tensor], network: nn.Module, size: tuple[
         raise ValueError(f"the exported network differs from the trained one by {(ours - theirs).abs().max():.2g}")
 
 
-def metadata(run: Run) -> str:
-    """What a user of the file needs to know of the run, as JSON."""
-    model, photos = run.model, run.photos
+def metadata(run: Run, size: tuple[int, int] | None = None) -> str:
+    """What a user of the file needs to know of the run, as JSON; `size`: that the file is bound to."""
+    model, network, photos = run.model, run.network, run.photos
     about = {"classes": [*run.class_names], "colors": [[*color] for color in run.colors], "size": photos.told_size}
+    # Of the normalisation in the file; padding is of the mean colour.
+    statistics = {name: getattr(network, name).flatten().tolist() for name in ("mean", "std")}
+    sides = {"multiple_of": network.stride} if size is None else {"bound_to": [*size]}
     # Band numbers count from 1; a file has the three of `rgb` first, then the others.
-    bands = {} if photos.channels == 3 else {"channels": photos.channels, "rgb": [*photos.rgb]}
+    value_range = run.config["data"]["init_args"].get("value_range")
+    bands = {"channels": photos.channels, "rgb": [*photos.rgb], "value_range": value_range}
     how = {"inference": asdict(model.inference), "postprocess": asdict(model.postprocess)}
-    return json.dumps({**about, **how, "method": type(model).__name__, "input": "RGB in [0, 1]", **bands})
+    told = {**about, **statistics, **sides, **how, "method": type(model).__name__, "input": "RGB in [0, 1]", **bands}
+    return json.dumps(told)
 
 
 def write_onnx(program: ExportedProgram, path: Path, network: nn.Module, size: tuple[int, int], about: str) -> None:
@@ -121,8 +126,8 @@ def main(arguments: Sequence[str]) -> None:
     from experiments.runs.load import load_run
 
     loaded = load_run(options.run, options.which)
-    network, about = loaded.network.cpu().eval(), metadata(loaded)
     size = tuple(options.size) if options.size else None
+    network, about = loaded.network.cpu().eval(), metadata(loaded, size)
     program = export_network(merged(network), size)
     stride = getattr(network, "stride", 1)
     tried = size or (5 * stride, 3 * stride)
