@@ -6,7 +6,7 @@ from typing import Any
 
 from common.training.discovery import find_classes, load
 
-CLASSES = find_classes(__path__, base="SegmentationDataModule", pattern="sets/*.py")
+CLASSES = find_classes(__path__, bases=("SegmentationDataModule",), pattern="sets/*.py")
 __all__ = list(CLASSES)
 
 

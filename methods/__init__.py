@@ -11,7 +11,7 @@ from typing import Any
 
 from common.training.discovery import find_classes, load
 
-CLASSES = find_classes(__path__, base="SegmentationModule", pattern="*/module.py")
+CLASSES = find_classes(__path__, bases=("SegmentationModule", "CamModule"), pattern="*/module.py")
 __all__ = list(CLASSES)
 
 

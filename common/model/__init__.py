@@ -1,1 +1,1 @@
-"""Networks and what is done with one: teachers, optimizers, inference, scores, and the only base class."""
+"""Networks and what is done with one: teachers, optimizers, inference, scores, and the base classes of methods."""

@@ -111,18 +111,40 @@ class CamNetwork(SegmentationNetwork):
         super().__init__(model, donor.stride, [0.0] * config.channels, [1.0] * config.channels, config)
         self.mean, self.std, self.only_size = donor.mean, donor.std, donor.only_size
         self.register_buffer("background", torch.tensor(background))
+        # A method's own: (activations, [normalised image, the encoder's last two maps], valid) to better maps.
+        self.refine: nn.Module | None = None
 
     def activations(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> (B, C, h, w), which covers the image padded to a multiple of the stride."""
         maps, _ = self.encode(image)
         return cast(Tensor, self.model.segmentation_head(self.dropout(maps[-1])))
 
+    def both(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The activations, and the maps that show where objects are: `refine` of them, or the same.
+
+        Args:
+            image: (B, 3, H, W) RGB in [0, 1].
+            valid: (B, H, W) bool of what the activations cover, False = padding; None: all.
+        """
+        maps, _ = self.encode(image)
+        a = cast(Tensor, self.model.segmentation_head(self.dropout(maps[-1])))
+        if self.refine is None:
+            return a, a
+        colors = F.pad(
+            (image - self.mean) / self.std, (0, -image.shape[-1] % self.stride, 0, -image.shape[-2] % self.stride)
+        )
+        return a, self.refine(a, [colors, *maps[-2:]], valid)
+
+    def maps(self, image: Tensor) -> Tensor:
+        """The second of `both`."""
+        return self.both(image)[1]
+
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> (B, K, H, W) logits, see the class."""
         height, width = image.shape[-2:]
-        a = at_least_fp32(self.activations(image))
+        a, maps = (at_least_fp32(one) for one in self.both(image))
         found = (image_logits(a) > 0)[:, :, None, None]
-        maps = F.interpolate(a, self.padded_size(height, width), mode="bilinear", align_corners=False)
+        maps = F.interpolate(maps, self.padded_size(height, width), mode="bilinear", align_corners=False)
         cam = normalise_cam(maps[..., :height, :width]) * found
         return torch.cat([self.background.expand_as(cam[:, :1]), cam], 1).clamp(min=LEAST).log()
 

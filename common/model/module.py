@@ -1,4 +1,4 @@
-"""SegmentationModule: the only base class. It trains, evaluates and logs; a method says what its loss is."""
+"""SegmentationModule: the base class. It trains, evaluates and logs; a method says what its loss is."""
 
 from __future__ import annotations
 

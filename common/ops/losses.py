@@ -55,6 +55,25 @@ def partial_cross_entropy(
     return global_mean(total, (weight[mask.masked_fill(~counted, 0)] * counted).sum())
 
 
+def tag_loss(logits: Tensor, tags: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Multilabel soft margin: binary cross entropy of `sigmoid(logits)` and the tags, the mean over images and classes.
+
+        loss = tag_loss(image_logits(activations), labeled["tags"][:, 1:])
+
+    Args:
+        logits: (B, C) of the objects.
+        tags: (B, C) bool; an image without any is a negative of all classes.
+        weight: (B,) 1 or 0, which images count; None: all.
+
+    Returns:
+        Scalar in nats; without an image that counts zero with zero gradient.
+    """
+    logits = at_least_fp32(logits)
+    losses = F.binary_cross_entropy_with_logits(logits, tags.to(logits.dtype), reduction="none").mean(1)
+    weight = torch.ones_like(losses) if weight is None else weight.to(losses)
+    return global_mean((losses * weight).sum(), weight.sum())
+
+
 @torch.no_grad()
 def hard_pixels(logits: Tensor, mask: Tensor, threshold: float, kept: int) -> Tensor:
     """Online hard example mining: the mask without the labels of pixels that are right with confidence.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ class Found(NamedTuple):
     line: str
 
 
-def find_classes(folders: Iterable[str], base: str, pattern: str) -> dict[str, Found]:
-    """Classes that derive directly from `base` in the files of a package that match `pattern`, by name.
+def find_classes(folders: Iterable[str], bases: Collection[str], pattern: str) -> dict[str, Found]:
+    """Classes that derive directly from one of `bases` in the files of a package that match `pattern`, by name.
 
     Inheritance is one deep by rule, so a direct base is all there is to look for.
     """
@@ -25,10 +25,17 @@ def find_classes(folders: Iterable[str], base: str, pattern: str) -> dict[str, F
     for folder in map(Path, folders):
         for path in sorted(folder.glob(pattern)):
             for node in ast.parse(path.read_text()).body:
-                if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == base for b in node.bases):
+                if isinstance(node, ast.ClassDef) and any(
+                    isinstance(b, ast.Name) and b.id in bases for b in node.bases
+                ):
                     module = ".".join(path.relative_to(folder).with_suffix("").parts)
                     found[node.name] = Found(module, (ast.get_docstring(node) or "").split("\n")[0])
     return found
+
+
+def bases_of(node: ast.ClassDef) -> set[str]:
+    """The names that a class derives from."""
+    return {base.id for base in node.bases if isinstance(base, ast.Name)}
 
 
 def load(package: str, classes: dict[str, Found], name: str) -> Any:

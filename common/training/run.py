@@ -16,6 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from common.model.module import SegmentationModule
 from common.model.options import plain_options
+from common.training.cam_curve import CamCurve
 from common.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Patience
 from common.training.loggers import CSVLogger
 from common.training.nonfinite import NonFiniteGuard
@@ -69,6 +70,7 @@ def run_parts(
         NonFiniteGuard(folder, skip_nonfinite),
         Throughput(),
         PredictionPictures(folder),
+        CamCurve(folder),
         BestCheckpoint(checkpoints),
         *([] if patience is None else [Patience(patience)]),
         RunSummary(folder, seed),

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.model.cam import multi_scale_cam
+from common.model.cam_module import BETA, RADIUS
 from common.model.networks import NetworkConfig
 from common.ops.array import Array
 from common.ops.cam import normalise_cam
@@ -37,7 +38,7 @@ from common.ops.walk import bilateral_affinity, half_disc, places, random_walk
 from common.training.memory import reset_peak, resident_gb
 from experiments.benchmarks.measure import alternate, machine, options, ratio
 from experiments.compare.columns import markdown
-from methods.cam.module import BETA, CAM, RADIUS
+from methods.cam.module import CAM
 
 SIDE, MAPS, CLASSES = 321, 3, 21
 
@@ -129,7 +130,7 @@ def prepare(part: str, form: str) -> Callable[[], Any]:
         return lambda: model.cam_of(image[0], tags, (SIDE, SIDE))[:3]
 
     def every() -> Tensor:
-        raw = multi_scale_cam(model.classifier.activations, image, (SIDE, SIDE), model.scales, multiple=16)
+        raw = multi_scale_cam(model.classifier.maps, image, (SIDE, SIDE), model.scales, multiple=16)
         return (normalise_cam(raw) * tags[1:, None, None])[0, :3]
 
     return every

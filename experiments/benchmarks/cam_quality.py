@@ -21,18 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.model.cam_module import CamModule
 from common.model.metrics import CamMetrics, SegmentationMetrics
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.pictures import colorize, save_grid, to_uint8
 from datamodules.images import whole_image
 from experiments.runs.load import Run, load_run
-from methods.cam.module import CAM
 
 Maps = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 
 
-def kinds(model: CAM) -> dict[str, Maps]:
+def kinds(model: CamModule) -> dict[str, Maps]:
     """What makes a map (K - 1, H, W) of an image, its tags and a size."""
 
     def single(image: Tensor, tags: Tensor, size: tuple[int, int]) -> Tensor:
@@ -122,7 +122,7 @@ def draw(run: Run, network: Run | None, split: Any, path: Path, count: int = 5) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", help="of CAM")
+    parser.add_argument("run", help="of CAM, or of another method with class activation maps")
     parser.add_argument("--which", choices=["best", "last"], default="best")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val")
     parser.add_argument("--images", type=int, default=200)
@@ -131,8 +131,8 @@ def main() -> None:
     parser.add_argument("--network", help="run of a network trained on the pseudo-masks, for the picture")
     options = parser.parse_args()
     run = load_run(options.run, options.which)
-    if not isinstance(run.model, CAM):
-        raise SystemExit(f"{options.run} is no run of CAM")
+    if not isinstance(run.model, CamModule):
+        raise SystemExit(f"{options.run} is no run of a method with class activation maps")
     if options.picture:
         draw(run, load_run(options.network) if options.network else None, options.split, options.picture)
         return

@@ -23,6 +23,7 @@ from common.ops.losses import (
     contrast_weights,
     neighbour_pairs,
     partial_cross_entropy,
+    tag_loss,
     total_variation,
     total_variation_sum,
 )
@@ -719,3 +720,18 @@ def test_two_processes_average_to_the_gradient_of_one(tmp_path: Path) -> None:
             assert w.grad is not None
             expected = torch.cat([value.detach().reshape(1), w.grad.flatten()])
             torch.testing.assert_close(next(averaged), expected, rtol=1e-12, atol=1e-12)
+
+
+# Tags --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_tag_loss_has_its_hand_values_and_leaves_images_out():
+    logits, tags = torch.tensor([[0.0, 0.0], [2.0, -1.0], [9.0, 9.0]]), torch.tensor([[1, 0], [1, 0], [0, 0]]).bool()
+    one, two = (tag_loss(logits[k : k + 1], tags[k : k + 1]).item() for k in (0, 1))
+    assert (one, two) == pytest.approx((0.693147, 0.220095), abs=1e-6)
+    assert tag_loss(logits, tags, torch.tensor([1, 1, 0])).item() == pytest.approx((one + two) / 2)
+    logits.requires_grad_()
+    loss = tag_loss(logits, tags, torch.zeros(3))
+    loss.backward()
+    assert loss == 0
+    assert (logits.grad == 0).all()
