@@ -5,6 +5,12 @@ to pairs is (B, P, H, W), at the pixel that comes first; where the partner is ou
 
     affinity = bilateral_affinity(image, radius=5, sigma=0.1)
     spread = random_walk(affinity, cam, radius=5, beta=8)
+
+An affinity can be learned from labels of which some are sure (AffinityNet):
+
+    distance = feature_distance(features, radius=5)
+    affinity_loss(distance, labels, radius=5).backward()
+    spread = random_walk((-distance).exp(), cam, radius=5)
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ import torch
 from torch import Tensor
 
 from common.ops.batch import IGNORE
+from common.ops.distributed import global_mean
 from common.ops.tensors import at_least_fp32
 
 Place = tuple[slice, slice]
@@ -92,6 +99,49 @@ def path_affinity(edges: Tensor, radius: int) -> Tensor:
             plane[:, rows, columns] = 1 - torch.stack(steps).amax(0)
         found.append(plane)
     return torch.stack(found, 1)
+
+
+def feature_distance(features: Tensor, radius: int) -> Tensor:
+    """`mean_d |f_i - f_j|`, so that `exp(-distance)` is an affinity (Ahn & Kwak 2018, arXiv 1803.10464, eq. 3, which
+    sums over d; the mean is of the code).
+
+    Args:
+        features: (B, D, H, W). Gradient flows into them.
+        radius: see `half_disc`.
+
+    Returns:
+        (B, P, H, W), at least float32; infinite where the partner is outside the image.
+    """
+    features, found = at_least_fp32(features), []
+    for offset in half_disc(radius):
+        plane = torch.full_like(features[:, 0], torch.inf)
+        if pair := places(offset, *features.shape[2:]):
+            one, two = (features[(slice(None), slice(None), *place)] for place in pair)
+            plane[(slice(None), *pair[0])] = (one - two).abs().mean(1)
+        found.append(plane)
+    return torch.stack(found, 1)
+
+
+def affinity_loss(distance: Tensor, labels: Tensor, radius: int) -> Tensor:
+    """Pairs of one class come near, others part (Ahn & Kwak 2018, arXiv 1803.10464, eq. 4 to 7 [code]).
+
+    `1/4 mean(-log a | background) + 1/4 mean(-log a | one object class) + 1/2 mean(-log(1 - a + 1e-5) | two classes)`
+    with `a = exp(-distance)`, each mean over all processes; of no pair it is 0.
+
+    Args:
+        distance: (B, P, H, W), see `feature_distance`.
+        labels: (B, H, W) int64, class id (0 the background) or 255 for not sure.
+        radius: see `half_disc`.
+
+    Returns:
+        Scalar.
+    """
+    background, same, other = affinity_labels(labels, radius)
+    apart = distance[other]
+    sums = [distance[background].sum(), distance[same].sum(), -(1 - (-apart).exp() + 1e-5).log().sum()]
+    counts = torch.stack([kind.sum() for kind in (background, same, other)])
+    means = global_mean(torch.stack(sums), counts)
+    return means[0] / 4 + means[1] / 4 + means[2] / 2
 
 
 @torch.no_grad()

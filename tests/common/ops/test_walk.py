@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from common.ops.walk import affinity_labels, bilateral_affinity, half_disc, path_affinity, random_walk
+from common.ops.walk import (
+    affinity_labels,
+    affinity_loss,
+    bilateral_affinity,
+    feature_distance,
+    half_disc,
+    path_affinity,
+    random_walk,
+)
 
 
 @pytest.mark.parametrize(("radius", "count"), [(2, 4), (3, 12), (4, 22), (5, 34), (8, 96), (10, 152)])
@@ -119,3 +127,39 @@ def test_affinity_of_another_radius_is_refused():
     maps = torch.rand(1, 1, 4, 4)
     with pytest.raises(ValueError, match=r"must be \(B, 34, H, W\) for radius 5"):
         random_walk(bilateral_affinity(maps.expand(1, 3, 4, 4), 3), maps, 5)
+
+
+def test_the_affinity_loss_is_that_of_a_loop_over_pairs():
+    torch.manual_seed(0)
+    features = torch.rand(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 255])[torch.randint(0, 4, (2, 5, 6))]
+    parts = {"background": [], "same": [], "other": []}
+    for b in range(2):
+        for dy, dx in half_disc(3):
+            for y in range(5 - dy):
+                for x in range(max(0, -dx), min(6, 6 - dx)):
+                    one, two = int(labels[b, y, x]), int(labels[b, y + dy, x + dx])
+                    if 255 in (one, two):
+                        continue
+                    a = (-(features[b, :, y, x] - features[b, :, y + dy, x + dx]).abs().mean()).exp()
+                    kind = "other" if one != two else "same" if one else "background"
+                    parts[kind].append(-(1 - a + 1e-5).log() if one != two else -a.log())
+    means = [torch.stack(part).mean() for part in parts.values()]
+    wanted = means[0] / 4 + means[1] / 4 + means[2] / 2
+    found = affinity_loss(feature_distance(features, 3), labels, 3)
+    torch.testing.assert_close(found, wanted)
+    slow, fast = (torch.autograd.grad(loss, features, retain_graph=True)[0] for loss in (wanted, found))
+    torch.testing.assert_close(fast, slow)
+
+
+@pytest.mark.parametrize("labels", [torch.full((1, 5, 6), 255), torch.zeros(1, 5, 6, dtype=torch.int64)])
+def test_the_affinity_loss_without_pairs_of_a_kind_and_of_equal_features_is_finite(labels):
+    features = torch.ones(1, 4, 5, 6, requires_grad=True)
+    loss = affinity_loss(feature_distance(features, 5), labels, 5)
+    loss.backward()
+    assert loss == 0
+    assert torch.isfinite(features.grad).all()
+    labels[:, :, :3], labels[:, :, 3:] = 0, 1
+    worst = affinity_loss(feature_distance(features, 5), labels, 5)
+    assert torch.isfinite(worst)
+    assert worst > 5  # two classes of equal features: -log 1e-5 by a half
