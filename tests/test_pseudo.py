@@ -89,7 +89,7 @@ def test_labels_are_the_predictions_where_these_are_sure(run_dir, made, tmp_path
 class Tagged(torch.nn.Module):
     """A method that labels by tags: the last tagged class above the threshold of grey, 255 at the border."""
 
-    def pseudo_labels(self, image, tags, size, refine, threshold):
+    def pseudo_labels(self, image, tags, size, refine, threshold, seeds):
         assert image.shape[0] == 3
         assert image.max() <= 1
         grey = torch.nn.functional.interpolate(image.mean(0)[None, None], size)[0, 0]

@@ -110,6 +110,7 @@ class CamNetwork(SegmentationNetwork):
         model.segmentation_head = CamHead(int(model.encoder.out_channels[-1]), num_classes - 1)
         super().__init__(model, donor.stride, [0.0] * config.channels, [1.0] * config.channels, config)
         self.mean, self.std, self.only_size = donor.mean, donor.std, donor.only_size
+        self.affinity: nn.Module | None = None  # see `common.model.affinity.add_affinity`
         self.register_buffer("background", torch.tensor(background))
         # A method's own: (activations, [normalised image, the encoder's last two maps], valid) to better maps.
         self.refine: nn.Module | None = None
@@ -118,6 +119,10 @@ class CamNetwork(SegmentationNetwork):
         """(B, 3, H, W) RGB in [0, 1] -> (B, C, h, w), which covers the image padded to a multiple of the stride."""
         maps, _ = self.encode(image)
         return cast(Tensor, self.model.segmentation_head(self.dropout(maps[-1])))
+
+    @property
+    def trained_encoder(self) -> nn.Module:
+        return super().trained_encoder if self.affinity is None else cast(nn.Module, self.affinity.encoder)
 
     def both(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The activations, and the maps that show where objects are: `refine` of them, or the same.
@@ -130,10 +135,7 @@ class CamNetwork(SegmentationNetwork):
         a = cast(Tensor, self.model.segmentation_head(self.dropout(maps[-1])))
         if self.refine is None:
             return a, a
-        colors = F.pad(
-            (image - self.mean) / self.std, (0, -image.shape[-1] % self.stride, 0, -image.shape[-2] % self.stride)
-        )
-        return a, self.refine(a, [colors, *maps[-2:]], valid)
+        return a, self.refine(a, [self.prepared(image), *maps[-2:]], valid)
 
     def maps(self, image: Tensor) -> Tensor:
         """The second of `both`."""
@@ -165,7 +167,7 @@ def build_cam_network(config: NetworkConfig, num_classes: int, background: float
         try:
             donor = build_network(replace(config, arch=arch, decoder=depth if arch != "Linear" else {}), num_classes)
             network = CamNetwork(donor, num_classes, config, background)
-            freeze_unused(network)
+            freeze_unused(network, network.activations)
             return network.to(memory_format=torch.channels_last)
         except ValueError as error:
             first = first or error
@@ -173,14 +175,15 @@ def build_cam_network(config: NetworkConfig, num_classes: int, background: float
     raise first
 
 
-def freeze_unused(network: CamNetwork) -> None:
-    """Freeze the parameters that get no gradient, as the norms of an encoder's earlier maps: DDP refuses them."""
+def freeze_unused(network: CamNetwork, output: Callable[[Tensor], Tensor]) -> None:
+    """Freeze the parameters that get no gradient from an output of an image (B, C, H, W), as the norms of an encoder's
+    earlier maps: DDP refuses them."""
     side = network.only_size or -(-128 // network.stride) * network.stride
     parameters = [p for p in network.parameters() if p.requires_grad]
     network.eval()  # keeps the BatchNorm statistics and draws no random number
     with torch.enable_grad():  # also where a run is loaded, without
-        logits = image_logits(network.activations(network.mean.new_zeros(1, network.channels, side, side)))
-        gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+        found = output(network.mean.new_zeros(1, network.channels, side, side))
+        gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     network.train()

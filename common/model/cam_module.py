@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
+from common.model.affinity import RADIUS
 from common.model.cam import CamNetwork, at_scale, build_cam_network, image_logits, multi_scale_cam
 from common.model.inference import InferenceConfig
 from common.model.labeled import LabeledConfig
@@ -26,7 +27,7 @@ from common.ops.walk import bilateral_affinity, random_walk
 
 Refinement = Literal["none", "pamr", "crf", "walk"]
 STRIDE = 4  # of the walk, in pixels
-RADIUS, SIGMA, BETA = 5, 0.1, 8.0  # of its pairs, in cells; of their colours; of its sharpening
+SIGMA, BETA = 0.1, 8.0  # of its colours; of its sharpening
 
 
 class CamModule(SegmentationModule):
@@ -48,8 +49,9 @@ class CamModule(SegmentationModule):
         ValueError: an option out of range, or one without effect.
     """
 
-    supervision = ("tags", "boxes")
+    supervision: tuple[str, ...] = ("tags", "boxes")
     score = "val/cam_miou"
+    scored_refinement: Refinement = "none"  # of the maps that are evaluated
 
     def __init__(
         self,
@@ -85,7 +87,8 @@ class CamModule(SegmentationModule):
         return cast(CamNetwork, self.network)
 
     def cell_cover(self, image: Tensor, valid: Tensor) -> Tensor:
-        """`valid` (B, H, W) of images as `common.model.cam.image_logits` takes it: of what the activations cover."""
+        """`valid` (B, H, W) of images as `common.model.cam.image_logits` takes it: of what the activations cover. Of a
+        mask: 0 there."""
         height, width = image.shape[-2:]
         padded = self.network.padded_size(height, width)
         return F.pad(valid, (0, padded[1] - width, 0, padded[0] - height), value=False)
@@ -152,7 +155,13 @@ class CamModule(SegmentationModule):
 
     @torch.no_grad()
     def pseudo_labels(
-        self, image: Tensor, tags: Tensor, size: tuple[int, int], refine: Refinement, threshold: float
+        self,
+        image: Tensor,
+        tags: Tensor,
+        size: tuple[int, int],
+        refine: Refinement,
+        threshold: float,
+        seeds: bool = False,
     ) -> Tensor:
         """Labels of one training image from its tags.
 
@@ -160,40 +169,45 @@ class CamModule(SegmentationModule):
             image: (3, H, W) RGB in [0, 1], at the training size.
             tags: (K,) bool, classes in it.
             size: (height, width) of the result.
-            refine: `none`; `pamr`: the maps by `common.ops.refine.pamr`; `walk`: by a random walk of bilateral
-                affinities on cells of 4 pixels; `crf`: IRN's seeds, with twice the threshold for the objects and a
-                third of it for the background (0.30 and 0.05 at 0.15), each through a dense CRF.
+            refine: `none`; `pamr`: the maps by `common.ops.refine.pamr`; `walk`: by a random walk, see `refined_cam`;
+                `crf`: IRN's seeds, each of the two labels through a dense CRF.
             threshold: score of the background, in (0, 1).
+            seeds: label only what is sure, as IRN does: objects above twice the threshold, background below a third
+                of it (0.30 and 0.05 at 0.15). With `crf` always.
 
         Returns:
-            (*size) int64; 255, only with `crf`: not sure.
+            (*size) int64; 255, only of seeds: not sure.
         """
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
+        two = (min(2 * threshold, 0.99), threshold / 3)
         if refine != "crf":
-            return labels_of(self.refined_cam(image, tags, size, refine)[None], threshold)
+            cam = self.refined_cam(image, tags, size, refine)[None]
+            return irn_seeds(*(labels_of(cam, t) for t in two)) if seeds else labels_of(cam, threshold)
         cam = self.cam_of(image, tags, (image.shape[1], image.shape[2]))[None]
-        sure, maybe = (label_crf(labels_of(cam, t), image[:3]) for t in (min(2 * threshold, 0.99), threshold / 3))
-        seeds = irn_seeds(sure, maybe)[None, None].float()
-        return F.interpolate(seeds, size, mode="nearest-exact")[0, 0].long()
+        found = irn_seeds(*(label_crf(labels_of(cam, t), image[:3]) for t in two))
+        return F.interpolate(found[None, None].float(), size, mode="nearest-exact")[0, 0].long()
 
     @torch.no_grad()
     def refined_cam(self, image: Tensor, tags: Tensor, size: tuple[int, int], refine: Refinement) -> Tensor:
-        """The CAM of one image (K - 1, *size) as `cam_of` gives it, refined at the image's own size by `pamr`, or on
-        cells of 4 pixels by a `walk`, after which it is normalised anew."""
+        """The CAM of one image (K - 1, *size) as `cam_of` gives it, refined at the image's own size by `pamr`, or by a
+        `walk` along `walk_affinity`, after which it is normalised anew."""
         if refine == "none":
             return self.cam_of(image, tags, size)
         colors = image[None, :3]
         if refine == "pamr":
             refined = pamr(colors, self.cam_of(image, tags, (image.shape[1], image.shape[2]))[None])
         elif refine == "walk":
-            cells = F.avg_pool2d(colors, STRIDE, ceil_mode=True)
-            cam = self.cam_of(image, tags, (cells.shape[2], cells.shape[3]))[None]
-            walked = random_walk(bilateral_affinity(cells, RADIUS, SIGMA), cam, RADIUS, BETA)
-            refined = normalise_cam(walked, "max")
+            affinity = self.walk_affinity(image[None])
+            cam = self.cam_of(image, tags, (affinity.shape[2], affinity.shape[3]))[None]
+            refined = normalise_cam(random_walk(affinity, cam, RADIUS, BETA), "max")
         else:
             raise ValueError(f"refine is none, pamr, crf or walk, got {refine!r}")
         return F.interpolate(refined, size, mode="bilinear", align_corners=False)[0]
+
+    def walk_affinity(self, image: Tensor) -> Tensor:
+        """Affinities (1, P, h, w) of the cells of an image (1, 3, H, W), which cover it: of colours, 4 pixels a cell."""
+        return bilateral_affinity(F.avg_pool2d(image[:, :3], STRIDE, ceil_mode=True), RADIUS, SIGMA)
 
     def tags_of(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Tags (B, K) bool of an evaluation batch: given, or the classes of its mask; None without either."""
@@ -214,7 +228,8 @@ class CamModule(SegmentationModule):
         tags = self.tags_of(batch)
         if tags is None:
             tags = F.pad(self.find_tags(image) > 0, (1, 0))
-        cam = torch.stack([self.cam_of(one, tag, size) for one, tag in zip(image, tags, strict=True)])
+        how = self.scored_refinement
+        cam = torch.stack([self.refined_cam(one, tag, size, how) for one, tag in zip(image, tags, strict=True)])
         scores = torch.cat([background_score(cam, float(self.classifier.background)), cam], 1)
         probabilities = scores / scores.sum(1, keepdim=True)
         if refine and self.postprocess.kind != "none":
@@ -237,7 +252,8 @@ class CamModule(SegmentationModule):
         size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
         for image, one, mask in zip(batch["image"], tags, batch["mask"], strict=True):
             if bool((mask != IGNORE).any()):
-                cast(CamMetrics, self.metrics["network"]).update(self.cam_of(image, one, size)[None], mask[None])
+                cam = self.refined_cam(image, one, size, self.scored_refinement)
+                cast(CamMetrics, self.metrics["network"]).update(cam[None], mask[None])
 
     def _log_metrics(self, stage: str) -> None:
         metric = cast(CamMetrics, self.metrics["network"])
@@ -258,7 +274,9 @@ class CamModule(SegmentationModule):
             self.log_dict({f"{stage}/cam_iou/{c}": v for c, v in zip(classes, result["iou"], strict=True)})
         self.score = type(self).score if masks else "val/map"
         if masks and stage == "val" and self.trainer.state.fn == "fit":
-            self.classifier.background.fill_(max(float(result["threshold"]), 1 / metric.steps))
+            # Strictly between 0 and 1, also where a map of nothing or of everything is best.
+            least = 1 / metric.steps
+            self.classifier.background.fill_(min(max(float(result["threshold"]), least), 1 - least))
             self.curve = curve
         for one in (metric, self.precision_of_tags, self.f1_of_tags):
             one.reset()

@@ -109,7 +109,7 @@ class SegmentationNetwork(nn.Module):
     def train(self, mode: bool = True) -> SegmentationNetwork:
         super().train(mode)
         if self.freeze_bn:
-            for module in batch_norms(self.model.encoder if self.freeze_bn == "encoder" else self):
+            for module in batch_norms(self.trained_encoder if self.freeze_bn == "encoder" else self):
                 module.eval()
         if self.freeze == "encoder":
             self.model.encoder.eval()
@@ -133,6 +133,12 @@ class SegmentationNetwork(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[list[Tensor], list[Tensor | None] | None]:
         """(B, C, H, W) in [0, 1] -> the list of encoder maps (B, D, h, w), and for smp's DPT a ViT's prefix tokens.
+        Raises what `prepared` raises."""
+        encoded = self.model.encoder(self.prepared(image))
+        return encoded if isinstance(encoded, tuple) else (encoded, None)  # DPT has prefix tokens, the others have none
+
+    def prepared(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> what an encoder takes: normalised, and padded to a multiple of the stride.
 
         Raises:
             ValueError: an image larger than the one size that an encoder is built for.
@@ -148,9 +154,7 @@ class SegmentationNetwork(nn.Module):
         # After the normalisation, so that padding looks like the mean colour and not like black.
         padded = F.pad(normalised, (0, -width % self.stride, 0, -height % self.stride))
         # Convolutions are 20 to 30 % faster on CPUs (measured, Unet and FPN) and not slower on GPUs in this layout.
-        padded = padded.contiguous(memory_format=torch.channels_last)
-        encoded = self.model.encoder(padded)
-        return encoded if isinstance(encoded, tuple) else (encoded, None)  # DPT has prefix tokens, the others have none
+        return padded.contiguous(memory_format=torch.channels_last)
 
     def decode(self, maps: list[Tensor], tokens: list[Tensor | None] | None = None) -> Tensor:
         """What `encode` gave -> the decoder's output (B, C, h, w); between the two, features can be perturbed."""
@@ -182,12 +186,17 @@ class SegmentationNetwork(nn.Module):
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The trained parameters of the encoder, for a learning rate of their own."""
-        return [p for p in self.model.encoder.parameters() if p.requires_grad]
+        return [p for p in self.trained_encoder.parameters() if p.requires_grad]
+
+    @property
+    def trained_encoder(self) -> nn.Module:
+        """Whose parameters are the encoder's in `parameter_groups`."""
+        return cast(nn.Module, self.model.encoder)
 
     def encoder_layers(self) -> list[list[nn.Parameter]]:
         """The encoder's trained parameters layer by layer, from the image on: the layers that a timm model states, else
         by the first number in a name, which counts stages or blocks (`block1.0`, `features.7`, `layers_2`)."""
-        model = getattr(self.model.encoder, "model", self.model.encoder)
+        model: Any = getattr(self.trained_encoder, "model", self.trained_encoder)
         if hasattr(model, "group_matcher"):
             layer = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
         else:
@@ -201,7 +210,7 @@ class SegmentationNetwork(nn.Module):
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """The trained parameters of everything but the encoder."""
-        encoder = {id(p) for p in self.model.encoder.parameters()}
+        encoder = {id(p) for p in self.trained_encoder.parameters()}
         return [p for p in self.parameters() if p.requires_grad and id(p) not in encoder]
 
 

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.model.affinity import RADIUS
 from common.model.cam import multi_scale_cam
-from common.model.cam_module import BETA, RADIUS
+from common.model.cam_module import BETA
 from common.model.networks import NetworkConfig
 from common.ops.array import Array
 from common.ops.cam import normalise_cam

@@ -35,7 +35,7 @@ class Pseudo(TrainedCLI):
         if self.trainer.world_size > 1:
             raise ValueError("weakseg pseudo labels on one device: leave trainer.devices out")
         self.model.load_state_dict(read_checkpoint(options.ckpt)["state_dict"])
-        labels = PseudoLabels(self.model, options.refine, options.threshold)
+        labels = PseudoLabels(self.model, options.refine, options.threshold, options.seeds)
         images = images_of(data, options.split, labels.by_tags)
         with pseudo_folder(options.output, options.overwrite) as folder:
             writer = PseudoWriter(folder, data)
@@ -49,6 +49,7 @@ class Pseudo(TrainedCLI):
                 "split": options.split,
                 "refine": options.refine,
                 "threshold": labels.threshold,
+                "seeds": options.seeds,
                 "classes": [*data.class_names],
                 "commit": git_commit(),
                 "version": version("weakseg"),
@@ -78,6 +79,11 @@ def main(arguments: Sequence[str]) -> None:
         type=float,
         help="pixels whose label has a lower probability get 255, no label (0); of maps the score of the background "
         "(what the run's validation found)",
+    )
+    parser.add_argument(
+        "--seeds",
+        action="store_true",
+        help="label of maps only what is sure: objects above twice the threshold, background below a third of it",
     )
     parser.add_argument("--split", choices=SPLITS, default="train", help="images to label (train)")
     parser.add_argument("--overwrite", action="store_true", help="replace what pseudo wrote there before")

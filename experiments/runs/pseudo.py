@@ -43,15 +43,23 @@ class PseudoLabels(LightningModule):
         model: the trained model.
         refine: how maps become labels, of methods that learn from tags.
         threshold: of the probability, or for maps the score of the background; None: 0, or the model's own.
+        seeds: of maps, label only what is sure, see `methods.cam.CAM.pseudo_labels`.
 
     Raises:
         ValueError: an option that this model has no use for, or out of range.
     """
 
-    def __init__(self, model: SegmentationModule, refine: Refine = "none", threshold: float | None = None) -> None:
+    def __init__(
+        self, model: SegmentationModule, refine: Refine = "none", threshold: float | None = None, seeds: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.refine = model, refine
+        self.model, self.refine, self.seeds = model, refine, seeds
         self.by_tags = hasattr(model, "pseudo_labels")
+        if seeds and not self.by_tags:
+            raise ValueError(
+                f"--seeds is for maps of methods that learn from tags: {type(model).__name__} labels what is sure with "
+                "--threshold"
+            )
         if refine != "none" and not self.by_tags:
             raise ValueError(
                 f"--refine is for maps of methods that learn from tags: leave it out for {type(model).__name__}, or "
@@ -70,7 +78,8 @@ class PseudoLabels(LightningModule):
         if self.by_tags:
             size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
             made: Any = self.model
-            labels: Tensor = made.pseudo_labels(batch["image"][0], batch["tags"][0], size, self.refine, self.threshold)
+            image, tags = batch["image"][0], batch["tags"][0]
+            labels: Tensor = made.pseudo_labels(image, tags, size, self.refine, self.threshold, self.seeds)
             return labels
         labels, probabilities = self.model.predict_labels(self.model.scored_network, batch, refine=True)
         sure = probabilities.gather(1, labels[:, None])[:, 0] >= self.threshold

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.model.affinity import add_affinity
 from common.model.cam import CamHead, build_cam_network, image_logits, multi_scale_cam
 from common.model.metrics import CamMetrics, scores
 from common.model.networks import NetworkConfig
@@ -163,3 +164,24 @@ assert torch.equal(metric.compute()["curve"], whole.compute()["curve"])
 @pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path):
     two_processes(SPLIT, tmp_path)
+
+
+@pytest.mark.parametrize("encoder", ["tu-test_resnet", "tu-test_vit"])
+def test_a_network_with_affinities_trains_them_and_nothing_else(encoder):
+    torch.manual_seed(0)
+    network = build_cam_network(NetworkConfig("Unet", encoder), 4, 0.2)
+    frozen = {name: value.clone() for name, value in network.state_dict().items()}
+    add_affinity(network)
+    image = torch.rand(2, 3, 160, 160)
+    distance = network.affinity(network.prepared(image))
+    cells = 20 if encoder == "tu-test_resnet" else 10  # stride 8, or the patches'
+    assert distance.shape == (2, 34, cells, cells)
+    groups = network.parameter_groups(0.1)
+    assert [group["lr_scale"] for group in groups] == [0.1, 1.0]
+    assert {id(p) for p in groups[0]["params"]} <= {id(p) for p in network.affinity.encoder.parameters()}
+    distance[distance.isfinite()].sum().backward()
+    trained = [p for group in groups for p in group["params"]]
+    assert all(p.grad is not None for p in trained)
+    torch.optim.SGD(trained, 0.1).step()
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, frozen.get(name, value))}
+    assert not changed
