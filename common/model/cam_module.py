@@ -206,7 +206,7 @@ class CamModule(SegmentationModule):
         return F.interpolate(refined, size, mode="bilinear", align_corners=False)[0]
 
     def walk_affinity(self, image: Tensor) -> Tensor:
-        """Affinities (1, P, h, w) of the cells of an image (1, 3, H, W), which cover it: of colours, 4 pixels a cell."""
+        """Affinities (1, P, h, w) of cells that cover an image (1, 3, H, W): by colours, 4 pixels a cell."""
         return bilateral_affinity(F.avg_pool2d(image[:, :3], STRIDE, ceil_mode=True), RADIUS, SIGMA)
 
     def tags_of(self, batch: Mapping[str, Any]) -> Tensor | None:
