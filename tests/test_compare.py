@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -15,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from browser import PROGRAM, Browser
 from common.model.metrics import scores
 from conftest import draw_folder, fit_tiny, on_folder, weakseg, weakseg_process
 from experiments.compare import runs as reading
-from experiments.compare.columns import cells, find_column, measure, spread_of
-from experiments.compare.figures import show_errors
+from experiments.compare.columns import cells, find_column, latex, measure, spread_of
+from experiments.compare.figures import bars, drawn, row_colors, show_errors
 from experiments.compare.protocol import text
 from experiments.compare.runs import Finished, Images, read_runs
 from experiments.compare.tables import Row, Table, bootstrap, build_tables, gains
@@ -57,7 +59,9 @@ def summary(run_dir):
     return json.loads((run_dir / "summary.json").read_text())
 
 
-def finished(source, seed=0, labels=0.1, size=64, method="Supervised", steps=10, miou=50.0, images=None, **options):
+def finished(
+    source, seed=0, labels=0.1, size=64, method="Supervised", steps=10, miou=50.0, images=None, classes=0, **options
+):
     """A run without files."""
     model = {"network": {"weights": None}, "inference": {"flip": False}, "postprocess": {"kind": "none"}, **options}
     data = {"root": f"/{source}/horses", "size": size, "batch_size": 8, "seed": seed}
@@ -69,6 +73,7 @@ def finished(source, seed=0, labels=0.1, size=64, method="Supervised", steps=10,
                  "init_args": {**data, "supervision": {"kind": "pixels", "fraction": labels}}},
     }  # fmt: skip
     content = {"steps": steps, "best": {}, "last": {}, "seconds": 6.0, "test": {"best": {"test/miou": miou}}}
+    content["test"]["best"] |= {f"test/iou/class {number}": 30.0 + number + seed for number in range(classes)}
     return Finished(source, config, content, [], images or {})
 
 
@@ -267,6 +272,89 @@ def test_markdown_names_figures_that_are_there(report):
     names = re.findall(r"\]\((.+?)\)", (folder / "report.md").read_text())
     assert {*names} == {f"figures/{path.name}" for path in (folder / "figures").iterdir()}
     assert len(names) == 3
+
+
+def test_figures_as_pdf_and_svg_hold_letters_and_are_the_same_each_time():
+    figure = bars(
+        build_tables([finished("a", classes=4), finished("b", 1, classes=4)])[0][0], {"Supervised": "#000"}, "best"
+    )
+    pdf, svg = drawn(figure, "pdf"), drawn(figure, "svg")
+    assert pdf.startswith(b"%PDF")
+    assert b"/FontFile2" in pdf  # TrueType
+    assert b"/Subtype /Type3" not in pdf
+    assert ">class 3</text>" in svg.decode()
+    assert (pdf, svg) == (drawn(figure, "pdf"), drawn(figure, "svg"))
+
+
+@pytest.mark.parametrize("count", [6, 21])
+def test_class_bars_and_their_names_are_apart(count):
+    """At the size at which the page shows the figure, also of many classes and rows."""
+    runs = [finished(f"{method}{seed}", seed, method=method, classes=count)
+            for method in ("Supervised", "TV", "SCL", "CPS") for seed in (0, 1)]  # fmt: skip
+    (table,), _ = build_tables(runs)
+    figure = bars(table, row_colors([table]), "best")
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    labels = axes.get_yticklabels() if count > 8 else axes.get_xticklabels()
+    assert [label.get_text() for label in labels] == [f"class {number}" for number in range(count)]
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    thick = [min(one.get_window_extent().width, one.get_window_extent().height) for one in axes.patches]
+    assert len(thick) == 4 * count
+    assert figure.get_figwidth() <= 8 or count <= 8
+    assert min(thick) * 120 / figure.dpi > 8  # pixels
+
+
+def test_tables_for_latex_are_booktabs_with_special_characters_escaped(four, tmp_path):
+    text = latex("50 % of A_b & C", ["", "gain #", "x^2"], [["TV w=0.1_{a}", "-2.8 ± 1.0", "$5~"], ["a\\b", "", "<|>"]])
+    assert r"\caption{50 \% of A\_b \& C}" in text
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines[3:] == [
+        r"\begin{tabular}{lrr}", r"\toprule", r"& gain \# & x\textasciicircum{}2 \\", r"\midrule",
+        r"TV w=0.1\_\{a\} & $-$2.8 $\pm$ 1.0 & \$5\textasciitilde{} \\",
+        r"a\textbackslash{}b &  & \textless{}\textbar{}\textgreater{} \\", r"\bottomrule", r"\end{tabular}",
+        r"\end{table}"]  # fmt: skip
+    weakseg("compare", four, "--output", tmp_path, "--images", "0", "--formats", "pdf", "svg")
+    text, content = (tmp_path / "table.tex").read_text(), rows(tmp_path / "table.csv")
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+    (columns,) = re.findall(r"tabular}{(l?r*)}", text)
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 1 + len(content)
+    assert all(line.count(" & ") == len(columns) - 1 for line in body)
+    mean, deviation = (float(content[1][f"test_miou_best{end}"]) for end in ("", "_sd"))
+    assert f"{mean:.1f} $\\pm$ {deviation:.1f}" in body[2]
+    kinds = {path.suffix for path in (tmp_path / "figures").iterdir()}
+    assert kinds == {".png", ".pdf", ".svg"}
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium to open the page in")
+def test_the_page_fits_a_phone_and_its_columns_are_sorted_by_keys(report, tmp_path):
+    folder, _ = report
+    browser = Browser(tmp_path)
+    try:
+        colors = set()
+        for width, dark in ((1280, False), (390, True)):
+            browser.resize(width, 800, dark=dark, touch=width < 500)
+            browser.open((folder / "report.html").as_uri())
+            browser.until("!!document.querySelector('th button')")
+            assert browser.value("document.documentElement.scrollWidth") <= width
+            colors.add(browser.value("getComputedStyle(document.body).backgroundColor"))
+        assert len(colors) == 2
+        names = "[...document.querySelectorAll('.scores tbody th')].map(one => one.textContent)"
+        scores = "[...document.querySelectorAll('.scores tbody tr')].map(one => parseFloat(one.cells[2].textContent))"
+        assert browser.value(names) == ["Supervised", "TV"]
+        head = "document.querySelectorAll('.scores thead th')[{}]"
+        for column, order in ((0, "ascending"), (0, "descending"), (2, "descending"), (2, "ascending")):
+            browser.value(f"{head.format(column)}.querySelector('button').focus()")
+            browser.key("Enter")
+            assert browser.value(f"{head.format(column)}.getAttribute('aria-sort')") == order
+            found = browser.value(names if column == 0 else scores)
+            assert found == sorted(found, reverse=order == "descending")
+        assert browser.value("document.querySelectorAll('[aria-sort]').length") == 1
+        assert browser.value("[...document.querySelectorAll('th')].every(one => one.scope)")
+        assert browser.errors == []
+    finally:
+        browser.close()
 
 
 def test_errors_are_red_where_the_label_is_wrong_and_nowhere_else():

@@ -10,7 +10,7 @@ from typing import Any
 
 DESCRIPTION = """\
 Finished runs side by side: a table over seeds, curves, bars per class and predictions, in one HTML file that needs no
-network, in Markdown and in CSV. Runs of other data, labels or evaluation come into tables of their own."""
+network, in Markdown, LaTeX and CSV. Runs of other data, labels or evaluation come into tables of their own."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -29,6 +29,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--columns", nargs="+", default=[], metavar="NAME",
         help="further columns: what was tested (test/accuracy, test/iou/CLASS, what `weakseg test --metrics` adds), "
         "val/... and train/... of the last step",
+    )  # fmt: skip
+    parser.add_argument(
+        "--formats", nargs="+", default=[], choices=["pdf", "svg"], help="of the figures, beside PNG: pdf, svg"
     )  # fmt: skip
     parser.add_argument("--test", action="store_true", help="run `weakseg test` on runs that lack it, best and last")
     return parser.parse_args(arguments)
@@ -52,9 +55,10 @@ def main(arguments: Sequence[str]) -> None:
     if not runs:
         raise FileNotFoundError("no run is finished: " + "; ".join(left_out))
     tables, remarks = build_tables(runs, options.baseline)
-    shown = write_report(options.output, tables, [*left_out, *remarks], options.images, options.columns)
+    told = [*left_out, *remarks]
+    shown = write_report(options.output, tables, told, options.images, options.columns, options.formats)
     print(shown)
-    for line in [*left_out, *remarks]:
+    for line in told:
         print(f"\n{line}")
     print(f"\nreport: {(options.output / 'report.html').resolve()}")
 

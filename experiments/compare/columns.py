@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -283,3 +284,23 @@ def cells(table: Table, columns: Sequence[Column]) -> tuple[list[str], list[list
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+           "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+           **{one: rf"\{one}" for one in "&%$#_{}"}}  # fmt: skip
+
+
+def escaped(text: str) -> str:
+    """A text as LaTeX prints it, with a minus before a negative number."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", "".join(SPECIAL.get(one, one) for one in text))
+
+
+def latex(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of the package booktabs, with the title as its caption."""
+    lines = [" & ".join(map(escaped, line)) + r" \\" for line in (columns, *rows)]
+    return "\n".join([
+        r"\begin{table}", r"  \centering", f"  \\caption{{{escaped(title)}}}",
+        f"  \\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"    \toprule", f"    {lines[0]}", r"    \midrule",
+        *(f"    {line}" for line in lines[1:]), r"    \bottomrule", r"  \end{tabular}", r"\end{table}",
+    ])  # fmt: skip

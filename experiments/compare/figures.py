@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -24,11 +26,19 @@ from experiments.runs.load import load_run
 
 WRONG = (225, 0, 60)
 COLORS = ["#4b4b4b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f3fbf", "#a6a600"]
+STANDING = 8  # classes whose bars stand side by side
+FONTS = ("Arial", "Helvetica", "Liberation Sans", "DejaVu Sans")  # the first that is installed; the last one always is
+# Letters stay letters: TrueType in PDF, where journals refuse Matplotlib's own Type 3, and text in SVG.
+STYLE = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "weakseg"}
+UNDATED = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same runs give the same file
 
 
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+def drawn(figure: Figure, kind: str = "png") -> bytes:
+    """A figure as a file: `png`, `pdf` or `svg`."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    with matplotlib.rc_context({**STYLE, "font.sans-serif": [name for name in FONTS if name in installed]}):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=120, bbox_inches="tight", metadata=UNDATED[kind])
     return buffer.getvalue()
 
 
@@ -39,7 +49,11 @@ def row_colors(tables: Sequence[Table]) -> dict[str, str]:
 
 
 def legend(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    """Above the axes, where a narrow page shows it too, in as many columns as the labels leave room for."""
+    longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=1)
+    columns = max(1, min(4, 40 // (longest + 6)))
+    above = 3.0 if axes.xaxis.get_tick_params()["labeltop"] else 0.8  # the numbers there
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8, ncols=columns, borderaxespad=above)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -66,28 +80,39 @@ def curves(table: Table, colors: dict[str, str]) -> Figure | None:
 
 
 def bars(table: Table, colors: dict[str, str], which: str) -> Figure | None:
-    """IoU per class, mean over seeds, with the standard deviation as a whisker."""
+    """IoU per class, mean over seeds, with the standard deviation as a whisker; of many classes one below the other."""
     found = {row.label: class_ious(row, which) for row in table.rows}
     classes = list(dict.fromkeys(name for ious in found.values() for name in ious))
     if not classes:
         return None
-    figure = Figure(figsize=(max(5.0, 0.22 * len(classes) * (len(found) + 1.5)), 3.2))
+    lying = len(classes) > STANDING
+    length = (0.13 if lying else 0.22) * len(classes) * (len(found) + 1.5)
+    figure = Figure(figsize=(6.0, max(3.2, length)) if lying else (max(5.0, length), 3.2))
     axes = figure.add_subplot()
     width = 0.85 / len(found)
+    draw, whisker = (axes.barh, "xerr") if lying else (axes.bar, "yerr")
     for number, (label, ious) in enumerate(found.items()):
-        drawn = [(place, ious[name]) for place, name in enumerate(classes) if ious.get(name)]
-        if drawn:
-            axes.bar(
-                [place + (number + 0.5) * width - 0.425 for place, _ in drawn],
-                [mean(numbers) for _, numbers in drawn],
+        shown = [(place, ious[name]) for place, name in enumerate(classes) if ious.get(name)]
+        if shown:
+            deviations = [stdev(numbers) if len(numbers) > 1 else 0 for _, numbers in shown]
+            draw(
+                [place + (number + 0.5) * width - 0.425 for place, _ in shown],
+                [mean(numbers) for _, numbers in shown],
                 width * 0.95,
-                yerr=[stdev(numbers) if len(numbers) > 1 else 0 for _, numbers in drawn],
+                **{whisker: deviations},
                 error_kw={"lw": 0.8},
                 color=colors[label],
                 label=label,
             )
-    axes.set_xticks(range(len(classes)), classes, rotation=30 if len(classes) > 6 else 0, ha="center", fontsize=8)
-    axes.set_ylabel(f"IoU [%], {'test, ' + which if table.tested else 'val, last'}")
+    score = f"IoU [%], {'test, ' + which if table.tested else 'val, last'}"
+    if lying:
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
+        axes.set_ylim(len(classes) - 0.4, -0.6)
+        axes.tick_params(axis="x", labeltop=True)
+        axes.set_xlabel(score)
+    else:
+        axes.set_xticks(range(len(classes)), classes, rotation=30 if len(classes) > 6 else 0, ha="center", fontsize=8)
+        axes.set_ylabel(score)
     legend(axes)
     return figure
 

@@ -1,4 +1,4 @@
-"""A comparison written down: report.html (one file, no network), report.md, table.csv, runs.csv, figures/."""
+"""A comparison written down: report.html (one file, no network), report.md, table.csv, table.tex, runs.csv, figures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
 from common.training.files import write_bytes, write_csv, write_text
 from common.training.pictures import save_grid
 from experiments.compare import figures
-from experiments.compare.columns import cells, comparison, markdown, numbers
+from experiments.compare.columns import cells, comparison, latex, markdown, numbers
 from experiments.compare.tables import DRAWS, Table, run_numbers
 
 
@@ -38,9 +39,22 @@ def embed(content: bytes) -> str:
 
 
 def write_report(
-    folder: Path, tables: Sequence[Table], remarks: Sequence[str], images: int, more: Sequence[str] = ()
+    folder: Path,
+    tables: Sequence[Table],
+    remarks: Sequence[str],
+    images: int,
+    more: Sequence[str] = (),
+    formats: Sequence[str] = (),
 ) -> str:
-    """Write everything into `folder`; returns the tables as Markdown. `more`: names of further columns.
+    """Write everything into `folder`.
+
+    Args:
+        images: number of test images that are shown with their predictions.
+        more: names of further columns.
+        formats: of the figures beside PNG, `pdf` and `svg`.
+
+    Returns:
+        The tables as Markdown.
 
     Raises:
         ValueError: there is no such column.
@@ -50,18 +64,21 @@ def write_report(
     count = sum(len(row.runs) for table in tables for row in table.rows)
     lines, shown = [f"# Comparison of {count} runs\n", *(f"{remark}\n" for remark in remarks)], []
 
-    def keep(name: str, content: bytes) -> str:
-        write_bytes(drawn / f"{name}.png", content)
-        return f"![{name}](figures/{name}.png)\n"
+    def keep(name: str, figure: Figure) -> tuple[str, str]:
+        """The figure as a line of Markdown, and as an address for the page."""
+        content = {kind: figures.drawn(figure, kind) for kind in ("png", *formats)}
+        for kind, one in content.items():
+            write_bytes(drawn / f"{name}.{kind}", one)
+        return f"![{name}](figures/{name}.png)\n", embed(content["png"])
 
     for number, table in enumerate(tables):
         which = "best" if not table.tested or "best" in table.tested else table.tested[0]
         columns, rows = cells(table, comparison(table, more))
         lines += [f"## {table.title}\n", markdown(columns, rows) + "\n", *(f"- {note}" for note in table.notes), ""]
         made = {"curves": figures.curves(table, colors), "classes": figures.bars(table, colors, which)}
-        content = {name: figures.png(figure) for name, figure in made.items() if figure}
         name = f"{number}_{slug(table.title)}"
-        lines += [keep(f"{name}_{kind}", one) for kind, one in content.items()]
+        content = {kind: keep(f"{name}_{kind}", figure) for kind, figure in made.items() if figure}
+        lines += [line for line, _ in content.values()]
         found, classes, about = figures.pictures(table, images) if images else ([], [], "")
         if found:
             save_grid(drawn / f"{name}_pictures.png", *figures.grid_rows(found), height=110)
@@ -69,7 +86,7 @@ def write_report(
         lines += [f"{about}\n"] if about else []
         shown.append({
             "title": table.title, "columns": columns, "cells": rows, "notes": table.notes,
-            "figures": {kind: embed(one) for kind, one in content.items()},
+            "figures": {kind: address for kind, (_, address) in content.items()},
             "classes": classes, "about_pictures": about, "labels": [*found[0].predictions] if found else [],
             "pictures": [
                 {"name": one.name, "image": embed(figures.encode(one.image)), "truth": embed(figures.encode(one.truth)),
@@ -78,17 +95,17 @@ def write_report(
                      "miou": f"{miou:.1f}"} for label, (labels, errors, miou) in one.predictions.items()]}
                 for one in found],
         })  # fmt: skip
-    shares = {title: figures.png(one) for title, one in figures.shares(tables, colors, "best").items()}
-    lines += [
-        line
-        for title, one in shares.items()
-        for line in (f"## {title}: amount of labels\n", keep(f"{slug(title)}_shares", one))
-    ]
+    shares = {
+        title: keep(f"{slug(title)}_shares", one) for title, one in figures.shares(tables, colors, "best").items()
+    }
+    lines += [line for title, (one, _) in shares.items() for line in (f"## {title}: amount of labels\n", one)]
     page = jinja2.Environment(autoescape=True).from_string((Path(__file__).parent / "report.html").read_text())
-    embedded = {title: embed(one) for title, one in shares.items()}
-    html = page.render(tables=shown, remarks=remarks, count=count, draws=DRAWS, shares=embedded)
+    addresses = {title: address for title, (_, address) in shares.items()}
+    html = page.render(tables=shown, remarks=remarks, count=count, draws=DRAWS, shares=addresses)
     write_text(folder / "report.html", html)
     write_text(folder / "report.md", "\n".join(lines))
+    tex = [latex(table.title, *cells(table, comparison(table, more))) for table in tables]
+    write_text(folder / "table.tex", "\n\n".join(["% \\usepackage{booktabs}", *tex]) + "\n")
     write_csv(folder / "table.csv", [row for table in tables for row in numbers(table, more)])
     write_csv(folder / "runs.csv", [row for table in tables for row in run_numbers(table)])
     return "\n\n".join(f"{table.title}\n\n{markdown(*cells(table, comparison(table, more)))}" for table in tables)
