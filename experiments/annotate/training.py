@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-WORDS = ("--config", "base", "--model", "Supervised")  # of `weakseg fit`, if none are given
 PATIENCE = 10.0  # seconds for a run to save and end
 
 
@@ -21,7 +20,8 @@ class Training:
         root: the data folder.
         runs: folder of the rounds, and of what each has printed.
         every: number of images marked done that a round is for.
-        words: of `weakseg fit`, without data, run directory and weights.
+        words: of `weakseg fit`, without data, run directory and weights. Unless a config is among them, what they leave
+            open is chosen from the folder, as by `weakseg fit --data FOLDER`.
         start_from: checkpoint that the first round starts from; None: the last finished round, or `words` alone.
         finished: called with the run directory of each finished round, in the thread of the training.
     """
@@ -35,7 +35,7 @@ class Training:
         start_from: Path | None,
         finished: Callable[[Path], None],
     ) -> None:
-        self.root, self.runs, self.every, self.words, self.finished = root, runs, every, [*words] or [*WORDS], finished
+        self.root, self.runs, self.every, self.words, self.finished = root, runs, every, [*words], finished
         ended = [path for path in self.rounds() if (path / "summary.json").is_file()]
         self.weights = ended[-1] / "checkpoints" / "last.ckpt" if ended and not start_from else start_from
         self.known: set[str] = set()  # what was done when the last round began
@@ -53,11 +53,13 @@ class Training:
         return [found[number] for number in sorted(found)]
 
     def command(self, run_dir: Path) -> list[str]:
-        """The words of the round's `weakseg fit`: data behind the configs, which may name others."""
+        """The words of the round's `weakseg fit`: the folder that chooses, or data behind the configs, which may name
+        others."""
         ends = [at + 2 for at, word in enumerate(self.words) if word == "--config"]
         ends += [at + 1 for at, word in enumerate(self.words) if word.startswith("--config=")]
         at = max(ends, default=0)
-        data = ["--data", "Folder", "--data.init_args.root", str(self.root)]
+        named = ["--data", "Folder", "--data.init_args.root", str(self.root)]
+        data = named if ends else ["--data", str(self.root)]
         weights = ["--init_from", str(self.weights)] if self.weights else []
         quiet = ["--trainer.enable_progress_bar", "false"]
         return ["fit", *self.words[:at], *data, *quiet, *self.words[at:], *weights, "--run_dir", str(run_dir)]

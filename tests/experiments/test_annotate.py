@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from common.ops.batch import IGNORE
@@ -545,6 +546,34 @@ def test_the_command_of_a_round_has_its_data_behind_the_configs(root, tmp_path):
     training.stop()
     assert command[:6] == ["fit", *words[:3], "--data", "Folder"]
     assert command[-6:] == [*words[3:], "--init_from", f"{tmp_path / 'a.ckpt'}", "--run_dir", f"{tmp_path}/r/round-1"]
+
+
+def test_without_a_config_a_round_chooses_from_the_folder(root, drawings, tmp_path):
+    """The command as it stands, with what makes it a matter of seconds: the kind of labels says the method."""
+    training = Training(root, tmp_path / "r", 1, [], None, lambda run: None)
+    run_dir = tmp_path / "r" / "round-1"
+    command = training.command(run_dir)
+    training.stop()
+    assert command[:3] == ["fit", "--data", str(root)]
+    assert command[-2:] == ["--run_dir", str(run_dir)]
+    assert "--config" not in command
+    for number, name in enumerate(drawings.images):
+        drawings.write(name, scribble(drawings, name, number % len(CLASSES)), NO_MASK)
+    training.words = [
+        "--model.network.encoder",
+        "tu-test_resnet",
+        "--trainer.max_steps",
+        "2",
+        "--data.num_workers",
+        "0",
+    ]
+    said = weakseg(*training.command(run_dir))
+    assert "strokes or clicks" in said
+    assert "chosen: normalized_cut" in said
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["data"]["init_args"]["root"] == str(root)
+    assert config["model"]["class_path"].endswith("Regularized")
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 2
 
 
 def test_fit_takes_two_steps_on_what_was_drawn(drawings, root, tmp_path):
