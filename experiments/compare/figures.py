@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,7 +30,7 @@ COLORS = ["#4b4b4b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56
 STANDING = 8  # classes whose bars stand side by side
 FONTS = ("Arial", "Helvetica", "Liberation Sans", "DejaVu Sans")  # the first that is installed; the last one always is
 # Letters stay letters: TrueType in PDF, where journals refuse Matplotlib's own Type 3, and text in SVG.
-STYLE = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "weakseg"}
+STYLE: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "weakseg"}
 UNDATED = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same runs give the same file
 
 
@@ -94,12 +95,12 @@ def bars(table: Table, colors: dict[str, str], which: str) -> Figure | None:
     for number, (label, ious) in enumerate(found.items()):
         shown = [(place, ious[name]) for place, name in enumerate(classes) if ious.get(name)]
         if shown:
-            deviations = [stdev(numbers) if len(numbers) > 1 else 0 for _, numbers in shown]
+            whiskers: Any = {whisker: [stdev(numbers) if len(numbers) > 1 else 0 for _, numbers in shown]}
             draw(
                 [place + (number + 0.5) * width - 0.425 for place, _ in shown],
                 [mean(numbers) for _, numbers in shown],
                 width * 0.95,
-                **{whisker: deviations},
+                **whiskers,
                 error_kw={"lw": 0.8},
                 color=colors[label],
                 label=label,
