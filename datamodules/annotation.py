@@ -238,6 +238,12 @@ def class_counts(folder: Path, names: Sequence[str], num_classes: int) -> NDArra
     return counts
 
 
+def object_tags(folder: Path, names: Sequence[str]) -> NDArray[np.bool_]:
+    """The tags of labelled images, (N, K) bool; background is nobody's."""
+    tags = json.loads((folder / "tags.json").read_text())
+    return np.array([tags[name] for name in names], dtype=bool)
+
+
 def told_tags(counts: Mapping[str, int]) -> str:
     """Images per tag, in words."""
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none has a tag"

@@ -34,12 +34,18 @@ def with_draws(batch: dict[str, Any], seed: int, strong_views: int) -> dict[str,
 
 def augmented(stream: dict[str, Any], crop: tuple[int, int], scale: tuple[float, float], flip: bool) -> dict[str, Any]:
     """One stream of `with_draws` as a `SegBatch`, on the device: cropped by `random_crop`, with its strong views if it
-    has numbers for them."""
+    has numbers for them; `superpixels` are cut as the mask is, 0 at padding."""
     stream = dict(stream)
     extent, draws, strong = stream.pop("extent"), stream.pop("draws"), stream.pop("strong_draws", None)
     origin = stream.pop("origin", None)
     image = stream["image"].float().div_(255)
-    image, mask, valid = random_crop(image, stream["mask"], extent, draws, crop, scale, flip, origin)
+    planes, segments = stream["mask"], stream.get("superpixels")
+    if segments is not None:
+        planes = torch.stack([planes.to(segments.dtype), segments], 1)
+    image, mask, valid = random_crop(image, planes, extent, draws, crop, scale, flip, origin)
+    if segments is not None:
+        mask, segments = mask.unbind(1)
+        stream["superpixels"] = segments.masked_fill(~valid, 0)
     if strong is not None:
         stream["strong"] = torch.stack([strong_view(image, strong[:, view]) for view in range(strong.shape[1])], 1)
     return {**stream, "image": image, "mask": mask, "valid": valid}

@@ -27,6 +27,7 @@ from datamodules.annotation import (
     class_counts,
     digest_of,
     folder_name,
+    object_tags,
     prepare,
     state_of,
 )
@@ -36,8 +37,9 @@ from datamodules.files import read_image, read_mask
 from datamodules.images import whole_image
 from datamodules.loaders import split_loader, training_loader
 from datamodules.pseudo import PseudoMasks
+from datamodules.samplers import group_counts
 from datamodules.splits import Split
-from datamodules.supervision import Supervision, split_images
+from datamodules.supervision import TAGGED, Supervision, split_images
 from datamodules.transforms import Box
 
 
@@ -70,6 +72,10 @@ class SegmentationDataModule(LightningDataModule):
             any; val and test keep theirs.
         class_sampling: draw labelled images by the classes in them, rare ones more often, at this temperature (0.01 in
             its paper), see `datamodules.samplers.class_chances`; default: each image equally often.
+        superpixels: about so many superpixels of each labelled image come with it (SLIC); 0: none. This and the next
+            option follow from the method unless given.
+        group: each labelled image comes with others that share a tag with it, so many in all and next to each other
+            (`datamodules.samplers.group_order`); `batch_size` then counts groups. 0: images come by themselves.
     """
 
     class_names: Sequence[str] = ()
@@ -101,6 +107,8 @@ class SegmentationDataModule(LightningDataModule):
         cache: Literal["none", "ram", "disk"] = "none",
         pseudo_masks: str | None = None,
         class_sampling: float | None = None,
+        superpixels: int | None = None,
+        group: int | None = None,
     ) -> None:
         super().__init__()
         self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
@@ -138,6 +146,16 @@ class SegmentationDataModule(LightningDataModule):
                     f"{supervision.kind} has none: leave it out"
                 )
         self.class_sampling = class_sampling
+        self.superpixels, self.group = superpixels or 0, group or 0
+        if not 0 <= self.superpixels < 2**16 or self.group < 0:
+            raise ValueError(f"data.superpixels is from 0 to 65535 and data.group >= 0, got {superpixels} and {group}")
+        if self.group > 1 and supervision.kind not in TAGGED:
+            raise ValueError(
+                f"data.group goes by tags of images, and supervision kind {supervision.kind} has none: choose "
+                f"{' or '.join(TAGGED)}, or leave it out"
+            )
+        if self.group > 1 and class_sampling is not None:
+            raise ValueError("data.group and data.class_sampling both say which images come: leave one of them out")
         self.kept: RamCache | DiskCache | None = None  # made with the first loader
         self.known_state: State | None = None
         # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.
@@ -270,6 +288,8 @@ class SegmentationDataModule(LightningDataModule):
         """Number of labelled images and pixels, in all and per class (see `summary.json`)."""
         report = dict(json.loads((self.annotation_dir() / "annotation.json").read_text()))
         del report["bytes"]
+        if self.group > 1:
+            report["groups"] = group_counts(object_tags(self.annotation_dir(), self.lists()[0]))
         return report
 
     def statistics(self) -> tuple[list[float], list[float]]:

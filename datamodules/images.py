@@ -16,6 +16,7 @@ from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.cache import Small
 from datamodules.samplers import Draw
+from datamodules.superpixels import Superpixels
 from datamodules.transforms import Box, cut_box, cut_span, draw_uniform, fit_size, pad_to
 
 
@@ -36,6 +37,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
         box: the size that images fit; None: of images at their own size the part is given that is cropped.
         annotations: folder of the drawn annotation.
         cut: that part, where `box` is None.
+        superpixels: gives those of an image; None: none are needed.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class TrainingImages(Dataset[dict[str, Any]]):
         box: Box,
         annotations: Path | None,
         cut: Cut | None = None,
+        superpixels: Superpixels | None = None,
     ) -> None:
         self.names, self.read, self.box, self.annotations, self.cut = names, read, box, annotations, cut
+        self.superpixels = superpixels
         tags = annotations / "tags.json" if annotations else None
         self.tags = json.loads(tags.read_text()) if tags and tags.exists() else None
 
@@ -70,6 +74,9 @@ class TrainingImages(Dataset[dict[str, Any]]):
             part = {"origin": torch.tensor([rows.start, columns.start])}
         image = torch.zeros(len(small), *box, dtype=torch.uint8)
         image[:, : small.shape[1], : small.shape[2]] = torch.from_numpy(small)
+        if self.superpixels is not None:
+            found = pad_to(self.superpixels.get(name, small), box, 0)
+            part["superpixels"] = torch.from_numpy(found.astype(np.int32))
         tags = {} if self.tags is None else {"tags": torch.tensor(self.tags[name])}
         return {
             "image": image,

@@ -11,12 +11,13 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
 from common.training.signals import blocked
-from datamodules.annotation import class_counts
+from datamodules.annotation import class_counts, object_tags
 from datamodules.augmentation import stream_seed
 from datamodules.cache import DiskCache, RamCache, Small
 from datamodules.images import Cut, TrainingImages, WholeImages, one_thread
-from datamodules.samplers import EpochSampler, Order, class_order
+from datamodules.samplers import EpochSampler, Order, class_order, group_order
 from datamodules.splits import Split
+from datamodules.superpixels import Superpixels
 from datamodules.supervision import TAGGED
 
 if TYPE_CHECKING:
@@ -55,11 +56,25 @@ def training_loader(data: SegmentationDataModule) -> CombinedLoader:
     if data.class_sampling is not None:
         counts = class_counts(annotations, labeled, data.num_classes)
         orders["labeled"] = partial(class_order, counts, data.class_sampling)
+    if data.group > 1:
+        tags = object_tags(annotations, labeled)
+        if not tags.any():
+            raise ValueError("no training image has a tag: there is nothing to make groups of, and nothing to learn")
+        orders["labeled"] = partial(group_order, tags, data.group)
+    superpixels = None
+    if data.superpixels:
+        kept = annotations / f"superpixels-{data.superpixels}"
+        superpixels = Superpixels(data.superpixels, None if data.size is None else kept)
     cuts = {s: None if data.size else Cut(stream_seed(data.seed, s), data.crop, data.scale) for s in streams}
     loaders = {
         stream: loader(
             data,
-            TrainingImages(names, read, data.size, annotations if stream == "labeled" else None, cuts[stream]),
+            TrainingImages(
+                names,
+                read,
+                data.size,
+                *((annotations, cuts[stream], superpixels) if stream == "labeled" else (None, cuts[stream])),
+            ),
             batch_sampler=EpochSampler(len(names), batch, steps, data.seed, data.trainer, orders.get(stream)),
         )
         for stream, (names, batch) in streams.items()

@@ -69,6 +69,51 @@ def class_order(counts: NDArray[np.int64], temperature: float, count: int, seed:
     return order
 
 
+def group_order(tags: NDArray[np.bool_], group: int, count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Image indices (count, group) of one epoch: an anchor, and partners that share a tag with it.
+
+    Anchors are the images with a tag, in the order of `epoch_order`. As in the code of Group-WSSS (Li et al., AAAI
+    2021), partners have the anchor's tags exactly, as long as there are such, then one of its tags, drawn at random.
+    Ours: by an index instead of random tries; from all other images, none twice where there are enough; a function of
+    (seed, epoch, position) alone. An anchor without a partner fills its group itself.
+
+    Args:
+        tags: (N, C) bool, objects in each image; one at least has a tag.
+        group: images of a group, at least 1.
+    """
+    tagged = np.flatnonzero(tags.any(1))
+    anchors = tagged[epoch_order(len(tagged), count, seed, epoch)]
+    sets, holders = tag_sets(tags), [np.flatnonzero(column) for column in tags.T]
+    order = np.empty((count, group), np.int64)
+    for position, anchor in enumerate(anchors.tolist()):
+        rng = np.random.default_rng([seed, epoch, position, 2])  # no other draw has these words
+        chosen: list[int] = []
+        pools = [sets[tags[anchor].tobytes()]]
+        pools += [holders[number] for number in rng.permutation(np.flatnonzero(tags[anchor]))]
+        for pool in pools:
+            if len(chosen) < group - 1:
+                some = rng.choice(pool, min(len(pool), group), replace=False).tolist()
+                chosen += [one for one in some if one != anchor and one not in chosen]
+        chosen = chosen or [anchor]
+        order[position] = [anchor, *(chosen[number % len(chosen)] for number in range(group - 1))]
+    return order
+
+
+def tag_sets(tags: NDArray[np.bool_]) -> dict[bytes, NDArray[np.int64]]:
+    """The images of each set of tags that occurs, by the bytes of its row of (N, C) bool."""
+    found: dict[bytes, list[int]] = {}
+    for number, row in enumerate(tags):
+        found.setdefault(row.tobytes(), []).append(number)
+    return {row: np.array(numbers) for row, numbers in found.items()}
+
+
+def group_counts(tags: NDArray[np.bool_]) -> dict[str, int]:
+    """For the run's summary: `anchors`, those of them `alone` (no other image has one of their tags), and images
+    `without_tags`, which are in no group; of tags (N, C)."""
+    alone = tags.any(1) & ~(tags & (tags.sum(0) > 1)).any(1)
+    return {"anchors": int(tags.any(1).sum()), "alone": int(alone.sum()), "without_tags": int((~tags.any(1)).sum())}
+
+
 class EpochSampler(Sampler[list[Draw]]):
     """Batch sampler of one stream, sharded over ranks, which starts where an interrupted epoch stopped.
 
@@ -82,7 +127,8 @@ class EpochSampler(Sampler[list[Draw]]):
         seed: of the order.
         trainer: tells epoch, rank and, after a resume, the batch to start at. None: one process, and the next
             epoch after each whole iteration.
-        order: gives the image indices of an epoch by (count, seed, epoch); None: `epoch_order`.
+        order: gives the image indices of an epoch by (count, seed, epoch); None: `epoch_order`. Of groups it gives a
+            row each: `batch` counts groups, which stay whole.
     """
 
     def __init__(
@@ -117,11 +163,16 @@ class EpochSampler(Sampler[list[Draw]]):
         return (epoch + 1, 0) if start >= self.steps else (epoch, start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[Draw]]:
-        order = self.order(self.steps * self.batch, self.seed, epoch)
+        order = self.order(self.steps * self.batch, self.seed, epoch).reshape(self.steps * self.batch, -1)
+        group = order.shape[1]
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         share = self.batch // ranks
         for step in range(start, self.steps):
             first = step * self.batch + rank * share
             # Counted with the last batch: of two streams, one is never asked for more.
             self.finished += step + 1 == self.steps
-            yield [Draw(epoch, position, int(order[position])) for position in range(first, first + share)]
+            yield [
+                Draw(epoch, position * group + place, int(image))
+                for position in range(first, first + share)
+                for place, image in enumerate(order[position])
+            ]

@@ -79,7 +79,7 @@ def random_crop(
 
     Args:
         image: (B, C, H, W) float.
-        mask: (B, H, W) integer.
+        mask: (B, H, W) integer; or several such planes, (B, P, H, W).
         extent: (B, 2) height and width of the true image inside H x W; the rest is padding. With `origin`, of the image
             that `cut_span` took a part of.
         draws: (B, DRAWS) uniform numbers, see `draw_uniform`.
@@ -89,8 +89,8 @@ def random_crop(
         origin: (B, 2) row and column of the true image at which a part begins, of which all is given that is needed.
 
     Returns:
-        image (B, C, h, w), bilinear, its border repeated outside the true image; mask (B, h, w) int64, nearest, IGNORE
-        outside; valid (B, h, w) bool, False outside.
+        image (B, C, h, w), bilinear, its border repeated outside the true image; mask (B, h, w) or (B, P, h, w) int64,
+        nearest, IGNORE outside; valid (B, h, w) bool, False outside.
     """
     low, high = scale
     zoom = low * (high / low) ** draws[:, 0]
@@ -113,10 +113,10 @@ def random_crop(
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
     valid = inside[0][:, :, None] & inside[1][:, None, :]
     out = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    label = F.grid_sample(
-        mask[:, None].to(image.dtype), grid, mode="nearest", padding_mode="border", align_corners=False
-    )
-    return out, torch.where(valid, label[:, 0].long(), IGNORE), valid
+    planes = (mask if mask.ndim == 4 else mask[:, None]).to(image.dtype)
+    label = F.grid_sample(planes, grid, mode="nearest", padding_mode="border", align_corners=False)
+    label = torch.where(valid[:, None], label.long(), IGNORE)
+    return out, label if mask.ndim == 4 else label[:, 0], valid
 
 
 def cut_span(draws: Tensor, size: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float]) -> list[slice]:

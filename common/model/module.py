@@ -56,6 +56,8 @@ class SegmentationModule(LightningModule):
 
     streams: tuple[str, ...] = ("labeled",)  # what a method's batches must hold
     strong_views = 0  # and how many strongly augmented views of each unlabelled image
+    superpixels = 0  # superpixels asked for of each labelled image; 0: none are needed
+    group = 0  # images of a group whose tags they share; 0: they come by themselves
     supervision: tuple[str, ...] = PIXELS  # kinds of labels that it can learn from
     score = "val/miou"  # the metric by which `best.ckpt` is chosen; may change in a validation
 

@@ -27,6 +27,7 @@ class SegBatch(TypedDict, total=False):
     strong: Tensor  # (B, V, C, H, W), strongly augmented views of the same geometry
     weight: Tensor  # (B, H, W) float, per-pixel confidence
     tags: Tensor  # (B, K) bool, image-level labels; background is nobody's tag
+    superpixels: Tensor  # (B, H, W) int64, segments from 1 on, 0 at padding
 
 
 class Batch(TypedDict, total=False):
@@ -97,3 +98,7 @@ def check_streams(method: Any, data: Any) -> None:
         raise ValueError(f"{name} learns from labels: choose another supervision.kind than none")
     if method.strong_views > data.strong_views:
         raise ValueError(f"{name} learns from strong views: set data.strong_views to {method.strong_views}")
+    if method.superpixels and not data.superpixels:
+        raise ValueError(f"{name} learns from superpixels: set data.superpixels to {method.superpixels}")
+    if method.group != data.group and (method.group > 1 or data.group > 1):
+        raise ValueError(f"{name} learns from groups of {method.group or 1} images: set data.group to {method.group}")

@@ -126,13 +126,13 @@ def make_trainer(
 
 
 def fill_streams(method: SegmentationModule, data: Any) -> dict[str, Any]:
-    """Set the options of the unlabelled stream that a data module was not given (None) to what a method needs.
+    """Set the options of a data module that follow from the method, and that it was not given (None).
 
     As many unlabelled images as labelled ones where the method learns from them, or there are no others; its strong
-    views; the images without an annotation, or all where none is left.
+    views; the images without an annotation, or all where none is left. The superpixels and groups that it asks for.
 
     Returns:
-        The three options, for the config of the run.
+        These options, for the config of the run.
     """
     if data.given["unlabeled_batch_size"] is None:
         needed = "unlabeled" in method.streams or data.supervision.kind == "none"
@@ -142,7 +142,11 @@ def fill_streams(method: SegmentationModule, data: Any) -> dict[str, Any]:
     if data.given["unlabeled_pool"] is None and data.unlabeled_batch_size and not data.lists()[1]:
         data.unlabeled_pool = "all"
         rank_zero_only(print)("every training image is labelled: all are in the unlabelled stream too, without labels")
-    return {name: getattr(data, name) for name in ("unlabeled_batch_size", "strong_views", "unlabeled_pool")}
+    for name in ("superpixels", "group"):
+        if data.given[name] is None:
+            setattr(data, name, getattr(method, name))
+    filled = ("unlabeled_batch_size", "strong_views", "unlabeled_pool", "superpixels", "group")
+    return {name: getattr(data, name) for name in filled}
 
 
 def house_arguments(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def build(
     mask = torch.randint(0, CLASSES, (batch, side, side)).where(torch.rand(batch, side, side) < 0.03, 255)
     tags = torch.stack([(mask == one).flatten(1).any(1) for one in range(CLASSES)], 1)
     tags[:, 0] = False  # nobody tags the background
-    streams: dict[str, Any] = {"labeled": {**stream, "mask": mask, "tags": tags}}
+    rows = torch.arange(side) // max(1, side // 16)
+    superpixels = (1 + 16 * rows[:, None] + rows).expand(batch, side, side)
+    streams: dict[str, Any] = {"labeled": {**stream, "mask": mask, "tags": tags, "superpixels": superpixels}}
     if "unlabeled" in found.streams:
         strong = torch.rand(batch, max(1, found.strong_views), 3, side, side)
         streams["unlabeled"] = {**stream, "mask": torch.full_like(mask, 255)}

@@ -15,7 +15,7 @@ Flat = dict[str, Any]
 # Options of the data that say how it is trained on. All others say what the data are, `size` and the like how they are
 # evaluated; an option nobody has thought of here therefore keeps runs apart.
 TRAINING = {"batch_size", "unlabeled_batch_size", "unlabeled_pool", "scale", "flip", "strong_views", "crop",
-            "class_sampling"}  # fmt: skip
+            "class_sampling", "superpixels", "group"}  # fmt: skip
 HARDWARE = {"num_workers", "cache", "cache_dir", "seed"}  # options that change no result, or are the seed
 # Options of the trainer that change what is learned.
 TRAINER = {"max_steps", "max_epochs", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val",
@@ -82,8 +82,9 @@ def settings(run: Finished) -> Flat:
         model["labeled"] = labeled
     network["weights"] = network["weights"] and PurePath(network["weights"]).name
     data = {k: v for k, v in run.config["data"]["init_args"].items() if k in TRAINING}
-    if data.get("class_sampling") is None:  # as labeled
-        data.pop("class_sampling", None)
+    for option in ("class_sampling", "superpixels", "group"):  # as labeled
+        if not data.get(option):
+            data.pop(option, None)
     trainer = {k: v for k, v in run.config["trainer"].items() if k in TRAINER}
     if (patience := run.config.get("patience")) is not None:
         trainer["patience"] = patience

@@ -204,3 +204,68 @@ def test_annotations_and_evaluation_images_of_native_size_are_not_resized(tmp_pa
 def test_what_native_size_cannot_be_without_or_with_is_told(options, message):
     with pytest.raises(ValueError, match=message):
         Synthetic(**NATIVE | options)
+
+
+# Superpixels and groups --------------------------------------------------------------------------------------------
+
+
+def test_superpixels_are_cut_as_the_image_is_and_computed_once(tmp_path, monkeypatch):
+    data = synthetic(tmp_path, superpixels=20, scale=[0.5, 1.5])
+    first = epoch(data, data.train_dataloader())
+    (folder,) = tmp_path.glob("*/superpixels-20")
+    assert len([*folder.rglob("*.png")]) == 6  # of seven images: three batches of two
+    kept = {path.stem: np.asarray(Image.open(path)) for path in folder.rglob("*.png")}
+    for labeled in (batch["labeled"] for batch in first):
+        segments = labeled["superpixels"]
+        assert segments.shape == (2, 24, 28)
+        assert segments.dtype == torch.int64
+        assert torch.equal(segments == 0, ~labeled["valid"])
+        for name, found, valid in zip(labeled["name"], segments, labeled["valid"], strict=True):
+            assert {*found[valid].tolist()} <= {*np.unique(kept[name]).tolist()}
+    monkeypatch.setattr("datamodules.superpixels.segments", None)  # nothing is computed again
+    again = epoch(data, data.train_dataloader())
+    assert all(
+        torch.equal(a["labeled"]["superpixels"], b["labeled"]["superpixels"]) for a, b in zip(first, again, strict=True)
+    )
+    # The same geometry as the image's: a picture of the segments themselves is cut to them.
+    batch = next(iter(data.train_dataloader()))[0]
+    picture = batch["labeled"]["superpixels"].to(torch.uint8)
+    batch["labeled"]["image"] = picture[:, None].expand(-1, 3, -1, -1)
+    batch["labeled"]["mask"] = picture
+    labeled = data.ready(batch)["labeled"]
+    assert torch.equal(labeled["mask"][labeled["valid"]], labeled["superpixels"][labeled["valid"]])
+
+
+def test_superpixels_of_images_at_their_own_size_are_those_of_the_part(tmp_path):
+    data = Synthetic(train=4, val=2, test=2, side=40, size="native", crop=[24, 28], batch_size=2, num_workers=0,
+                     cache_dir=str(tmp_path), superpixels=20)  # fmt: skip
+    data.prepare_data()
+    for batch in epoch(data, data.train_dataloader()):
+        segments, valid = batch["labeled"]["superpixels"], batch["labeled"]["valid"]
+        assert torch.equal(segments == 0, ~valid)
+        assert len(segments.unique()) > 5
+    assert not [*tmp_path.glob("*/superpixels-20")]
+
+
+def test_groups_come_whole_by_their_tags(tmp_path):
+    data = synthetic(tmp_path, group=3, supervision=Supervision(kind="tags"))
+    tags = json.loads((data.annotation_dir() / "tags.json").read_text())
+    for batch in epoch(data, data.train_dataloader()):
+        names = batch["labeled"]["name"]
+        assert len(names) == 6
+        for start in (0, 3):
+            anchor = np.array(tags[names[start]])
+            for partner in names[start + 1 : start + 3]:
+                assert partner == names[start] or (anchor & np.array(tags[partner])).any()
+    groups = data.annotation_report()["groups"]
+    assert groups["anchors"] + groups["without_tags"] == 7
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"group": 2}, "data.group goes by tags of images, and supervision kind dense has none"),
+    ({"group": 2, "class_sampling": 0.1, "supervision": Supervision(kind="boxes")}, "leave one of them out"),
+    ({"superpixels": 70000}, "data.superpixels is from 0 to 65535"),
+])  # fmt: skip
+def test_superpixels_and_groups_out_of_range_or_without_effect_are_refused(options, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        Synthetic(cache_dir=str(tmp_path), **options)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from datamodules.samplers import EpochSampler, class_chances, class_order, epoch_order
+from datamodules.samplers import EpochSampler, class_chances, class_order, epoch_order, group_counts, group_order
 
 
 def fake_trainer(rank=0, ranks=1, epoch=0, processed=0, restarting=False):
@@ -108,3 +108,48 @@ def test_ranks_share_and_a_resume_continues_the_order_by_classes():
     resumed = EpochSampler(4, 8, 3, 0, fake_trainer(processed=2, restarting=True), order)
     assert list(resumed) == one[2:]
     assert [draw.image for batch in one for draw in batch] == class_order(COUNTS, 0.3, 24, 0, 0).tolist()
+
+
+# Groups ------------------------------------------------------------------------------------------------------------
+
+TAGS = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0],
+                 [1, 0, 0, 0], [0, 1, 0, 1]]).astype(bool)  # fmt: skip
+
+
+def test_partners_share_a_tag_are_others_and_have_the_same_tags_where_they_can():
+    for epoch in range(20):
+        order = group_order(TAGS, 3, 16, 0, epoch)
+        assert sorted(order[:8, 0]) == [0, 1, 2, 4, 5, 6, 7, 8]  # all but the one without a tag
+        for anchor, *partners in order.tolist():
+            if anchor == 5:  # nobody shares its tag
+                assert partners == [5, 5]
+                continue
+            assert anchor not in partners
+            assert len({*partners}) == 2
+            assert all((TAGS[anchor] & TAGS[one]).any() for one in partners)
+            if anchor in (0, 1, 4, 7):  # three others have these tags
+                assert {*partners} <= {0, 1, 4, 7}
+            if anchor in (2, 6):  # one other has, it comes first
+                assert partners[0] == 8 - anchor
+    assert {*group_order(TAGS, 3, 400, 0, 0)[:, 1:].ravel().tolist()} == {0, 1, 2, 4, 5, 6, 7, 8}
+    assert group_counts(TAGS) == {"anchors": 8, "alone": 1, "without_tags": 1}
+
+
+def test_a_partner_comes_twice_where_there_are_no_more():
+    order = group_order(np.array([[1, 0], [1, 0], [0, 1]], dtype=bool), 4, 3, 0, 0).tolist()
+    assert sorted(order) == [[0, 1, 1, 1], [1, 0, 0, 0], [2, 2, 2, 2]]
+
+
+def test_groups_depend_on_seed_epoch_and_position_only_and_stay_whole_on_ranks_and_after_a_resume():
+    order = partial(group_order, TAGS, 3)
+    assert (order(20, 0, 1) == order(40, 0, 1)[:20]).all()
+    assert (order(20, 0, 1) != order(20, 0, 2)).any()
+    assert (order(20, 0, 1) != order(20, 1, 1)).any()
+    one = list(EpochSampler(9, 4, 3, 0, order=order))
+    shards = [list(EpochSampler(9, 4, 3, 0, fake_trainer(rank, 2), order)) for rank in range(2)]
+    assert [[*shards[0][step], *shards[1][step]] for step in range(3)] == one
+    assert list(EpochSampler(9, 4, 3, 0, fake_trainer(processed=2, restarting=True), order)) == one[2:]
+    flat = [draw for step in one for draw in step]
+    assert [draw.position for draw in flat] == list(range(36))  # each sample has an augmentation of its own
+    assert [draw.image for draw in flat] == order(12, 0, 0).ravel().tolist()
+    assert all(len(shard[step]) == 6 for shard in shards for step in range(3))
