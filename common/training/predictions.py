@@ -18,6 +18,7 @@ from common.model.module import SegmentationModule
 from common.ops.array import Array
 from common.ops.distributed import gather
 from common.training.files import written_whole
+from common.training.geotiff import GeoTiff
 from common.training.pictures import colorize, every_few, overlay, picture_row, picture_step, save_grid, shown_image
 from common.training.png import GreyPng
 from common.training.tracking import Sample, log_pictures
@@ -137,11 +138,12 @@ class HalfArray:
 
 class PredictionWriter(Callback):
     """Writes what `predict` finds at each image's original size: `<id>.png` (class ids), `overlays/<id>.png` and, if
-    asked, `probabilities/<id>.npy` (K, H, W) float16; the overlays of images of more than 2^24 pixels are shrunk to fit
-    2048 x 2048. Counts the pixels of each class, over all processes at the end, and keeps what could not be read."""
+    asked, `probabilities/<id>.npy` (K, H, W) float16 and `<id>.tif`, the labels in the place of a GeoTIFF; the overlays
+    of images of more than 2^24 pixels are shrunk to fit 2048 x 2048. Counts the pixels of each class, over all
+    processes at the end, and keeps what could not be read."""
 
-    def __init__(self, written: Written, probabilities: bool) -> None:
-        self.written, self.probabilities = written, probabilities
+    def __init__(self, written: Written, probabilities: bool, geotiff: bool = False) -> None:
+        self.written, self.probabilities, self.geotiff = written, probabilities, geotiff
         self.counts: Array = np.zeros(0, np.int64)
         self.failed: list[str] = []
 
@@ -153,11 +155,12 @@ class PredictionWriter(Callback):
         """
         seen: set[str] = set()
         for name in names:
-            for target in (f"{name}.png", f"overlays/{name}.png", f"probabilities/{name}.npy"):
+            further = {f"probabilities/{name}.npy": self.probabilities, f"{name}.tif": self.geotiff}
+            for target in (f"{name}.png", f"overlays/{name}.png", *further):
                 if target in seen:
                     raise ValueError(f"{target} would be written for two images: rename {name}")
                 seen.add(target)
-                if self.probabilities or not target.startswith("probabilities/"):
+                if further.get(target, True):
                     yield target
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -178,6 +181,9 @@ class PredictionWriter(Callback):
             picture = GreyPng(self._open(files, f"{name}.png"), height, width)
             if self.probabilities:
                 array = HalfArray(self._open(files, f"probabilities/{name}.npy"), (data.num_classes, height, width))
+            if self.geotiff:
+                scratch = files.enter_context(self.written.file(f"{name}.tif"))
+                raster = GeoTiff(files, scratch, data.images[name], (height, width), data.colors)
             strips = outputs["strips"] if "strips" in outputs else [(outputs["labels"], outputs["probabilities"])]
             for labels, probabilities in strips:
                 rows = labels[0].byte().cpu().numpy()
@@ -186,6 +192,8 @@ class PredictionWriter(Callback):
                 parts.append(every_few(labels[0], top, step))
                 if self.probabilities:
                     array.write(probabilities[0], top)
+                if self.geotiff:
+                    raster.write(rows, top)
                 top += len(rows)
         shown = np.concatenate(parts)
         image = shown_image(batch["image"][0], shown.shape, step)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.training.geotiff import georeference
 from common.training.memory import release_freed
 from common.training.predictions import PredictionWriter, Written
 from datamodules.photos import Photos
@@ -26,8 +27,11 @@ class Predict(TrainedCLI):
         if self.datamodule.size is None:  # images may be large
             release_freed()
         written = Written(options.output)
-        self.writer = PredictionWriter(written, options.probabilities)
-        written.check(self.writer.targets(self.datamodule.show(options.images)), options.overwrite)
+        self.writer = PredictionWriter(written, options.probabilities, options.geotiff)
+        images = self.datamodule.show(options.images)
+        written.check(self.writer.targets(images), options.overwrite)
+        for path in images.values() if options.geotiff else ():
+            georeference(path)
         return super().parts() | {"callbacks": [self.writer]}
 
     def predict(self, **kwargs: Any) -> None:
@@ -52,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--images", type=Path, help="an image, or a folder of images with the folders in it")
     parser.add_argument("--output", type=Path, help="folder for the labels, and their colours over the images")
     parser.add_argument("--probabilities", action="store_true", help="write them too")
+    parser.add_argument("--geotiff", action="store_true", help="write GeoTIFFs too, in the place of the images")
     parser.add_argument("--overwrite", action="store_true", help="replace what predict wrote there before")
     words, options = from_run(parser, arguments, photos=True)
     check(options)
