@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,12 @@ def every_method(*fast: str) -> list[Any]:
     """Parameters of a test over all methods, which is slow but for those named."""
     from methods import CLASSES
 
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in CLASSES]
+    return slow_but_for(CLASSES, *fast)
+
+
+def slow_but_for(values: Iterable[Any], *fast: Any) -> list[Any]:
+    """Parameters of a test that is slow but with those named."""
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 # An epoch's end, validations and steps between them.

@@ -20,7 +20,19 @@ from common.model.inference import InferenceConfig
 from common.model.module import SegmentationModule
 from common.model.postprocess import PostprocessConfig
 from common.ops.batch import IGNORE, check_batch
-from conftest import FOLDER_SIZES, ROOT, TINY, draw_folder, fit_tiny, on_folder, snapshot, weakseg, weakseg_process
+from conftest import (
+    FOLDER_SIZES,
+    REPRESENTATIVE,
+    ROOT,
+    TINY,
+    draw_folder,
+    fit_tiny,
+    on_folder,
+    slow_but_for,
+    snapshot,
+    weakseg,
+    weakseg_process,
+)
 from experiments.cli.configs import stated
 from experiments.cli.trained import from_run, trained_parser
 from experiments.runs.load import load_run
@@ -488,7 +500,10 @@ def test_hidden_labels_are_irrelevant(kind, tmp_path):
     assert_same_run(tmp_path / "one", tmp_path / "three")
 
 
-@pytest.mark.parametrize("method", [name for name in methods.CLASSES if "pixels" in getattr(methods, name).supervision])
+OF_PIXELS = [name for name in methods.CLASSES if "pixels" in getattr(methods, name).supervision]
+
+
+@pytest.mark.parametrize("method", slow_but_for(OF_PIXELS, *REPRESENTATIVE))
 def test_every_method_takes_an_unlabelled_stream(method, tmp_path, monkeypatch):
     seen = []
     start = SegmentationModule.on_train_batch_start
@@ -518,7 +533,10 @@ def test_every_method_takes_an_unlabelled_stream(method, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("masks", ["all", "some"])
-@pytest.mark.parametrize("method", [name for name in methods.CLASSES if "unlabeled" in getattr(methods, name).streams])
+@pytest.mark.parametrize(
+    "method",
+    slow_but_for([name for name in methods.CLASSES if "unlabeled" in getattr(methods, name).streams], "UniMatch"),
+)
 def test_the_unlabelled_stream_follows_from_the_method(method, masks, tmp_path):
     """On a folder of one's own, without an option for it; the config of the run says what it was, and repeats it."""
     data = draw_folder(tmp_path / "data")
@@ -588,6 +606,7 @@ def in_two_processes(*arguments):
     return text
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(copied):
     """Three test images on two processes: none is counted twice."""
     weakseg("test", "--run", copied)

@@ -535,8 +535,8 @@ def test_runs_of_the_server_are_those_of_their_directories(four, server, tmp_pat
     ("source", "forgotten", "named"),
     [
         ("wandb:us/nothing", None, "W&B: Could not find project nothing"),
-        ("wandb:us/weakseg", "Viewer", "invalid credentials"),
-        ("wandb:us/weakseg", "SampledHistoryPage", "no history found"),
+        pytest.param("wandb:us/weakseg", "Viewer", "invalid credentials", marks=pytest.mark.slow),
+        pytest.param("wandb:us/weakseg", "SampledHistoryPage", "no history found", marks=pytest.mark.slow),
     ],
 )
 def test_a_refusal_of_the_server_is_one_line(server, source, forgotten, named):

@@ -296,6 +296,7 @@ def test_a_paper_and_a_data_set_are_added_as_contributing_says(tree):
     assert "3 passed" in shell(f"python -m pytest {' '.join(tests + more)}")
 
 
+@pytest.mark.slow
 def test_a_paper_is_deleted_as_contributing_says(tree):
     tree, shell = tree
     before = {path.relative_to(tree) for path in tree.rglob("*") if path.is_file()}

@@ -24,7 +24,7 @@ from lightning.pytorch.plugins import MixedPrecision
 import common.training.files
 import methods
 from common.model.module import SegmentationModule
-from conftest import LONG, REPRESENTATIVE, SMALL, TINY, every_method, fit_tiny, two_processes, weakseg, weakseg_process
+from conftest import LONG, SMALL, TINY, every_method, fit_tiny, two_processes, weakseg, weakseg_process
 from same_run import assert_same_run, load, metrics
 
 OFTEN = [*LONG, "--checkpoint_every", "3"]
@@ -92,7 +92,7 @@ def exact(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("method", every_method(*REPRESENTATIVE))
+@pytest.mark.parametrize("method", every_method("Supervised", "UniMatch"))
 def test_accumulated_parts_make_the_step_of_the_whole_batch(method, exact, no_dropout, tmp_path):
     whole, moved = exact(method)
     fit_tiny(tmp_path, "--model", method, *EXACT, *active(method), "--trainer.accumulate_grad_batches", "2")

@@ -8,14 +8,13 @@ import time
 import pytest
 import torch
 
-import methods
 from conftest import LONG, REPRESENTATIVE, TINY, every_method, fit_tiny, weakseg, weakseg_process
 from same_run import assert_same_run, load
 
 OFTEN = [*LONG, "--checkpoint_every", "1"]
 
 
-@pytest.mark.parametrize("method", every_method(*REPRESENTATIVE))
+@pytest.mark.parametrize("method", every_method("UniMatch"))
 def test_same_seed_twice_gives_the_same_run_and_another_seed_another(method, whole, tmp_path):
     fit_tiny(tmp_path / "two", "--model", method, *OFTEN)
     fit_tiny(tmp_path / "other", "--model", method, *OFTEN, "--seed_everything", "1")
@@ -24,7 +23,7 @@ def test_same_seed_twice_gives_the_same_run_and_another_seed_another(method, who
     assert not torch.equal(load(whole(method))["state_dict"][key], load(tmp_path / "other")["state_dict"][key])
 
 
-@pytest.mark.parametrize("method", methods.CLASSES)
+@pytest.mark.parametrize("method", every_method("DFR", "SCL", "CAM", *REPRESENTATIVE))
 @pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 8])
 def test_stopped_at_a_checkpoint_and_resumed_equals_the_unbroken_run(method, stop, whole, tmp_path):
     """After 3 steps an epoch ends, after 8 a validation was made and an epoch's last batch follows."""

@@ -18,7 +18,7 @@ from test_reliability import at_step, in_child
 import common.training.run_dir
 from common.training.files import clean, folder_written_whole, written_whole
 from common.training.run_dir import locked, set_aside
-from conftest import ROOT, draw_folder, fit_tiny, on_folder, snapshot, weakseg, weakseg_process
+from conftest import ROOT, draw_folder, fit_tiny, on_folder, slow_but_for, snapshot, weakseg, weakseg_process
 from same_run import assert_same_run, load
 
 
@@ -130,7 +130,7 @@ def test_overwrite_replaces_the_run_and_leaves_the_rest(tmp_path):
     assert snapshot(tmp_path / "run").keys() - snapshot(tmp_path / "new").keys() == {"notes.txt"}
 
 
-@pytest.mark.parametrize("moment", ["set_aside", "write_text", "rmtree"])
+@pytest.mark.parametrize("moment", slow_but_for(["set_aside", "write_text", "rmtree"], "write_text"))
 def test_killed_while_it_replaces_a_run(moment, tmp_path):
     """No old checkpoint is ever under a new config; the next start tidies up."""
     run_dir = tmp_path / "run"

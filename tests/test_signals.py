@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from conftest import ROOT, TINY, fit_tiny, weakseg
+from conftest import ROOT, TINY, fit_tiny, slow_but_for, weakseg
 from same_run import assert_same_run, load
 
 LONG = ["--trainer.max_steps", "4000", "--trainer.val_check_interval", "1000", "--checkpoint_every", "100000"]
@@ -64,7 +64,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("row", GROUPS)
+@pytest.mark.parametrize("row", slow_but_for(GROUPS, "Ctrl-C, a progress bar and a broken pipe"))
 def test_a_signal_to_the_whole_group_saves_the_step_at_hand(row, tmp_path):
     number, arguments, pipe = GROUPS[row]
     process = start(tmp_path / "run", *LONG, *arguments, pipe=pipe)

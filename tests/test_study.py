@@ -18,7 +18,7 @@ import yaml
 import methods
 from common.model.metrics import SegmentationMetrics
 from common.model.postprocess import PostprocessConfig
-from conftest import ROOT, TINY, fit_tiny, snapshot, weakseg
+from conftest import ROOT, TINY, fit_tiny, slow_but_for, snapshot, weakseg
 from experiments.cli.configs import compose, find_config
 from experiments.cli.study import make_parser, sweep
 from experiments.compare.protocol import flatten
@@ -514,7 +514,7 @@ def scripted(folder, *scripts):
     return popen([sys.executable, "-c", SCRIPTED, str(folder), str(write(folder, ONE, "one")), *scripts])
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", slow_but_for([signal.SIGTERM, signal.SIGINT], signal.SIGINT))
 def test_stopping_the_study_stops_its_runs_and_starts_no_more(how, tmp_path):
     sleep = "import time, os; print(os.getpid(), flush=True); time.sleep(60)"
     study = scripted(tmp_path / "runs", sleep, sleep)

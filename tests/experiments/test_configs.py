@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from conftest import ROOT, TINY, weakseg
+from conftest import ROOT, TINY, slow_but_for, weakseg
 from experiments.cli.configs import SHIPPED, compose, expand_configs, find_config, shipped_configs
 from experiments.cli.fit import Fit
 
@@ -108,7 +108,10 @@ def test_a_regime_opens_with_its_command_which_parses(name):
     assert settings.model.class_path == f"methods.{wanted}"
 
 
-@pytest.mark.parametrize("name", [name for name in [*REGIMES, *LAID_OVER] if "." in command_in(find_config(name))])
+@pytest.mark.parametrize(
+    "name",
+    slow_but_for([name for name in [*REGIMES, *LAID_OVER] if "." in command_in(find_config(name))], "voc_clicks"),
+)
 def test_the_command_of_a_regime_lacks_nothing_but_the_data(name, tmp_path):
     words = [str(tmp_path / "data") if word == "." else word for word in command_in(find_config(name))]
     words += ["--model.network.weights", "null", "--run_dir", str(tmp_path / "run")]
@@ -117,6 +120,7 @@ def test_the_command_of_a_regime_lacks_nothing_but_the_data(name, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("[dmt]*/*.yaml")), ids=lambda p: p.stem)
 def test_part_of_a_config_parses(path):
     settings = parse(["--config", "quickstart", "--config", path.stem])
@@ -162,7 +166,7 @@ def test_a_regime_without_files_runs_two_steps(name, tmp_path):
     weakseg("fit", "--config", name, "--run_dir", tmp_path / "run", *FEW)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_but_for(METHODS, "supervised_ema", "tv", "unimatch", "cam"))
 def test_every_methods_config_runs_two_steps(name, tmp_path):
     small = ["--data.batch_size", "4"]
     small += ["--model.region_conv", "2"] if name.startswith("rrn") else []
@@ -171,7 +175,9 @@ def test_every_methods_config_runs_two_steps(name, tmp_path):
 
 
 @pytest.mark.skipif(not HORSES.is_dir(), reason="needs the Weizmann horses in ../shared/data")
-@pytest.mark.parametrize("name", [name for name in REGIMES if name.startswith("weizmann")])
+@pytest.mark.parametrize(
+    "name", slow_but_for([name for name in REGIMES if name.startswith("weizmann")], "weizmann_scribbles")
+)
 def test_a_regime_of_horses_runs_two_steps(name, tmp_path):
     data = ["--data.root", HORSES, "--data.batch_size", "4", "--data.num_workers", "0"]
     network = ["--model.network.weights", "null", "--trainer.limit_val_batches", "2"]

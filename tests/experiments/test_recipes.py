@@ -13,7 +13,7 @@ from test_configs import command_in, parsed
 from common.model.networks import NetworkConfig, build_network
 from common.model.optim import build_optimizer, lr_schedule
 from common.model.options import plain
-from conftest import ROOT, weakseg
+from conftest import ROOT, slow_but_for, weakseg
 from experiments.cli.configs import find_config
 
 PAGE = ROOT / "docs" / "reproduce.md"
@@ -75,7 +75,7 @@ def header(name):
     return " ".join(line.removeprefix("# ") for line in lines)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", slow_but_for(RECIPES, "voc_cps", "voc_unimatch_v2"))
 def test_a_recipe_has_the_values_of_its_source(name):
     encoder, decoder, of_optimizer, batch, crop, length, steps = RECIPES[name]
     trainer, data, model = settings(name).trainer, settings(name).data.init_args, settings(name).model.init_args

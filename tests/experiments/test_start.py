@@ -6,7 +6,7 @@ from PIL import Image
 
 import methods
 from common.model.networks import NetworkConfig
-from conftest import draw_folder, fit_tiny, on_folder
+from conftest import REPRESENTATIVE, draw_folder, fit_tiny, on_folder, slow_but_for
 from experiments.runs.start import HEAD, start_from
 from same_run import load
 
@@ -34,7 +34,10 @@ def learned(weights):
     return {name: value for name, value in weights.items() if name.endswith(("weight", "bias"))}
 
 
-@pytest.mark.parametrize("method", [name for name in methods.CLASSES if "pixels" in getattr(methods, name).supervision])
+OF_PIXELS = [name for name in methods.CLASSES if "pixels" in getattr(methods, name).supervision]
+
+
+@pytest.mark.parametrize("method", slow_but_for(OF_PIXELS, *REPRESENTATIVE))
 def test_every_method_starts_from_partial_cross_entropy(method, first, tmp_path):
     options = ["--model", method, *on_folder(first / "data"), *STILL, "--init_from", source(first)]
     text = fit_tiny(tmp_path / "run", *options)
