@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow soak gpu check site lock clean
+.PHONY: demo test slow soak gpu check notebooks site lock clean
 
 demo: .venv/installed
 	$(BIN)/weakseg demo
@@ -23,6 +23,10 @@ gpu: .venv/installed
 
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# Run the notebooks and keep what they show, after a change of their cells: a quarter of an hour on two cores.
+notebooks: .venv/installed
+	$(BIN)/python experiments/notebooks/execute.py
 
 # The pages, the results and the API reference as a site, in site/index.html.
 site: .venv/installed

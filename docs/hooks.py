@@ -9,6 +9,7 @@ import json
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
@@ -67,9 +68,23 @@ def reference_text(uri: str, paths: list[str]) -> str:
 def page_text(path: str) -> str:
     text = (ROOT / path).read_text()
     if path.endswith(".ipynb"):
-        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
-        text = "\n\n".join(f"```python\n{part}\n```" if kind == "code" else part for kind, part in cells)
+        text = "\n\n".join(part for cell in json.loads(text)["cells"] for part in cell_text(cell))
     return text
+
+
+def cell_text(cell: dict[str, Any]) -> list[str]:
+    """A cell of a notebook, and below it what it has shown."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] != "code":
+        return [source]
+    parts = [f"```python\n{source}\n```"]
+    for out in cell["outputs"]:
+        data = out.get("data", {})
+        if "image/png" in data:
+            parts.append(f'<img alt="output" src="data:image/png;base64,{"".join(data["image/png"].split())}">')
+        elif said := "".join(out.get("text", data.get("text/plain", ""))):
+            parts.append(f"```text\n{said.rstrip()}\n```")
+    return parts
 
 
 def on_config(config: MkDocsConfig) -> None:
