@@ -46,6 +46,7 @@ EVEN = {
     "UniMatch": {"threshold": 0.2},
     "Regularized": {"max_labelled": 1.0},
     "DFR": {"fch_weight": 0, "kernel": "deep"},
+    "AALR": {"start": 1.0},
 }
 
 

@@ -24,7 +24,8 @@ from experiments.benchmarks.measure import machine, options
 from experiments.benchmarks.steps import OPTIONS, build
 from experiments.compare.columns import markdown
 
-METHODS = {**OPTIONS, "UniMatch V2": ("UniMatch", {"variant": "v2"}), "CAM": ("CAM", {}), "CPN": ("CPN", {})}
+TAGGED = ("CAM", "CPN", "AALR")
+METHODS = {**OPTIONS, "UniMatch V2": ("UniMatch", {"variant": "v2"}), **{name: (name, {}) for name in TAGGED}}
 NETWORKS = {
     "DeepLabV3+, ResNet-50": NetworkConfig("DeepLabV3Plus", "resnet50"),
     "UniMatch's DPT, ViT-S/16": NetworkConfig("UniMatchDPT", "vit_small_patch16_224"),

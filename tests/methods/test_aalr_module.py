@@ -1,0 +1,368 @@
+"""AA&LR-style: its labels, terms and centres in a step, what it refuses and warns of, runs through the command."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+import methods
+from common.model.labeled import LabeledConfig
+from common.model.networks import NetworkConfig
+from common.model.optim import ChainedOptimizer
+from common.ops.batch import IGNORE
+from conftest import LONG, draw_tagged, fit_tiny, two_processes, weakseg
+from same_run import assert_same_run, load
+
+NETWORK = NetworkConfig("Unet", "tu-test_resnet", decoder={"decoder_channels": [16, 16, 8, 8], "encoder_depth": 4})
+EVERYTHING = {"start": 0, "reassign_start": 0, "scales": [1.0, 0.5]}
+
+
+def build(monkeypatch=None, progress=1.0, **options):
+    torch.manual_seed(0)
+    model = methods.AALR(4, network=NETWORK, **{**EVERYTHING, **options})
+    if monkeypatch:
+        monkeypatch.setattr(methods.AALR, "progress", property(lambda self: progress))
+    weight = model.cam_head[0].weight
+    weight.data = weight.data.abs()  # untrained maps may be nowhere positive
+    return model
+
+
+def batch(count=2, side=32):
+    valid = torch.ones(count, side, side, dtype=torch.bool)
+    tags = torch.tensor([[True, True, False, True], [True, False, False, False]])[:count]
+    mask = torch.full((count, side, side), IGNORE)
+    image = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(5))
+    return {"labeled": {"image": image, "mask": mask, "valid": valid, "tags": tags}}
+
+
+def with_centres(model):
+    model.centres.copy_(
+        F.normalize(torch.randn(model.centres.shape, generator=torch.Generator().manual_seed(1)), dim=1)
+    )
+    return model
+
+
+# Labels ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"labels": "pamr"}, {"pooling": "ngwp"}, {"labels": "crf"}, {"labels": "two_pass"}]
+)
+def test_labels_of_a_batch_are_tagged_classes_and_the_network_trains_on(options):
+    model = build(**options).train()
+    one = batch()
+    before = [value.clone() for value in model.network.buffers()]
+    labels, confidence = model.online_labels(one["labeled"])
+    assert {*labels[0].unique().tolist()} <= {0, 1, 3, IGNORE}
+    assert (labels[1] == 0).all() or options.get("pooling") == "ngwp"
+    assert {*labels[1].unique().tolist()} <= {0, IGNORE}
+    assert confidence.min() >= 0
+    assert confidence.max() <= 1 + 1e-5
+    assert model.network.training
+    assert all(torch.equal(a, b) for a, b in zip(before, model.network.buffers(), strict=True))
+    torch.testing.assert_close(model.online_labels(one["labeled"])[0], labels)  # nothing is drawn
+
+
+def test_padding_is_cut_off_before_maps_become_labels(monkeypatch):
+    model, one = build(), batch()["labeled"]
+    maps = torch.rand(2, 3, 8, 8)
+    monkeypatch.setattr(model, "maps", lambda image: maps)
+    one["valid"][:, :, 20:] = False
+    labels, _ = model.online_labels(one)
+    assert (labels[:, :, 20:] == IGNORE).all()
+    narrow = {name: value[..., :20] for name, value in one.items() if name in ("image", "mask", "valid")}
+    monkeypatch.setattr(model, "maps", lambda image: F.pad(maps[..., :5], (0, image.shape[3] // 4 - 5)))
+    assert torch.equal(model.online_labels({**narrow, "tags": one["tags"]})[0], labels[..., :20])
+    other = {**one, "image": one["image"].clone()}
+    other["image"][..., 20:] = 0
+    monkeypatch.setattr(model, "maps", lambda image: maps)
+    assert torch.equal(model.online_labels(other)[0], labels)
+    one["valid"][:] = False
+    assert (model.online_labels(one)[0] == IGNORE).all()
+
+
+def test_labels_that_people_gave_stand(monkeypatch):
+    model, one = with_centres(build(monkeypatch, reassign_ce=True)), batch()
+    seen = {}
+    monkeypatch.setattr(model, "balanced_loss", lambda logits, labels, valid: seen.update(y=labels) or logits.sum() * 0)
+    one["labeled"]["mask"][:, :8] = 0
+    one["labeled"]["mask"][0, 10:20, 10:20] = 3
+    model.compute_loss(one)
+    given = one["labeled"]["mask"]
+    assert torch.equal(seen["y"][given != IGNORE], given[given != IGNORE])
+
+
+# A step ------------------------------------------------------------------------------------------------------------
+
+
+def test_background_and_objects_weigh_half_each():
+    model, generator = build(), torch.Generator().manual_seed(2)
+    logits = torch.randn(1, 4, 4, 4, generator=generator)
+    valid, labels = torch.ones(1, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.int64)
+    plain = F.cross_entropy(logits, labels)
+    torch.testing.assert_close(model.balanced_loss(logits, labels, valid), plain / 2)
+    logits[:] = logits[:, :, :1, :1]
+    few, many = labels.clone(), labels.clone()
+    few[:, :1], many[:, :2] = 2, 2
+    torch.testing.assert_close(model.balanced_loss(logits, few, valid), model.balanced_loss(logits, many, valid))
+    one, valid[:, 0] = model.balanced_loss(logits, few, valid), False
+    torch.testing.assert_close(model.balanced_loss(logits, few, valid), F.cross_entropy(logits, labels) / 2)
+    assert one > model.balanced_loss(logits, few, valid)
+    assert model.balanced_loss(logits, torch.full_like(labels, IGNORE), valid) == 0
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"adapt": "confidence"}, {"adapt": "none", "metric": "dot", "pooling": "ngwp"},
+    {"metric": "kl", "reassign_ce": True}, {"affinity_weight": 0.0}, {"reassign_weight": 0.0},
+    {"affinity_weight": 0.0, "reassign_weight": 0.0},
+])  # fmt: skip
+@pytest.mark.parametrize("progress", [0.0, 1.0])
+def test_every_parameter_gets_a_gradient_at_any_time(options, progress, monkeypatch):
+    """Also before `start`, as DDP needs it; and with a batch whose images share no tag."""
+    model = with_centres(build(monkeypatch, progress, **options, **{} if progress else {"start": 0.5}))
+    one = batch()
+    if not progress:
+        one["labeled"]["tags"] = torch.tensor([[True, True, False, False], [True, False, True, False]])
+    out = model.compute_loss(one)
+    out.loss.backward()
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    assert torch.isfinite(out.loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    if not progress:
+        assert out.loss.item() == pytest.approx(out.logs["cls"].item())
+        assert out.logs["pce"] == 0
+
+
+def test_pixels_without_a_label_and_padding_change_nothing(monkeypatch):
+    model, one = with_centres(build(monkeypatch).eval()), batch()
+    one["labeled"]["tags"][:] = torch.tensor([True, True, True, False])
+    one["labeled"]["valid"][:, :, 16:] = False
+    labels = torch.full((2, 32, 32), IGNORE)
+    labels[:, :, :8], labels[:, :12, :8] = 1, 0
+    monkeypatch.setattr(model, "online_labels", lambda stream: (labels, torch.ones(2, 32, 32)))
+    width = torch.arange(32)
+
+    def loss(known, far):
+        """Logits and embedding are changed where no label is."""
+        monkeypatch.setattr(model.network, "decode", lambda *_: torch.where(width < 8, known, far))
+        return {name: value for name, value in model.compute_loss(one).logs.items() if name != "cls"}
+
+    model.network.model.segmentation_head = torch.nn.Conv2d(8, 4, 1)  # no neighbours
+    known = torch.randn(2, 8, 32, 32)
+    first, second = loss(known, torch.randn(2, 8, 32, 32)), loss(known, torch.randn(2, 8, 32, 32))
+    assert first.keys() == {"pce", "affinity", "reassign", "reassigned", "unlabeled", "missed"}
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value)
+    assert first["affinity"] > 0
+    assert first["missed"] == 1  # class 2 has no pixel
+    assert first["unlabeled"] == 0.5
+
+
+def test_one_backward_descends_the_network_and_ascends_the_scale_weights(monkeypatch):
+    model, one = with_centres(build(monkeypatch, reassign_weight=0.0, decay=False).eval()), batch()
+    labels = torch.zeros(2, 32, 32, dtype=torch.int64)
+    labels[0, 8:20, 8:24], labels[0, 24:] = 1, 3
+    monkeypatch.setattr(model, "online_labels", lambda stream: (labels, torch.ones(2, 32, 32)))
+    model.network.model.segmentation_head[0].weight.data *= 50  # else all pairs are alike
+    model.optimizer_factory = lambda groups: torch.optim.SGD(groups, lr=1e-2)
+    model.encoder_lr_scale = 0.5
+    optimizer = model.make_optimizer()
+    assert isinstance(optimizer, ChainedOptimizer)
+    assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 1e-2, 5e-3]
+    out = model.compute_loss(one)
+    out.loss.backward()
+    table, network = model.scale_table, [p.detach().clone() for p in model.network.parameters()]
+    assert table.grad.abs().max() > 0
+    before = out.logs["affinity"].item()
+    expected = out.logs["cls"] + out.logs["pce"] + 0.1 * out.logs["affinity"]
+    assert out.loss.item() == pytest.approx(expected.item())  # the ascent adds nothing
+    optimizer.optimizers[1].step()
+    assert model.compute_loss(one).logs["affinity"].item() > before
+    table.data.zero_()
+    optimizer.optimizers[0].step()
+    assert model.compute_loss(one).loss < out.loss
+    assert any(not torch.equal(a, b) for a, b in zip(network, model.network.parameters(), strict=True))
+
+
+def test_the_affinity_loss_decays_by_ten_over_the_run(monkeypatch):
+    losses = []
+    for progress, decay in ((0.0, True), (1.0, True), (1.0, False)):
+        model = build(monkeypatch, progress, decay=decay, reassign_weight=0.0).double().eval()
+        one = batch()["labeled"]
+        out = model.compute_loss({"labeled": {**one, "image": one["image"].double()}})
+        losses.append((out.loss - out.logs["cls"] - out.logs["pce"]) / out.logs["affinity"])
+    assert [float(one) for one in losses] == pytest.approx([0.1, 0.01, 0.1])
+
+
+def test_centres_move_once_a_step_by_all_its_parts_and_absent_classes_stay(monkeypatch):
+    model, one = with_centres(build(monkeypatch).eval()), batch()
+    labels = torch.zeros(2, 32, 32, dtype=torch.int64)
+    labels[0, 8:20], labels[:, :, 28:] = 3, IGNORE
+    chosen = iter([labels, labels[:1], labels[1:]])
+    monkeypatch.setattr(model, "online_labels", lambda stream: (found := next(chosen), torch.ones(found.shape)))
+    old = model.centres.clone()
+    model.compute_loss(one)
+    assert torch.equal(model.centres, old)
+    model.after_step()
+    whole = model.centres.clone()
+    moved = (whole != old).any(1).tolist()
+    assert moved == [True, False, False, True]
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(4))
+    model.centres.copy_(old)
+    for part in (slice(0, 1), slice(1, 2)):
+        model.compute_loss({"labeled": {name: value[part] for name, value in one["labeled"].items()}})
+    model.after_step()
+    torch.testing.assert_close(model.centres, whole)
+    model.after_step()
+    torch.testing.assert_close(model.centres, whole)
+    assert "centres" in model.state_dict()
+    assert "scale_table" in model.state_dict()
+
+
+def test_bf16_autocast_and_sizes_that_the_stride_does_not_divide(monkeypatch):
+    model = with_centres(build(monkeypatch))
+    one = batch(side=45)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.compute_loss(one)
+    out.loss.backward()
+    assert out.loss.dtype == torch.float32
+    assert torch.isfinite(out.loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    model.after_step()
+    assert torch.isfinite(model.centres).all()
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"num_classes": 1}, "at least one class of objects"), ({"affinity_weight": -1.0}, "must be >= 0"),
+    ({"scales": []}, "scales positive"), ({"start": 1.5}, "fractions of the run"),
+    ({"stride": 3}, "stride must divide"),
+    ({"reassign_ce": True, "reassign_weight": 0.0}, "reassign_ce is without effect"),
+    ({"labeled": LabeledConfig(class_weights="balanced")}, "tags give none"),
+])  # fmt: skip
+def test_options_out_of_range_or_without_effect_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        methods.AALR(**{"num_classes": 4, "network": NETWORK, **options})
+
+
+# Through the command -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("aalr") / "run"
+    fit_tiny(folder, "--model", "AALR", *LONG, "--checkpoint_every", "1")
+    return folder
+
+
+def test_a_run_is_scored_as_a_segmentation_and_predicts_without_tags(run, tmp_path):
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["score"] == "val/miou"
+    assert {"val/miou", "val/accuracy", "val/iou/disc"} <= summary["last"].keys()
+    assert "val/map" not in summary["last"]
+    state = load(run)["state_dict"]
+    assert state["centres"].any()
+    assert state["scale_table"].any()
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 40), (90, 120, 30)).save(tmp_path / "photos" / "a.png")
+    weakseg("predict", "--run", run, "--images", tmp_path / "photos", "--output", tmp_path / "labels")
+    assert Image.open(tmp_path / "labels" / "a.png").size == (50, 40)
+
+
+@pytest.mark.slow  # tests/test_resume.py stops before labels are reassigned
+def test_a_run_resumed_at_seventy_percent_equals_the_unbroken_one(run, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        from common.training.checkpoints import LastCheckpoint
+
+        save = LastCheckpoint._save
+
+        def save_and_die(self, trainer):
+            save(self, trainer)
+            if trainer.global_step == 10:
+                raise ValueError("the power is gone")
+
+        patch.setattr(LastCheckpoint, "_save", save_and_die)
+        fit_tiny(tmp_path / "cut", "--model", "AALR", *LONG, "--checkpoint_every", "1", expect=1)
+    assert load(tmp_path / "cut")["state_dict"]["centres"].any()
+    fit_tiny(tmp_path / "cut", "--model", "AALR", *LONG, "--checkpoint_every", "1", "--resume", "auto")
+    assert_same_run(run, tmp_path / "cut")
+
+
+def test_without_a_mask_the_tags_that_are_found_are_the_score(tmp_path):
+    root = draw_tagged(tmp_path / "data")
+    options = {"root": root, "tags": root / "tags.txt", "size": "[32, 40]", "batch_size": 4, "num_workers": 0}
+    words = [word for name, value in options.items() for word in (f"--data.init_args.{name}", value)]
+    fit_tiny(tmp_path / "run", "--data", "Folder", *words, "--model", "AALR")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["score"] == "val/map"
+    assert 0 < summary["best"]["val/map"] <= 100
+
+
+def test_boxes_do_too_and_pixels_are_refused(tmp_path):
+    boxes = ["--data.init_args.supervision", "{kind: boxes, fraction: null}"]
+    words = ["--model", "AALR", *boxes, "--trainer.max_steps", "2", "--model.init_args.start", "0"]
+    weakseg("fit", "--config", "tests/tiny.yaml", "--run_dir", tmp_path / "boxes", *words)
+    found = yaml.safe_load((tmp_path / "boxes" / "summary.json").read_text())
+    assert found["steps"] == 2
+    said = weakseg("fit", "--config", "tests/tiny.yaml", "--model", "AALR", "--run_dir", tmp_path / "no", expect=1)
+    assert "AALR does not learn from supervision.kind pixels: choose one of tags, boxes" in said
+
+
+def test_flat_maps_and_too_many_reassigned_labels_are_told(monkeypatch):
+    model = with_centres(build(monkeypatch))
+    monkeypatch.setattr("common.model.module.average_buffers", lambda module: None)
+    model.bare_share.update(torch.ones(2))
+    model.reassigned_share.update(torch.tensor(0.25))
+    with (
+        pytest.warns(UserWarning, match="no image has got a label from its tags"),
+        pytest.warns(UserWarning, match="25 % of the labelled cells were reassigned"),
+    ):
+        model.on_validation_epoch_start()
+    assert not model.bare_share.update_called
+    model.bare_share.update(torch.tensor([1.0, 0.0]))
+    model.on_validation_epoch_start()
+
+
+RANKS = """
+import torch
+import methods
+from common.model.networks import NetworkConfig
+sides = torch.load(folder + "/step.pt", weights_only=False)
+methods.AALR.progress = property(lambda self: 1.0)
+torch.manual_seed(0)
+model = methods.AALR(4, network=sides["network"], **sides["options"]).double().eval()
+model.load_state_dict(sides["state"])
+mine = {name: value[2 * rank : 2 * rank + 2] for name, value in sides["labeled"].items()}
+model.compute_loss({"labeled": mine}).loss.backward()
+model.after_step()
+slopes = {name: p.grad / 2 for name, p in model.named_parameters() if p.grad is not None}
+torch.save((slopes, model.centres), f"{folder}/{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_and_the_centres_of_one(monkeypatch, tmp_path):
+    model = with_centres(build(monkeypatch)).double().eval()
+    one = batch(2)["labeled"]
+    labeled = {name: torch.cat([value, value.flip(0)]) for name, value in one.items()}
+    labeled["image"] = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(3)).double()
+    labeled["tags"] = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]).bool()
+    labeled["valid"][3, :, 10:] = False
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({"network": NETWORK, "options": EVERYTHING, "state": state, "labeled": labeled}, tmp_path / "step.pt")
+    model.compute_loss({"labeled": labeled}).loss.backward()
+    model.after_step()
+    two_processes(RANKS, tmp_path)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert torch.equal(found[0][1], found[1][1])
+    torch.testing.assert_close(found[0][1], model.centres)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[0][0][name] + found[1][0][name], parameter.grad, rtol=1e-6, atol=1e-10)
+    assert model.scale_table.grad.any()
+    assert math.isfinite(float(model.centres.sum()))
