@@ -89,7 +89,7 @@ def test_labels_are_the_predictions_where_these_are_sure(run_dir, made, tmp_path
 class Tagged(torch.nn.Module):
     """A method that labels by tags: the last tagged class above the threshold of grey, 255 at the border."""
 
-    def pseudo_labels(self, image, tags, size, refine, threshold, seeds):
+    def pseudo_labels(self, image, tags, size, refine, threshold, seeds=False, name=None):
         assert image.shape[0] == 3
         assert image.max() <= 1
         grey = torch.nn.functional.interpolate(image.mean(0)[None, None], size)[0, 0]
@@ -101,7 +101,7 @@ class Tagged(torch.nn.Module):
 def test_a_method_that_learns_from_tags_is_asked_for_its_own_labels():
     model = Tagged()
     image, tags = torch.rand(1, 3, 8, 10), torch.tensor([[False, True, False, True]])
-    batch = {"image": image, "tags": tags, "size": torch.tensor([[16, 20]])}
+    batch = {"image": image, "tags": tags, "size": torch.tensor([[16, 20]]), "name": ["one"]}
     found = PseudoLabels(model, "pamr", 0.5).predict_step(batch, 0)
     assert (found == model.pseudo_labels(image[0], tags[0], (16, 20), "pamr", 0.5)).all()
     assert {*found.unique().tolist()} == {0, 3, 255}

@@ -4,6 +4,7 @@ them; a method says what its loss is."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -52,6 +53,7 @@ class CamModule(SegmentationModule):
     supervision: tuple[str, ...] = ("tags", "boxes")
     score = "val/cam_miou"
     scored_refinement: Refinement = "none"  # of the maps that are evaluated
+    run_dir: Path | None = None  # of a run that is loaded to make labels: what else it has kept
 
     def __init__(
         self,
@@ -121,13 +123,14 @@ class CamModule(SegmentationModule):
         return self.classifier.maps(image)
 
     @torch.no_grad()
-    def cam_of(self, image: Tensor, tags: Tensor, size: tuple[int, int]) -> Tensor:
+    def cam_of(self, image: Tensor, tags: Tensor, size: tuple[int, int], name: str | None = None) -> Tensor:
         """The normalised CAM of one image.
 
         Args:
             image: (3, H, W) RGB in [0, 1], at the training size.
             tags: (K,) bool, classes in it; the background's is not looked at.
             size: (height, width) of the result.
+            name: of a training image, for methods that know more of these; None: any image.
 
         Returns:
             (K - 1, *size) float32 in [0, 1], 0 for classes without a tag.
@@ -162,6 +165,7 @@ class CamModule(SegmentationModule):
         refine: Refinement,
         threshold: float,
         seeds: bool = False,
+        name: str | None = None,
     ) -> Tensor:
         """Labels of one training image from its tags.
 
@@ -174,6 +178,7 @@ class CamModule(SegmentationModule):
             threshold: score of the background, in (0, 1).
             seeds: label only what is sure, as IRN does: objects above twice the threshold, background below a third
                 of it (0.30 and 0.05 at 0.15). With `crf` always.
+            name: its, see `cam_of`.
 
         Returns:
             (*size) int64; 255, only of seeds: not sure.
@@ -182,24 +187,26 @@ class CamModule(SegmentationModule):
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
         two = (min(2 * threshold, 0.99), threshold / 3)
         if refine != "crf":
-            cam = self.refined_cam(image, tags, size, refine)[None]
+            cam = self.refined_cam(image, tags, size, refine, name)[None]
             return irn_seeds(*(labels_of(cam, t) for t in two)) if seeds else labels_of(cam, threshold)
-        cam = self.cam_of(image, tags, (image.shape[1], image.shape[2]))[None]
+        cam = self.cam_of(image, tags, (image.shape[1], image.shape[2]), name)[None]
         found = irn_seeds(*(label_crf(labels_of(cam, t), image[:3]) for t in two))
         return F.interpolate(found[None, None].float(), size, mode="nearest-exact")[0, 0].long()
 
     @torch.no_grad()
-    def refined_cam(self, image: Tensor, tags: Tensor, size: tuple[int, int], refine: Refinement) -> Tensor:
+    def refined_cam(
+        self, image: Tensor, tags: Tensor, size: tuple[int, int], refine: Refinement, name: str | None = None
+    ) -> Tensor:
         """The CAM of one image (K - 1, *size) as `cam_of` gives it, refined at the image's own size by `pamr`, or by a
         `walk` along `walk_affinity`, after which it is normalised anew."""
         if refine == "none":
-            return self.cam_of(image, tags, size)
+            return self.cam_of(image, tags, size, name)
         colors = image[None, :3]
         if refine == "pamr":
-            refined = pamr(colors, self.cam_of(image, tags, (image.shape[1], image.shape[2]))[None])
+            refined = pamr(colors, self.cam_of(image, tags, (image.shape[1], image.shape[2]), name)[None])
         elif refine == "walk":
             affinity = self.walk_affinity(image[None])
-            cam = self.cam_of(image, tags, (affinity.shape[2], affinity.shape[3]))[None]
+            cam = self.cam_of(image, tags, (affinity.shape[2], affinity.shape[3]), name)[None]
             refined = normalise_cam(random_walk(affinity, cam, RADIUS, BETA), "max")
         else:
             raise ValueError(f"refine is none, pamr, crf or walk, got {refine!r}")

@@ -22,7 +22,7 @@ from common.training.files import clean, write_json, write_text
 MARK = ".weakseg"  # in every run directory: ours, and locked by the process that writes there
 # The summary first: without it a run is not finished. The config is replaced last.
 RUN_FILES = ("summary.json", "checkpoints", "metrics.csv", "pictures", "nonfinite_rank*.pt", "test_*_images.npz",
-             "tensorboard", "wandb", "data.json")  # fmt: skip
+             "tensorboard", "wandb", "data.json", "online_maps")  # fmt: skip
 
 
 def is_used(folder: Path) -> bool:

@@ -24,8 +24,8 @@ from experiments.benchmarks.measure import machine, options
 from experiments.benchmarks.steps import OPTIONS, build
 from experiments.compare.columns import markdown
 
-TAGGED = ("CAM", "CPN", "AALR")
-METHODS = {**OPTIONS, "UniMatch V2": ("UniMatch", {"variant": "v2"}), **{name: (name, {}) for name in TAGGED}}
+TAGGED = {"CAM": {}, "CPN": {}, "AALR": {}, "GroupWSSS": {"group": 2}}
+METHODS = {**OPTIONS, "UniMatch V2": ("UniMatch", {"variant": "v2"}), **{n: (n, how) for n, how in TAGGED.items()}}
 NETWORKS = {
     "DeepLabV3+, ResNet-50": NetworkConfig("DeepLabV3Plus", "resnet50"),
     "UniMatch's DPT, ViT-S/16": NetworkConfig("UniMatchDPT", "vit_small_patch16_224"),

@@ -35,6 +35,7 @@ class Pseudo(TrainedCLI):
         if self.trainer.world_size > 1:
             raise ValueError("weakseg pseudo labels on one device: leave trainer.devices out")
         self.model.load_state_dict(read_checkpoint(options.ckpt)["state_dict"])
+        self.model.run_dir = options.ckpt.resolve().parent.parent  # what a method has kept there of its images
         labels = PseudoLabels(self.model, options.refine, options.threshold, options.seeds)
         images = images_of(data, options.split, labels.by_tags)
         with pseudo_folder(options.output, options.overwrite) as folder:

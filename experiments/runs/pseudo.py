@@ -35,9 +35,9 @@ PALE = (224, 224, 192)  # the colour of 255, as in VOC
 class PseudoLabels(LightningModule):
     """Labels of training images by a trained model, as a module whose `predict_step` gives them.
 
-    A method that learns from tags makes them itself, in `pseudo_labels(image, tags, size, refine, threshold)`. Of
-    another one they are its predictions, with the run's own post-processing, and 255 where the probability of the label
-    is below the threshold.
+    A method that learns from tags makes them itself, in `pseudo_labels(image, tags, size, refine, threshold, seeds,
+    name)`. Of another one they are its predictions, with the run's own post-processing, and 255 where the probability
+    of the label is below the threshold.
 
     Args:
         model: the trained model.
@@ -78,8 +78,8 @@ class PseudoLabels(LightningModule):
         if self.by_tags:
             size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
             made: Any = self.model
-            image, tags = batch["image"][0], batch["tags"][0]
-            labels: Tensor = made.pseudo_labels(image, tags, size, self.refine, self.threshold, self.seeds)
+            image, tags, name = (batch[key][0] for key in ("image", "tags", "name"))
+            labels: Tensor = made.pseudo_labels(image, tags, size, self.refine, self.threshold, self.seeds, name)
             return labels
         labels, probabilities = self.model.predict_labels(self.model.scored_network, batch, refine=True)
         sure = probabilities.gather(1, labels[:, None])[:, 0] >= self.threshold

@@ -170,7 +170,7 @@ def test_a_regime_without_files_runs_two_steps(name, tmp_path):
 def test_every_methods_config_runs_two_steps(name, tmp_path):
     small = ["--data.batch_size", "4"]
     small += ["--model.region_conv", "2"] if name.startswith("rrn") else []
-    small += ["--config", "tags"] if name in ("cam", "cpn", "aalr") else []
+    small += ["--config", "tags"] if name in ("cam", "cpn", "group_wsss", "aalr") else []
     weakseg("fit", "--config", "quickstart", "--config", name, "--run_dir", tmp_path / "run", *FEW, *small)
 
 
