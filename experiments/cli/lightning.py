@@ -20,7 +20,7 @@ from common.training.progress import progress
 from common.training.run import house_arguments, quiet
 from datamodules.base import SegmentationDataModule
 from experiments.cli.configs import stated
-from experiments.cli.messages import Parser
+from experiments.cli.messages import Parser, check_given
 from experiments.cli.options import RUN
 
 # About one start, not part of the saved config.
@@ -87,6 +87,8 @@ class WeaksegCLI(LightningCLI):
         root for others, unless that is given too. Nothing else does: devices and accumulation share the batch."""
         if self.verb != "fit":
             return
+        for part in ("model", "data"):
+            check_given(part, self.settings[part])
         if channels := self.settings.data.init_args.get("channels"):
             self.settings.model.init_args.network.channels = channels
         batch, optimizer = self.settings.data.init_args.batch_size, self.settings.model.init_args.optimizer

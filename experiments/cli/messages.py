@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -19,6 +19,7 @@ import methods
 
 PACKAGES = {"model": methods, "data": datamodules}
 FILES: list[Path] = []  # config files of this command in the order read, to name the one that holds a wrong key
+NO_OPTIONS = "'NoneType' object has no attribute 'keys'"
 # How messages begin that only wrap the one that tells something, which is their cause.
 WRAPPER = re.compile(r"\s*(- )?(Parser key|Does not validate|Expected a path but|Problem with given|Type typing\.)")
 UNKNOWN_OPTION = re.compile(
@@ -63,6 +64,8 @@ def explain(message: str, error: BaseException | None = None, options: Iterable[
     if "in DataLoader worker process" in message:  # the worker's traceback, its error at the end
         message = message.strip().splitlines()[-1].partition(": ")[2]
     where = ".init_args.".join(keys)
+    if message == NO_OPTIONS:
+        return f"{where}.init_args is null: name options below it, or leave it out"
     short = owner.rsplit(".", 1)[-1]
     way_out = f"`weakseg fit --{keys[0]}.help {short}` lists them" if owner else "`weakseg fit --help-all` lists them"
     if match := UNKNOWN_OPTION.match(message):
@@ -120,6 +123,29 @@ def class_options(path: str) -> list[str]:
                 names.add(option)
                 names |= {f"{option}.{field.name}" for field in fields(hint)} if is_dataclass(hint) else set()
     return sorted(names - {"args", "kwargs"})
+
+
+def check_given(part: str, config: Any) -> None:
+    """Raise ValueError for an option of a method or a data set that is null and must not be.
+
+    Args:
+        part: "model" or "data".
+        config: its class path and options, parsed.
+    """
+    module, _, name = config.class_path.rpartition(".")
+    for base in getattr(import_module(module), name).__mro__:
+        if "__init__" in vars(base) and base.__module__.split(".")[0] != "builtins":
+            check_values(part, config.init_args, get_type_hints(base.__init__, vars(sys.modules[base.__module__])))
+
+
+def check_values(where: str, values: Any, hints: dict[str, Any]) -> None:
+    """`check_given` of options of these types, and of the groups among them."""
+    for name, hint in hints.items():
+        value = values.get(name, ...) if name != "num_classes" else ...  # the data tells it later
+        if value is None and hint not in (Any, type(None)) and type(None) not in get_args(hint):
+            raise ValueError(f"{where}.{name} is null: leave it out for the default, or give it a value")
+        if is_dataclass(hint) and hasattr(value, "get"):
+            check_values(f"{where}.{name}", value, get_type_hints(hint))
 
 
 def in_file(word: str) -> str:
