@@ -9,5 +9,7 @@ warnings.filterwarnings("ignore", ".*does not have many workers.*")  # num_worke
 warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # --resume continues in its directory
 warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # teachers always are
 warnings.filterwarnings("ignore", ".*isinstance.treespec.*")  # torch's pytree again
+warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated.*")  # and lightning has no other way yet
+warnings.filterwarnings("ignore", ".*srun. command is available on your system but is not used.*")  # as it may be
 warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # torchmetrics has added the counts of all ranks
 warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # evaluation needs none of them

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import yaml
 from lightning import Trainer, seed_everything
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -153,6 +156,10 @@ def house_arguments(told: Mapping[str, Any]) -> dict[str, Any]:
     """Trainer arguments with what every run needs: samplers of our own, whole checkpoints, one strategy, the timer."""
     config = {**told, "use_distributed_sampler": False}  # EpochSampler and the evaluation loader shard by themselves
     config["plugins"] = [AtomicCheckpointIO(), *(told.get("plugins") or [])]
+    given = any(isinstance(plugin, ClusterEnvironment) for plugin in config["plugins"])
+    if not given and SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        # Lightning's own requeueing saves in the middle of a step, and stops at other signals than ours.
+        config["plugins"].append(SLURMEnvironment(auto_requeue=False))
     config["profiler"] = FetchTimer() if told.get("profiler") is None else told["profiler"]
     if device_count(told) > 1 and told.get("strategy", "auto") in ("auto", "ddp"):
         # Every parameter gets a gradient in every step, and `average_buffers` makes buffers equal before they are used.
