@@ -30,7 +30,7 @@ from datamodules.pseudo import ABOUT
 from datamodules.splits import first_few
 from datamodules.supervision import TAGGED, dense_names, draw_annotation, known_protocol, shrink_mask
 from datamodules.survey import Survey
-from datamodules.transforms import fit_size
+from datamodules.transforms import fit_size, resize_image
 
 if TYPE_CHECKING:
     from datamodules.base import SegmentationDataModule
@@ -180,7 +180,8 @@ def annotate(data: SegmentationDataModule, name: str, dense: bool, survey: Surve
         real = data.annotation(name, cast(Literal["points", "scribbles"], data.supervision.kind))
         strokes = np.full(mask.shape, IGNORE, np.uint8) if real is None else real
         return small, shrink_mask(strokes, size, keep_strokes=True), tags
-    return small, draw_annotation(small, data.supervision, data.annotation_seed, name, data.background), tags
+    colors = resize_image(image, size) if data.supervision.inside == "grabcut" else None
+    return small, draw_annotation(small, data.supervision, data.annotation_seed, name, data.background, colors), tags
 
 
 def write_annotation(

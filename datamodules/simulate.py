@@ -1,9 +1,13 @@
 """Weak annotations simulated from a dense mask: pixels, clicks, scribbles, boxes.
 
-uint8 (H, W) in and out, 255 = no label. Nothing here looks at anything but one mask and one stream of random numbers.
+uint8 (H, W) in and out, 255 = no label. Nothing here looks at anything but one mask and one stream of random numbers,
+and GrabCut at the colours.
 """
 
 from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
@@ -15,6 +19,8 @@ from common.ops.array import Array
 from common.ops.batch import IGNORE
 
 EIGHT = np.ones((3, 3), bool)
+Inside = Literal["filled", "grabcut"]
+KEPT = 0.2  # of a box, that an object fills at least
 SMALLEST = 9  # pixels; an annotator overlooks a smaller component unless its class has no other
 
 
@@ -78,15 +84,58 @@ def draw_scribbles(mask: Array, length: float, width: int, rng: np.random.Genera
     return drawn
 
 
-def draw_boxes(mask: Array, background: int) -> Array:
-    """What the bounding boxes of all components say of single pixels: outside every box is background, inside is not
-    known (255). Void pixels stay 255."""
-    drawn = np.where(mask == IGNORE, IGNORE, background).astype(np.uint8)
+def bounding_boxes(mask: Array, background: int) -> list[tuple[int, tuple[slice, slice]]]:
+    """Class id, rows and columns of the box of each component of an object, the largest box first."""
+    found = []
     for label, region in components(mask):
         if label != background:
             rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-            drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = IGNORE
+            found.append((label, (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))))
+    return sorted(found, key=lambda box: -mask[box[1]].size)
+
+
+def draw_boxes(mask: Array, background: int, inside: Inside | None = None, image: Array | None = None) -> Array:
+    """What the bounding boxes of all components say of single pixels: outside every box is background (void pixels
+    stay 255), and what is inside is for `inside` to say. A smaller box lies on top of a larger one.
+
+    Args:
+        mask: uint8 (H, W).
+        background: its class id.
+        inside: None: not known (255). `filled`: the class of the box. `grabcut`: its class and background as GrabCut
+            (Rother et al. 2004) parts them by colour, with all outside the box as background; where it leaves less than
+            a fifth of a box to the object, or a box is the whole image, 255.
+        image: uint8 (H, W, C), RGB first; for `grabcut`.
+
+    Raises:
+        ModuleNotFoundError: `grabcut` without OpenCV.
+    """
+    drawn = np.where(mask == IGNORE, IGNORE, background).astype(np.uint8)
+    for label, box in bounding_boxes(mask, background):
+        if inside == "grabcut":
+            assert image is not None
+            found = grabcut(image, box)
+            drawn[box] = np.where(found, label, drawn[box]) if found.mean() >= KEPT else IGNORE
+        else:
+            drawn[box] = IGNORE if inside is None else label
     return drawn
+
+
+def grabcut(image: Array, box: tuple[slice, slice]) -> Array:
+    """Which pixels of a box are its object, bool (h, w), by colour: OpenCV's GrabCut, five rounds, the same each time.
+    None of them where there is nothing outside the box, or too little inside, to learn colours from."""
+    if find_spec("cv2") is None:
+        raise ModuleNotFoundError("supervision.inside=grabcut needs OpenCV: pip install -e '.[boxes]'")
+    import cv2
+
+    part = np.full(image.shape[:2], cv2.GC_BGD, np.uint8)
+    part[box] = cv2.GC_PR_FGD
+    models = np.zeros((2, 1, 65))
+    if (part == cv2.GC_BGD).any():
+        cv2.setRNGSeed(0)
+        picture = np.ascontiguousarray(image[..., 2::-1])  # BGR
+        cv2.grabCut(picture, part, (0, 0, 0, 0), models[0], models[1], 5, cv2.GC_INIT_WITH_MASK)
+        return np.isin(part[box], (cv2.GC_FGD, cv2.GC_PR_FGD))
+    return np.zeros(part[box].shape, bool)
 
 
 def _shuffled(mask: Array, rng: np.random.Generator) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.simulate import draw_boxes, draw_clicks, draw_pixels, draw_points, draw_scribbles
+from datamodules.simulate import Inside, draw_boxes, draw_clicks, draw_pixels, draw_points, draw_scribbles
 from datamodules.splits import first_few, in_hash_order, read_list
 from datamodules.transforms import nearest_rows
 
@@ -23,7 +23,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "pixels": ("fraction", "dense_images"),
     "points": ("per_class", "real", "dense_images"),
     "scribbles": ("length", "width", "real", "dense_images"),
-    "boxes": ("dense_images",),
+    "boxes": ("inside", "dense_images"),
     "tags": ("dense_images",),
     "none": (),
 }
@@ -38,9 +38,9 @@ class Supervision:
     Args:
         kind: `dense`: every pixel that the masks label; `image_subset`: some images densely, the others not at all;
             `pixels`: a share of the pixels of every image; `points`: single pixels; `scribbles`: strokes; `boxes`: what
-            the bounding boxes say: background outside, nothing inside; `tags`: no pixel at all; `none`: no image is
-            labelled, for methods that learn without. With boxes and tags the batch has `tags`, the classes that occur
-            in each image.
+            the bounding boxes say: background outside, what `inside` says in them; `tags`: no pixel at all; `none`: no
+            image is labelled, for methods that learn without. With boxes and tags the batch has `tags`, the classes
+            that occur in each image.
         fraction: of the images (`image_subset`) or of the pixels (`pixels`), above 0 and up to 1.
         number: of labelled images (`image_subset`).
         list_file: file with the labelled images' ids, such as a published list (`image_subset`).
@@ -50,6 +50,8 @@ class Supervision:
         length: share of the longest path through a component that its simulated stroke covers (`scribbles`).
         width: of a simulated stroke in pixels (`scribbles`).
         real: use the points or scribbles that people drew, which the data set must come with, instead of simulating.
+        inside: of boxes, what labels the pixels in them: None: nothing; `filled`: the box's class, the simplest guess;
+            `grabcut`: its class or background, by colour (needs the extra `boxes`).
         dense_images: so many images are labelled densely, the others as `kind` says.
         seed: of the draw; None is the run's seed.
     """
@@ -63,6 +65,7 @@ class Supervision:
     length: float | None = None
     width: int | None = None
     real: bool = False
+    inside: Inside | None = None
     dense_images: int = 0
     seed: int | None = None
 
@@ -92,6 +95,8 @@ class Supervision:
         for name in ("number", "per_class", "width"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"supervision.{name} must be at least 1, got {value}")
+        if self.inside not in (None, "filled", "grabcut"):
+            raise ValueError(f"supervision.inside is filled, grabcut or null, got {self.inside!r}")
         if self.dense_images < 0:
             raise ValueError(f"supervision.dense_images must be at least 1, or left out, got {self.dense_images}")
 
@@ -134,7 +139,12 @@ def split_images(
 
 
 def draw_annotation(
-    mask: Array, supervision: Supervision, seed: int, name: str, background: int | None = None
+    mask: Array,
+    supervision: Supervision,
+    seed: int,
+    name: str,
+    background: int | None = None,
+    image: Array | None = None,
 ) -> Array:
     """The labels of one image that training may see, by simulation from its dense mask.
 
@@ -143,9 +153,10 @@ def draw_annotation(
         seed: of the draw.
         name: the image's id: each image has its own stream of random numbers.
         background: class id of the background, for boxes.
+        image: uint8 (H, W, C), for boxes whose inside goes by colour.
 
     Returns:
-        uint8 (H, W): the mask's value at the drawn pixels, 255 elsewhere (for boxes: the background outside them).
+        uint8 (H, W): the mask's value at the drawn pixels, 255 elsewhere (for boxes: see `draw_boxes`).
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
@@ -161,7 +172,7 @@ def draw_annotation(
             raise ValueError(
                 "supervision kind boxes needs a class 'background', which this data set does not have: use another kind"
             )
-        return draw_boxes(mask, background)
+        return draw_boxes(mask, background, supervision.inside, image)
     return np.full_like(mask, IGNORE) if kind == "tags" else mask.copy()
 
 

@@ -126,6 +126,7 @@ def partition(supervision: Mapping[str, Any]) -> str:
     if supervision.get("list_file"):
         amount = Path(supervision["list_file"]).stem
     how = "_by_sequence" if supervision.get("by_sequence") else ""
+    how += f"_{inside}" if (inside := supervision.get("inside")) else ""
     return f"{supervision['kind']}{how}" + ("" if amount is None else f"-{amount}")
 
 

@@ -217,14 +217,15 @@ def contact_sheet(data: SegmentationDataModule, path: Path, regimes: list[Superv
         if mask is None:  # people have tagged it
             mask = np.full(image.shape[:2], IGNORE, np.uint8)
         size = fit_size(mask.shape, data.size)
-        tensor = torch.from_numpy(resize_image(image, size).copy()).permute(2, 0, 1) / 255
+        colors = resize_image(image, size)
+        tensor = torch.from_numpy(colors.copy()).permute(2, 0, 1) / 255
         small = shrink_mask(mask, size, data.keep_strokes)
         row = [image, colorize(mask, data.colors)]
         for regime in regimes:
             if regime == data.supervision:
                 drawn = np.asarray(Image.open(data.annotation_dir() / f"{name}.png"))
             else:
-                drawn = draw_annotation(small, regime, data.annotation_seed, name, data.background)
+                drawn = draw_annotation(small, regime, data.annotation_seed, name, data.background, colors)
             row.append(mark_pixels(tensor, drawn, data.colors))
         rows.append(row)
     save_grid(path, rows, ["image", "mask", *(title(one) for one in regimes)])

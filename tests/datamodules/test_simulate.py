@@ -95,6 +95,60 @@ def test_boxes_say_background_outside_and_nothing_inside():
         draw_annotation(mask, Supervision("boxes"), 0, "name", background=None)
 
 
+def two_boxes():
+    """A disc in class 1, a bar in class 2 over the corner of its box; another disc at the border."""
+    y, x = np.mgrid[:40, :50]
+    mask = np.zeros((40, 50), np.uint8)
+    mask[(y - 15) ** 2 + (x - 18) ** 2 < 100] = mask[(y - 39) ** 2 + (x - 40) ** 2 < 60] = 1
+    mask[8:11, 22:34] = 2
+    image = np.array([[40, 60, 90], [210, 180, 60], [60, 200, 90]])[mask]
+    return mask, (image + np.random.default_rng(0).integers(-9, 10, image.shape)).astype(np.uint8)
+
+
+def test_filled_boxes_say_their_class_and_the_smaller_one_lies_on_top():
+    mask, _ = two_boxes()
+    mask[0, 0] = mask[6, 9] = IGNORE
+    drawn = draw_annotation(mask, Supervision("boxes", inside="filled"), 0, "name", background=0)
+    wanted = np.zeros_like(mask)
+    wanted[6:25, 9:28] = wanted[32:40, 33:48] = 1
+    wanted[8:11, 22:34] = 2
+    wanted[0, 0] = IGNORE
+    np.testing.assert_array_equal(drawn, wanted)
+
+
+def test_grabcut_finds_objects_in_their_boxes_and_nothing_outside():
+    pytest.importorskip("cv2")
+    mask, image = two_boxes()
+    drawn = draw_boxes(mask, 0, "grabcut", image)
+    filled = draw_boxes(mask, 0, "filled")
+    assert (drawn == draw_boxes(mask, 0, "grabcut", image)).all()
+    assert (drawn[filled == 0] == 0).all()
+    assert (drawn == mask).mean() > 0.97 > (filled == mask).mean()
+    flat = np.full_like(image, 90)  # colours tell nothing: a box may lose its object
+    assert {*np.unique(draw_boxes(mask, 0, "grabcut", flat)[filled != 0])} <= {0, 1, 2, IGNORE}
+    everywhere = np.ones_like(mask)  # and a box that is the image has no background
+    assert (draw_boxes(everywhere, 0, "grabcut", image) == IGNORE).all()
+    assert (draw_boxes(mask[:1, :1] + 1, 0, "grabcut", image[:1, :1]) == IGNORE).all()
+
+
+def test_grabcut_without_opencv_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("datamodules.simulate.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs OpenCV: pip install -e '.\[boxes\]'"):
+        draw_boxes(*two_boxes()[:1], 0, "grabcut", two_boxes()[1])
+
+
+def test_a_run_learns_from_boxes_by_each_way_to_label_their_inside(tmp_path):
+    pytest.importorskip("cv2")
+    pixels = {}
+    for inside in ("null", "filled", "grabcut"):
+        options = f"{{kind: boxes, fraction: null, inside: {inside}}}"
+        words = ["--data.init_args.supervision", options, "--trainer.max_steps", "1"]
+        fit_tiny(tmp_path / inside, *words)
+        summary = json.loads((tmp_path / inside / "summary.json").read_text())
+        pixels[inside] = summary["annotation"]["labeled_pixels"]
+    assert pixels["null"] < pixels["grabcut"] <= pixels["filled"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(mask=masks)
 def test_boxes_never_call_an_object_background(mask):
@@ -123,6 +177,8 @@ def test_dense_images_are_chosen_by_name_and_nested():
         ({"kind": "scribbles", "width": 0}, "width must be at least 1"),
         ({"kind": "scribbles", "real": True, "width": 3}, "people's annotations"),
         ({"kind": "boxes", "real": True}, "real=True is without effect"),
+        ({"kind": "boxes", "inside": "crf"}, "inside is filled, grabcut or null"),
+        ({"kind": "tags", "inside": "filled"}, "inside=filled is without effect for kind tags"),
         ({"kind": "dense", "dense_images": 3}, "dense_images=3 is without effect"),
         ({"kind": "tags", "dense_images": -1}, "dense_images"),
     ],

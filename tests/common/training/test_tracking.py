@@ -163,6 +163,7 @@ def test_a_sweeps_agent_gives_the_id_and_a_resumed_run_keeps_it(tmp_path, monkey
         ({"kind": "points", "fraction": None, "per_class": 1}, "points-1"),
         ({"kind": "image_subset", "list_file": "lists/sixteenth.txt"}, "image_subset-sixteenth"),
         ({"kind": "dense", "fraction": None}, "dense"),
+        ({"kind": "boxes", "inside": "filled"}, "boxes_filled"),
     ],
 )
 def test_partition_names_what_is_labelled(supervision, name):
