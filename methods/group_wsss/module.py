@@ -106,7 +106,7 @@ class GroupWSSS(CamModule):
         x = at_least_fp32(self.classifier.activations(image))
         logits = image_logits(x, cover)
         alone = tag_loss(logits, tags, real)
-        logs: dict[str, Tensor | float] = {"alone": alone, "right": ((logits.detach() > 0) == tags).float().mean()}
+        logs: dict[str, Tensor | float] = {"tag": alone, "right": ((logits.detach() > 0) == tags).float().mean()}
         if self.group == 1:
             self.latest = x.detach(), logits.detach()
             return StepOutput(ALONE * alone / 2, logs)
