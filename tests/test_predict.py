@@ -284,3 +284,53 @@ def test_cut_off_predictions_can_be_replaced(run_dir, photos, tmp_path):
         (out / ".weakseg-predictions.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:length]]))
         (out / json.loads(lines[-1])[0]).touch()
         predict(run_dir, photos, out, "--overwrite")
+
+
+# Shares, and going on ----------------------------------------------------------------------------------------------
+
+
+def labels_in(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def test_shares_and_what_is_left_of_a_stopped_command_make_the_files_of_one(run_dir, photos, tmp_path):
+    for number in range(5):
+        Image.new("RGB", (40 + number, 30), (40 * number, 90, 20)).save(photos / f"more{number}.png")
+    predict(run_dir, photos, tmp_path / "one")
+    for share in (1, 2, 3):
+        predict(run_dir, photos, tmp_path / "shares", "--shard", f"{share}/3")
+    assert labels_in(tmp_path / "shares") == labels_in(tmp_path / "one")
+    (tmp_path / "shares" / "more1.png").unlink()  # as if stopped before it
+    (tmp_path / "shares" / "overlays" / "more3.png").write_bytes(b"cut off")
+    journal = tmp_path / "shares" / ".weakseg-predictions.jsonl"
+    with journal.open("a") as lines:
+        lines.write('["overlays/more3.png", null]\n["more4.p')
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shares").rglob("*.png")}
+    text = predict(run_dir, photos, tmp_path / "shares", "--resume")
+    assert "2 images in" in text
+    assert f"({len(labels_in(tmp_path / 'one')) // 2 - 2} were there)" in text
+    assert labels_in(tmp_path / "shares") == labels_in(tmp_path / "one")
+    changed = {path.name for path, when in before.items() if path.stat().st_mtime_ns != when}
+    assert changed == {"more1.png", "more3.png"}
+    assert "images were labelled before" in predict(run_dir, photos, tmp_path / "shares", "--resume")
+
+
+def test_labels_of_two_models_are_not_mixed_and_files_of_peoples_own_stay(run_dir, photos, tmp_path):
+    out = tmp_path / "out"
+    predict(run_dir, photos, out, "--shard", "1/2")
+    for words in (["--shard", "2/2"], ["--resume"]):
+        text = predict(run_dir, photos, out, *words, "--model.inference.flip", "true", expect=1)
+        assert "holds what another checkpoint, or other options, have made" in text
+    own = next(path for path in out.glob("*.png"))
+    own.write_bytes(b"corrected by hand")
+    assert "was not written by predict, or was changed since" in predict(run_dir, photos, out, "--resume", expect=1)
+    assert own.read_bytes() == b"corrected by hand"
+
+
+@pytest.mark.parametrize(
+    "words", [["--shard", "0/3"], ["--shard", "4/3"], ["--shard", "third"], ["--resume", "--overwrite"]]
+)
+def test_a_share_that_is_none_and_options_that_exclude_each_other(words, run_dir, photos, tmp_path):
+    text = predict(run_dir, photos, tmp_path / "out", *words, expect=2 if "--shard" in words else 1)
+    assert "a share is I/N" in text or "give one of them" in text
+    assert not (tmp_path / "out").exists()

@@ -66,9 +66,13 @@ class PredictionPictures(Callback):
         self.samples = []
 
 
+MAKER = "."  # no file's name
+
+
 class Written:
     """What a verb, such as `predict`, has written into a folder: `.weakseg-predictions.jsonl`, a line for each file
     before it is written (`[path, null]`, as it may be cut off) and one after (`[path, [size, time of change in ns]]`).
+    Several processes may write into one folder, each its own files.
 
     Args:
         folder: it need not exist.
@@ -81,14 +85,7 @@ class Written:
     def check(self, targets: Iterable[str], overwrite: bool) -> None:
         """Raise FileExistsError if a file would be replaced that was not written here, or that was changed since, or,
         without `overwrite`, any."""
-        known: dict[str, list[int] | None] = {}
-        if self.list.exists():
-            for line in self.list.read_text().splitlines():
-                try:
-                    name, state = json.loads(line)
-                    known[name] = state
-                except (ValueError, TypeError):  # blank, or cut off
-                    continue
+        known = self.known()
         for target in targets:
             path = self.folder / target
             if not path.exists():
@@ -101,6 +98,37 @@ class Written:
                 )
             if not overwrite:
                 raise FileExistsError(f"{path} exists: choose another --output, or replace it with --overwrite")
+
+    def known(self) -> dict[str, Any]:
+        """The last state of each file in the list."""
+        known: dict[str, Any] = {}
+        if self.list.exists():
+            for line in self.list.read_text().splitlines():
+                try:
+                    name, state = json.loads(line)
+                    known[name] = state
+                except (ValueError, TypeError):  # blank, or cut off
+                    continue
+        return known
+
+    def whole(self, targets: Iterable[str], known: Mapping[str, Any]) -> bool:
+        """Whether all of these files are there as they were written, by what is `known`."""
+        paths = {target: self.folder / target for target in targets}
+        return all(
+            path.is_file() and known.get(target) == [path.stat().st_size, path.stat().st_mtime_ns]
+            for target, path in paths.items()
+        )
+
+    def begin(self, maker: str, resume: bool) -> None:
+        """Note who writes from now on. Raises FileExistsError if files are to be added to those of another maker."""
+        before = self.known().get(MAKER)
+        if resume and before not in (None, maker):
+            raise FileExistsError(
+                f"{self.folder} holds what another checkpoint, or other options, have made: choose another --output"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.list.open("a") as lines:
+            lines.write("\n" + json.dumps([MAKER, maker]) + "\n")
 
     @contextmanager
     def file(self, target: str) -> Iterator[Path]:
