@@ -175,7 +175,7 @@ class AALR(SegmentationModule):
             affinity, ascent = self.affinity(coarse, at_cells, self.at_cells(confidence, cells))
             weight = self.affinity_weight * (10**-self.progress if self.decay else 1.0)
             loss, logs = loss + weight * affinity + ascent, {**logs, "affinity": affinity}
-        return StepOutput(loss, {"cls": classified, "pce": pce, **logs})
+        return StepOutput(loss, {"tag": classified, "ce": pce, **logs})
 
     def balanced_loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         """Half the mean over background and half that over objects [code] of AFA."""

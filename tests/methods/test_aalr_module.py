@@ -133,8 +133,8 @@ def test_every_parameter_gets_a_gradient_at_any_time(options, progress, monkeypa
     assert torch.isfinite(out.loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     if not progress:
-        assert out.loss.item() == pytest.approx(out.logs["cls"].item())
-        assert out.logs["pce"] == 0
+        assert out.loss.item() == pytest.approx(out.logs["tag"].item())
+        assert out.logs["ce"] == 0
 
 
 def test_pixels_without_a_label_and_padding_change_nothing(monkeypatch):
@@ -149,12 +149,12 @@ def test_pixels_without_a_label_and_padding_change_nothing(monkeypatch):
     def loss(known, far):
         """Logits and embedding are changed where no label is."""
         monkeypatch.setattr(model.network, "decode", lambda *_: torch.where(width < 8, known, far))
-        return {name: value for name, value in model.compute_loss(one).logs.items() if name != "cls"}
+        return {name: value for name, value in model.compute_loss(one).logs.items() if name != "tag"}
 
     model.network.model.segmentation_head = torch.nn.Conv2d(8, 4, 1)  # no neighbours
     known = torch.randn(2, 8, 32, 32)
     first, second = loss(known, torch.randn(2, 8, 32, 32)), loss(known, torch.randn(2, 8, 32, 32))
-    assert first.keys() == {"pce", "affinity", "reassign", "reassigned", "unlabeled", "missed"}
+    assert first.keys() == {"ce", "affinity", "reassign", "reassigned", "unlabeled", "missed"}
     for name, value in first.items():
         torch.testing.assert_close(second[name], value)
     assert first["affinity"] > 0
@@ -178,7 +178,7 @@ def test_one_backward_descends_the_network_and_ascends_the_scale_weights(monkeyp
     table, network = model.scale_table, [p.detach().clone() for p in model.network.parameters()]
     assert table.grad.abs().max() > 0
     before = out.logs["affinity"].item()
-    expected = out.logs["cls"] + out.logs["pce"] + 0.1 * out.logs["affinity"]
+    expected = out.logs["tag"] + out.logs["ce"] + 0.1 * out.logs["affinity"]
     assert out.loss.item() == pytest.approx(expected.item())  # the ascent adds nothing
     optimizer.optimizers[1].step()
     assert model.compute_loss(one).logs["affinity"].item() > before
@@ -194,7 +194,7 @@ def test_the_affinity_loss_decays_by_ten_over_the_run(monkeypatch):
         model = build(monkeypatch, progress, decay=decay, reassign_weight=0.0).double().eval()
         one = batch()["labeled"]
         out = model.compute_loss({"labeled": {**one, "image": one["image"].double()}})
-        losses.append((out.loss - out.logs["cls"] - out.logs["pce"]) / out.logs["affinity"])
+        losses.append((out.loss - out.logs["tag"] - out.logs["ce"]) / out.logs["affinity"])
     assert [float(one) for one in losses] == pytest.approx([0.1, 0.01, 0.1])
 
 
