@@ -15,7 +15,7 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1
 
 from common.model.affinity import RADIUS
 from common.model.cam import CamNetwork, at_scale, build_cam_network, image_logits, multi_scale_cam
-from common.model.inference import InferenceConfig
+from common.model.inference import InferenceConfig, as_float
 from common.model.labeled import LabeledConfig
 from common.model.metrics import CamMetrics
 from common.model.module import SegmentationModule
@@ -231,7 +231,7 @@ class CamModule(SegmentationModule):
     def predict_labels(self, network: nn.Module, batch: Mapping[str, Any], refine: bool) -> tuple[Tensor, Tensor]:
         """As the base's, by the image's tags if they are known, else by those that are found; the "probabilities" are
         the scores of background and CAMs divided by their sum."""
-        image, size = batch["image"], self.check_at_once(batch)
+        image, size = as_float(batch["image"]), self.check_at_once(batch)
         tags = self.tags_of(batch)
         if tags is None:
             tags = F.pad(self.find_tags(image) > 0, (1, 0))
@@ -253,11 +253,12 @@ class CamModule(SegmentationModule):
         tags = self.tags_of(batch)
         if tags is None:
             return
-        logits = self.find_tags(batch["image"])
+        images = as_float(batch["image"])
+        logits = self.find_tags(images)
         for metric in (self.precision_of_tags, self.f1_of_tags):
             metric.update(logits.sigmoid(), tags[:, 1:].long())
         size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
-        for image, one, mask in zip(batch["image"], tags, batch["mask"], strict=True):
+        for image, one, mask in zip(images, tags, batch["mask"], strict=True):
             if bool((mask != IGNORE).any()):
                 cam = self.refined_cam(image, one, size, self.scored_refinement)
                 cast(CamMetrics, self.metrics["network"]).update(cam[None], mask[None])

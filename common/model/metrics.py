@@ -162,13 +162,13 @@ class CamMetrics(Metric):
 
         Args:
             cam: (B, K - 1, H, W) in [0, 1], 0 where an image has no such tag.
-            mask: (B, H, W) int64, class ids or IGNORE.
+            mask: (B, H, W) int64 or uint8, class ids or IGNORE.
         """
         if cam.shape[1] != self.num_classes - 1 or (len(cam), *cam.shape[2:]) != tuple(mask.shape):
             raise ValueError(f"CAMs {tuple(cam.shape)} and mask {tuple(mask.shape)} differ in shape or classes")
         counted = mask != IGNORE
         highest, winner = cam.max(1)
-        truth, value = mask[counted], highest[counted].double()
+        truth, value = mask[counted].long(), highest[counted].double()  # a large mask comes in bytes
         strange = truth[(truth < 0) | (truth >= self.num_classes)]
         if strange.numel():
             raise ValueError(f"mask holds class {int(strange[0])}, outside 0..{self.num_classes - 1}")

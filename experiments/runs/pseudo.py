@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.model.inference import as_float
 from common.model.metrics import SegmentationMetrics
 from common.model.module import SegmentationModule
 from common.ops.array import Array
@@ -43,7 +44,7 @@ class PseudoLabels(LightningModule):
         model: the trained model.
         refine: how maps become labels, of methods that learn from tags.
         threshold: of the probability, or for maps the score of the background; None: 0, or the model's own.
-        seeds: of maps, label only what is sure, see `methods.cam.CAM.pseudo_labels`.
+        seeds: of maps, label only what is sure, see `common.model.cam_module.CamModule.pseudo_labels`.
 
     Raises:
         ValueError: an option that this model has no use for, or out of range.
@@ -79,7 +80,9 @@ class PseudoLabels(LightningModule):
             size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
             made: Any = self.model
             image, tags, name = (batch[key][0] for key in ("image", "tags", "name"))
-            labels: Tensor = made.pseudo_labels(image, tags, size, self.refine, self.threshold, self.seeds, name)
+            labels: Tensor = made.pseudo_labels(
+                as_float(image), tags, size, self.refine, self.threshold, self.seeds, name
+            )
             return labels
         labels, probabilities = self.model.predict_labels(self.model.scored_network, batch, refine=True)
         sure = probabilities.gather(1, labels[:, None])[:, 0] >= self.threshold

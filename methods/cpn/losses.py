@@ -147,7 +147,10 @@ def region_loss(a: list[Tensor], r: list[Tensor], valid: Tensor, pair: Tensor) -
         loss = region_loss([a, a1, a2], [r, r1, r2], valid, pair)
 
     Args:
-        a, r, valid, pair: see `triplet_loss`.
+        a: A, A1, A2, see `triplet_loss`.
+        r: R, R1, R2, the same.
+        valid: (B, H, W) bool.
+        pair: (B,) which images have parts.
 
     Returns:
         Scalar, the mean over the images with parts of the global batch.

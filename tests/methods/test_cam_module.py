@@ -10,6 +10,8 @@ import methods
 from common.model.networks import NetworkConfig
 from common.ops.batch import IGNORE
 from conftest import fit_tiny, weakseg
+from datamodules.augmentation import whole
+from experiments.runs.pseudo import PseudoLabels
 
 NETWORK = NetworkConfig("Unet", "tu-test_resnet")
 
@@ -78,6 +80,21 @@ def test_pseudo_labels_hold_tagged_classes(model, refine):
     assert (nothing == 0).all()
     row = model.pseudo_labels(image[:, :1], tags, (1, 47), refine, 0.3)
     assert row.shape == (1, 47)
+
+
+def test_a_large_image_in_bytes_is_seen_as_a_small_one(model, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 40, 56), generator=g, dtype=torch.uint8)
+    told = {"name": ["a"], "size": torch.tensor([[40, 56]]), "tags": torch.tensor([[False, True, False, True]])}
+    one = {**told, "image": image, "mask": torch.zeros(1, 40, 56, dtype=torch.uint8)}
+    small = whole(one)
+    monkeypatch.setattr("datamodules.augmentation.LARGE", 100)
+    large = whole(one)
+    assert large["image"].dtype == large["mask"].dtype == torch.uint8
+    found = [model.predict_labels(model.network, batch, refine=False)[1] for batch in (small, large)]
+    assert torch.equal(*found)
+    labels = [PseudoLabels(model, "pamr", 0.3).predict_step(batch, 0) for batch in (small, large)]
+    assert torch.equal(*labels)
 
 
 def test_pseudo_labels_refuse_what_makes_no_sense(model):

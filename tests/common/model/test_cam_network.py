@@ -132,6 +132,14 @@ def test_it_is_brute_force_at_every_threshold():
         torch.testing.assert_close(curve[j], scores(confusion)["miou"], rtol=1e-12, atol=0)
 
 
+def test_a_mask_in_bytes_counts_as_any_other():
+    cam, mask = torch.rand(1, 20, 4, 5), torch.full((1, 4, 5), 20)  # 20 * 20 is more than a byte holds
+    one, two = CamMetrics(21), CamMetrics(21)
+    one.update(cam, mask)
+    two.update(cam, mask.byte())
+    assert torch.equal(one.counts, two.counts)
+
+
 def test_halves_add_up_and_a_mask_without_labels_is_no_number():
     cam, mask = random_maps()
     whole, parts = CamMetrics(5), CamMetrics(5)
