@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from common.model.affinity import RADIUS, AffinityNetwork, add_affinity
 from common.model.cam import at_scale, image_logits
@@ -51,10 +52,11 @@ class CAM(CamModule):
         """The classifier's last layer."""
         return cast(Tensor, self.network.model.segmentation_head[0].weight)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self.affinity and torch.equal(self.head, self.untrained):
+    def make_optimizer(self) -> Optimizer:
+        # A run that is resumed has its weights by now, and nothing is written yet.
+        if self.affinity and torch.equal(self.head, self.untrained.to(self.head.device)):
             raise ValueError("model.affinity spreads the maps of a trained classifier: give it with --init_from")
+        return super().make_optimizer()
 
     def compute_loss(self, batch: Batch) -> StepOutput:
         labeled = batch["labeled"]

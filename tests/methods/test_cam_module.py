@@ -186,6 +186,7 @@ def learn_affinities(folder, kind, *words, expect=0):
 
 def test_affinities_need_a_trained_classifier_and_labels_of_pixels(tmp_path):
     assert "give it with --init_from" in learn_affinities(tmp_path / "one", "dense", expect=1)
+    assert not (tmp_path / "one" / "config.yaml").exists()
     assert "CAM does not learn from supervision.kind tags" in learn_affinities(tmp_path / "two", "tags", expect=1)
     with pytest.raises(ValueError, match=r"leave network\.freeze"):
         methods.CAM(4, affinity=True, network=NetworkConfig("Unet", "tu-test_resnet", freeze="encoder"))
@@ -215,6 +216,7 @@ def test_affinities_are_learned_from_seeds_while_the_classifier_stays(run, tmp_p
     assert all(torch.equal(before[name], after[name]) for name in kept)
     assert "test/cam_miou" in weakseg("test", "--run", tmp_path / "run")
     weakseg("pseudo", "--run", tmp_path / "run", "--output", grown, "--refine", "walk")
+    learn_affinities(tmp_path / "run", "dense", *words[:2], "--trainer.max_steps", "9", "--resume", "auto")
     from PIL import Image
 
     assert any(Image.open(one).tobytes() != Image.open(seeds / one.name).tobytes() for one in grown.glob("*.png"))
