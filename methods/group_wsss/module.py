@@ -122,7 +122,9 @@ class GroupWSSS(CamModule):
         grouped = (member & member[:, 1:].any(1, keepdim=True)).flatten()
         share = all_sum(grouped.sum().float()) / all_sum(real.sum().float()).clamp(min=1)
         together = share * tag_loss(found, tags, grouped)
-        self.latest = ((x + after).detach() / 2).where(grouped[:, None, None, None], x.detach()), found.detach()
+        # The graph says nothing of an image without a partner, neither where its objects are nor which.
+        shown_maps = ((x + after) / 2).where(grouped[:, None, None, None], x)
+        self.latest = shown_maps.detach(), found.where(grouped[:, None], logits).detach()
         logs |= {"together": together, "grouped": share}
         return StepOutput((ALONE * alone + together) / 2, logs)
 

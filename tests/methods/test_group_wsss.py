@@ -11,6 +11,7 @@ from PIL import Image
 
 import methods
 import weakseg as package
+from common.model.cam import image_logits
 from common.model.networks import NetworkConfig
 from common.ops.batch import IGNORE
 from conftest import fit_tiny, two_processes, weakseg
@@ -228,6 +229,11 @@ def test_images_that_share_no_tag_or_show_nothing_give_every_parameter_a_gradien
     one["labeled"]["valid"][1, :, 16:] = False
     out = model.compute_loss(one)
     assert out.logs["together"] == 0
+    with torch.no_grad():
+        image, valid = one["labeled"]["image"], one["labeled"]["valid"]
+        x = model.classifier.activations(image)
+    torch.testing.assert_close(model.latest[0], x)
+    torch.testing.assert_close(model.latest[1], image_logits(x, model.cell_cover(image, valid)))
     out.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
     assert all((p.grad == 0).all() for name, p in model.named_parameters() if "graph" in name)
