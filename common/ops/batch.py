@@ -98,7 +98,10 @@ def check_streams(method: Any, data: Any) -> None:
         raise ValueError(f"{name} learns from labels: choose another supervision.kind than none")
     if method.strong_views > data.strong_views:
         raise ValueError(f"{name} learns from strong views: set data.strong_views to {method.strong_views}")
-    if method.superpixels and not data.superpixels:
-        raise ValueError(f"{name} learns from superpixels: set data.superpixels to {method.superpixels}")
+    if method.superpixels not in (0, data.superpixels):
+        raise ValueError(
+            f"{name} learns from {method.superpixels} superpixels of an image, and data.superpixels is "
+            f"{data.superpixels}: leave it out"
+        )
     if method.group != data.group and (method.group > 1 or data.group > 1):
         raise ValueError(f"{name} learns from groups of {method.group or 1} images: set data.group to {method.group}")

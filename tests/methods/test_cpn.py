@@ -1,6 +1,7 @@
 """CPN: its pair, its losses and its correlations by the properties T1 ... T13 of its specification, and runs of it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 import methods
 from common.model.networks import NetworkConfig
+from common.ops.batch import check_streams
 from common.ops.mixing import key_uniform
 from conftest import ROOT, fit_tiny, two_processes, weakseg
 from methods.cpn.correlation import Correlation, guide, pixel_correlation, region_correlation
@@ -403,6 +405,15 @@ def test_a_run_gets_its_superpixels_and_its_maps_become_labels(tmp_path):
     said = weakseg("pseudo", "--run", tmp_path / "run", "--output", tmp_path / "labels", "--refine", "pamr")
     assert "12 images" in said
     assert json.loads((tmp_path / "labels" / "pseudo.json").read_text())["method"] == "CPN"
+
+
+def test_another_number_of_superpixels_than_the_methods_is_refused(model):
+    tags = SimpleNamespace(kind="tags", dense_images=0)
+    data = SimpleNamespace(supervision=tags, streams=("labeled",), strong_views=0, superpixels=300, group=0)
+    check_streams(model, data)
+    data.superpixels = 100
+    with pytest.raises(ValueError, match=r"learns from 300 superpixels of an image.*leave it out"):
+        check_streams(model, data)
 
 
 def test_cells_need_no_superpixels_and_too_large_ones_are_refused(tmp_path):
