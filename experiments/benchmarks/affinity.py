@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from common.model.networks import NetworkConfig
 from common.ops.affinity import chunked_sum, dense_kernel, positions, stack_modalities, window_kernel
-from experiments.benchmarks.measure import alternate, machine, options, peak_gb, ratio, seconds
+from experiments.benchmarks.measure import alternate, at_the_end, machine, options, peak_gb, ratio, seconds
 from experiments.compare.columns import markdown
 from methods.regularized.module import Regularized
 
@@ -113,8 +113,8 @@ LARGEST = {"naive": 128, "chunked": 128, "attention": 321, "unfold": 321, "windo
 def steps(term: str, side: int = 256, batch: int = 2) -> dict[str, Callable[[], float]]:
     """A whole step of Regularized (U-Net, MobileNetV2, 21 classes), and the energy in it."""
     torch.manual_seed(0)
-    model: Any = Regularized(21, term=term, start=0, network=NetworkConfig("Unet", "mobilenet_v2"))  # type: ignore[arg-type]
-    type(model).progress = property(lambda self: 1.0)
+    network = NetworkConfig("Unet", "mobilenet_v2")
+    model = at_the_end(Regularized(21, term=term, start=0, network=network))  # type: ignore[arg-type]
     every = torch.ones(batch, side, side, dtype=torch.bool)
     mask = torch.randint(0, 21, (batch, side, side)).where(torch.rand(batch, side, side) < 0.03, 255)
     image = torch.cat([inputs(side, 1)[0][:, 2:5] * 15 / 255 + 0.5 for _ in range(batch)])

@@ -34,6 +34,13 @@ def options(about: str | None, *places: str, **defaults: Any) -> argparse.Namesp
     return parser.parse_args()
 
 
+def at_the_end(model: Any) -> Any:
+    """The model in the last step of a run, where all terms of its loss count. Its class is left alone: it may be used
+    elsewhere in this process."""
+    model.__class__ = type(type(model).__name__, (type(model),), {"progress": property(lambda self: 1.0)})
+    return model
+
+
 def machine() -> str:
     return f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}, Python {platform.python_version()}"
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.model.networks import NetworkConfig
-from experiments.benchmarks.measure import alternate, machine, options, peak_gb, ratio, seconds
+from experiments.benchmarks.measure import alternate, at_the_end, machine, options, peak_gb, ratio, seconds
 from experiments.compare.columns import markdown
 from methods.scl.losses import sample_pixels, structured_consistency
 from methods.scl.module import SCL
@@ -63,8 +62,7 @@ def prepare(form: str, side: int, channels: int) -> Callable[[], float]:
 def steps(stride: int, side: int, batch: int) -> dict[str, Callable[[], float]]:
     """A whole step of SCL, forward and backward, and the structured term in it (21 classes)."""
     torch.manual_seed(0)
-    model: Any = SCL(21, stride=stride, network=NetworkConfig("Unet", "mobilenet_v2"))
-    type(model).progress = property(lambda self: 1.0)
+    model = at_the_end(SCL(21, stride=stride, network=NetworkConfig("Unet", "mobilenet_v2")))
     valid = torch.ones(batch, side, side, dtype=torch.bool)
     key = torch.stack([torch.zeros(batch, dtype=torch.int64), torch.arange(batch)], 1)
     mask = torch.randint(0, 21, (batch, side, side))

@@ -43,6 +43,7 @@ def weighted(f, d, kind):
 # A call of each loss. d: logits z, p = softmax(z), teacher (a saturated prediction), labels, image, mask, valid, key.
 LOSSES = {
     "common.ops.losses.partial_cross_entropy": [lambda f, d: f(d["z"], d["mask"], d["valid"])],
+    "common.ops.losses.tag_loss": [lambda f, d: f(d["z"][:, :, 0, 0], d["z"][:, :, -1, -1] > 0)],
     "common.model.labeled.labeled_loss": [
         lambda f, d, o=o, w=w: f(d["z"], d["mask"], d["valid"], LabeledConfig(**o), w)
         for o, w in (
