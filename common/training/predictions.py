@@ -81,6 +81,7 @@ class Written:
 
     def __init__(self, folder: Path, verb: str = "predict") -> None:
         self.folder, self.list, self.verb = folder, folder / ".weakseg-predictions.jsonl", verb
+        self.maker: str | None = None
 
     def check(self, targets: Iterable[str], overwrite: bool) -> None:
         """Raise FileExistsError if a file would be replaced that was not written here, or that was changed since, or,
@@ -126,9 +127,7 @@ class Written:
             raise FileExistsError(
                 f"{self.folder} holds what another checkpoint, or other options, have made: choose another --output"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.list.open("a") as lines:
-            lines.write("\n" + json.dumps([MAKER, maker]) + "\n")
+        self.maker = maker  # noted with the first file
 
     @contextmanager
     def file(self, target: str) -> Iterator[Path]:
@@ -136,6 +135,9 @@ class Written:
         path = self.folder / target
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.list.open("a") as lines:
+            if self.maker:
+                lines.write("\n" + json.dumps([MAKER, self.maker]))
+                self.maker = None
             lines.write("\n" + json.dumps([target, None]) + "\n")  # the line before may be cut off
             lines.flush()
             with written_whole(path) as scratch:
