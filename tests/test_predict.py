@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,6 +326,25 @@ def test_labels_of_two_models_are_not_mixed_and_files_of_peoples_own_stay(run_di
     own.write_bytes(b"corrected by hand")
     assert "was not written by predict, or was changed since" in predict(run_dir, photos, out, "--resume", expect=1)
     assert own.read_bytes() == b"corrected by hand"
+
+
+def test_resume_takes_no_label_of_the_model_before(run_dir, photos, tmp_path):
+    """Another model was to overwrite the labels, and was stopped after its first image."""
+    other, out, before = ["--model.inference.flip", "true"], tmp_path / "out", tmp_path / "before"
+    predict(run_dir, photos, out)
+    shutil.copytree(out, before)
+    predict(run_dir, photos, out, "--overwrite", *other)
+    flipped = labels_in(out)
+    assert flipped != labels_in(before)
+    first = min(path.stem for path in out.glob("*.png"))
+    for path in (path for path in before.rglob("*.png") if path.stem != first):
+        shutil.copy2(path, out / path.relative_to(before))
+    journal, old = out / ".weakseg-predictions.jsonl", (before / ".weakseg-predictions.jsonl").read_text()
+    new = [line for line in journal.read_text().removeprefix(old).splitlines() if line]
+    new = [line for line in new if Path(json.loads(line)[0]).stem in ("", ".", first)]
+    journal.write_text(old + "\n".join(new) + "\n")
+    assert "(1 were there)" in predict(run_dir, photos, out, "--resume", *other)
+    assert labels_in(out) == flipped
 
 
 @pytest.mark.parametrize(

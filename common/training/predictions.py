@@ -71,7 +71,8 @@ MAKER = "."  # no file's name
 
 class Written:
     """What a verb, such as `predict`, has written into a folder: `.weakseg-predictions.jsonl`, a line for each file
-    before it is written (`[path, null]`, as it may be cut off) and one after (`[path, [size, time of change in ns]]`).
+    before it is written (`[path, null]`, as it may be cut off) and one after (`[path, [size, time of change in ns]]`);
+    `[".", maker]` where another maker goes on.
     Several processes may write into one folder, each its own files.
 
     Args:
@@ -86,7 +87,7 @@ class Written:
     def check(self, targets: Iterable[str], overwrite: bool) -> None:
         """Raise FileExistsError if a file would be replaced that was not written here, or that was changed since, or,
         without `overwrite`, any."""
-        known = self.known()
+        known = dict(self.noted())
         for target in targets:
             path = self.folder / target
             if not path.exists():
@@ -100,34 +101,34 @@ class Written:
             if not overwrite:
                 raise FileExistsError(f"{path} exists: choose another --output, or replace it with --overwrite")
 
-    def known(self) -> dict[str, Any]:
-        """The last state of each file in the list."""
-        known: dict[str, Any] = {}
-        if self.list.exists():
-            for line in self.list.read_text().splitlines():
-                try:
-                    name, state = json.loads(line)
-                    known[name] = state
-                except (ValueError, TypeError):  # blank, or cut off
-                    continue
-        return known
+    def noted(self) -> Iterator[tuple[str, Any]]:
+        """The lines of the list: file and state."""
+        for line in self.list.read_text().splitlines() if self.list.exists() else ():
+            try:
+                name, state = json.loads(line)
+                yield name, state
+            except (ValueError, TypeError):  # blank, or cut off
+                continue
 
-    def whole(self, targets: Iterable[str], known: Mapping[str, Any]) -> bool:
-        """Whether all of these files are there as they were written, by what is `known`."""
-        paths = {target: self.folder / target for target in targets}
-        return all(
-            path.is_file() and known.get(target) == [path.stat().st_size, path.stat().st_mtime_ns]
-            for target, path in paths.items()
-        )
+    def begin(self, maker: str, add: bool) -> set[str]:
+        """Say who writes from now on; the files that this maker, the last one here, has written and nobody has changed.
 
-    def begin(self, maker: str, resume: bool) -> None:
-        """Note who writes from now on. Raises FileExistsError if files are to be added to those of another maker."""
-        before = self.known().get(MAKER)
-        if resume and before not in (None, maker):
+        Raises:
+            FileExistsError: files are to be added to those of another maker.
+        """
+        last, made = None, dict[str, Any]()
+        for name, state in self.noted():
+            if name == MAKER and state != last:
+                last, made = state, {}
+            made[name] = state
+        if add and last not in (None, maker):
             raise FileExistsError(
                 f"{self.folder} holds what another checkpoint, or other options, have made: choose another --output"
             )
         self.maker = maker  # noted with the first file
+        files = {name: self.folder / name for name in made} if last == maker else {}
+        there = {name: path.stat() for name, path in files.items() if path.is_file()}
+        return {name for name, found in there.items() if made[name] == [found.st_size, found.st_mtime_ns]}
 
     @contextmanager
     def file(self, target: str) -> Iterator[Path]:

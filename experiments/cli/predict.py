@@ -39,12 +39,11 @@ class Predict(TrainedCLI):
             share, shares = options.shard
             images = {name: images[name] for name in sorted(images)[share - 1 :: shares]}
         shown = len(images)
+        made = written.begin(self.maker(), options.resume or bool(options.shard))
         if options.resume:
-            known = written.known()
-            images = {n: path for n, path in images.items() if not written.whole(self.writer.targets([n]), known)}
+            images = {name: path for name, path in images.items() if not made.issuperset(self.writer.targets([name]))}
         self.there, self.datamodule.images = shown - len(images), images
         written.check(self.writer.targets(images), options.overwrite or options.resume)
-        written.begin(self.maker(), options.resume or bool(options.shard))
         for path in images.values() if options.geotiff else ():
             georeference(path)
         return super().parts() | {"callbacks": [self.writer]}
