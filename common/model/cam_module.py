@@ -188,10 +188,14 @@ class CamModule(SegmentationModule):
         two = (min(2 * threshold, 0.99), threshold / 3)
         if refine != "crf":
             cam = self.refined_cam(image, tags, size, refine, name)[None]
-            return irn_seeds(*(labels_of(cam, t) for t in two)) if seeds else labels_of(cam, threshold)
+            return irn_seeds(*(labels_of(cam, t) for t in two)) if seeds else self.labels_of_maps(cam, threshold)
         cam = self.cam_of(image, tags, (image.shape[1], image.shape[2]), name)[None]
         found = irn_seeds(*(label_crf(labels_of(cam, t), image[:3]) for t in two))
         return F.interpolate(found[None, None].float(), size, mode="nearest-exact")[0, 0].long()
+
+    def labels_of_maps(self, cam: Tensor, threshold: float) -> Tensor:
+        """(H, W) int64 labels of one image's refined maps (1, C, H, W), where no seeds are asked for."""
+        return labels_of(cam, threshold)
 
     @torch.no_grad()
     def refined_cam(

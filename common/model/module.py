@@ -13,13 +13,13 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from common.model.inference import InferenceConfig, as_float, predict_probabilities, predict_rows
 from common.model.labeled import LabeledConfig, given_weights, labeled_loss, weights_for
 from common.model.metrics import SegmentationMetrics
 from common.model.networks import NetworkConfig, SegmentationNetwork, build_network, normalise_by
-from common.model.optim import ScheduleName, build_optimizer, lr_schedule
+from common.model.optim import ChainedOptimizer, ScheduleName, build_optimizer, lr_schedule
 from common.model.options import given_options
 from common.model.postprocess import PostprocessConfig, postprocess
 from common.ops.batch import PIXELS, Batch, check_streams
@@ -141,6 +141,16 @@ class SegmentationModule(LightningModule):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer; an adversarial method chains its own to it (`common.model.optim.ChainedOptimizer`)."""
         return build_optimizer(self.optimizer_factory, self.parameter_groups())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # The norm of an adversary's gradient must not decide how far the network's is cut.
+        for part in optimizer.optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]:
+            self.clip_gradients(part, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()

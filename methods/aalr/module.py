@@ -18,7 +18,8 @@ from common.model.inference import as_float
 from common.model.module import SegmentationModule, StepOutput
 from common.model.optim import ChainedOptimizer
 from common.ops.batch import IGNORE, Batch, SegBatch, check_tags
-from common.ops.distributed import all_sum, global_mean
+from common.ops.distributed import all_sum
+from common.ops.losses import tag_loss
 from common.ops.tensors import at_least_fp32, valid_cells
 from methods.aalr.labels import balanced_scores, crf_labels, pamr_labels, two_pass_labels
 from methods.aalr.losses import (
@@ -129,16 +130,6 @@ class AALR(SegmentationModule):
         rate = optimizer.param_groups[0]["lr"]
         return ChainedOptimizer([optimizer, SGD([self.scale_table], lr=rate, momentum=0.9, maximize=True)])
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        # The norm of the scale weights' gradient must not decide how far the network's is cut.
-        for part in optimizer.optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]:
-            self.clip_gradients(part, gradient_clip_val, gradient_clip_algorithm)
-
     # Training ------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, batch: Batch) -> StepOutput:
@@ -158,8 +149,7 @@ class AALR(SegmentationModule):
         decoded = self.network.decode(maps, tokens)
         logits = self.network.classify(decoded, height, width)
         found = self.image_logits(self.cam_head(maps[-1]), valid)
-        error = F.binary_cross_entropy_with_logits(found, tags[:, 1:].to(found), reduction="sum")
-        loss = classified = global_mean(error, torch.tensor(found.numel(), device=found.device))
+        loss = classified = tag_loss(found, tags[:, 1:])
 
         cells = valid_cells(valid, self.stride)
         coarse, at_cells = F.avg_pool2d(at_least_fp32(logits), self.stride), self.at_cells(labels, cells)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.model.cam import image_logits
-from common.model.cam_module import CamModule, Refinement
+from common.model.cam_module import CamModule
 from common.model.module import StepOutput
 from common.ops.batch import Batch, SegBatch
 from common.ops.cam import Normalisation, normalise_cam
@@ -217,22 +217,6 @@ class GroupWSSS(CamModule):
         found[objects] = large[0]
         return found.to(image.device)
 
-    @torch.no_grad()
-    def pseudo_labels(
-        self,
-        image: Tensor,
-        tags: Tensor,
-        size: tuple[int, int],
-        refine: Refinement,
-        threshold: float,
-        seeds: bool = False,
-        name: str | None = None,
-    ) -> Tensor:
-        """As the base's, and, but for seeds, 255 by the rules of `labels_by_rules`, on maps whose least active position
-        is 0."""
-        if seeds or refine == "crf":
-            return super().pseudo_labels(image, tags, size, refine, threshold, seeds, name)
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold must be in (0, 1), got {threshold}")
-        cam = normalise_cam(self.refined_cam(image, tags, size, refine, name)[None], "minmax")[0]
-        return labels_by_rules(cam, threshold)
+    def labels_of_maps(self, cam: Tensor, threshold: float) -> Tensor:
+        """As the base's, but 255 by the rules of `labels_by_rules`, on maps whose least active position is 0."""
+        return labels_by_rules(normalise_cam(cam, "minmax")[0], threshold)

@@ -99,16 +99,6 @@ class RRN(SegmentationModule):
         group = {"params": list(self.discriminators.parameters()), "constant_lr": True}
         return ChainedOptimizer([super().make_optimizer(), Adam([group], lr=self.discriminator_lr, betas=(0.9, 0.99))])
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        # The norm of the discriminators' gradients must not decide how far the networks' are cut.
-        for part in cast(ChainedOptimizer, optimizer).optimizers:
-            self.clip_gradients(part, gradient_clip_val, gradient_clip_algorithm)
-
     # Training ------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, batch: Batch) -> StepOutput:
