@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from common.ops.batch import IGNORE
 from common.training.files import clean, folder_written_whole, written_whole
 from datamodules.images import check_sizes
 from datamodules.pseudo import ABOUT
+from datamodules.simulate import paint_boxes
 from datamodules.splits import first_few
 from datamodules.supervision import TAGGED, dense_names, draw_annotation, known_protocol, shrink_mask
 from datamodules.survey import Survey
@@ -176,12 +178,38 @@ def annotate(data: SegmentationDataModule, name: str, dense: bool, survey: Surve
     small = shrink_mask(mask, size, keep_strokes=data.keep_strokes and data.pseudo is None)
     if dense:
         return small, small, tags
+    if data.supervision.real and data.supervision.kind == "boxes":
+        boxes, colors = data.boxes(name), resize_image(image, size)
+        return small, people_boxes(boxes, mask.shape, size, data, colors), data.tags_of_boxes(boxes)
     if data.supervision.real:
         real = data.annotation(name, cast(Literal["points", "scribbles"], data.supervision.kind))
         strokes = np.full(mask.shape, IGNORE, np.uint8) if real is None else real
         return small, shrink_mask(strokes, size, keep_strokes=True), tags
     colors = resize_image(image, size) if data.supervision.inside == "grabcut" else None
     return small, draw_annotation(small, data.supervision, data.annotation_seed, name, data.background, colors), tags
+
+
+def people_boxes(
+    boxes: Sequence[Sequence[float]],
+    of: Sequence[int],
+    size: tuple[int, int],
+    data: SegmentationDataModule,
+    image: Array,
+) -> Array:
+    """What boxes [x0, y0, x1, y1, class] in an image of size `of` (height, width), last pixels included, say of its
+    pixels at the training `size`, uint8 (h, w)."""
+    if data.background is None:
+        raise ValueError("supervision kind boxes needs a class 'background', which this data set does not have")
+    found = []
+    for x0, y0, x1, y1, label in boxes:
+        rows, columns = (
+            slice(math.floor(low * new / old), math.ceil((high + 1) * new / old))
+            for low, high, new, old in zip((y0, x0), (y1, x1), size, of, strict=False)
+        )
+        found.append((int(label), (rows, columns)))
+    found.sort(key=lambda box: -image[box[1]].size)
+    drawn = np.full(size, data.background, np.uint8)
+    return paint_boxes(drawn, found, data.supervision.inside, image)
 
 
 def write_annotation(

@@ -86,6 +86,7 @@ class SegmentationDataModule(LightningDataModule):
     masks: Mapping[str, Path] = {}  # file of each mask; empty where masks do not come from files
     background: int | None = None  # class id of the background, where the data set has one
     tagged: Mapping[str, Collection[int]] | None = None  # classes that people tagged in images; None: masks tell them
+    boxed: Mapping[str, Sequence[Sequence[float]]] | None = None  # boxes that people drew, see `boxes`
     own_splits = False  # nobody has published the splits: they may tear a video or a person apart
     channels = 3  # bands of an image, the first three of which are shown and looked at as RGB
     keep_strokes: bool = False  # thin labels survive shrinking: for masks that are annotations themselves
@@ -210,6 +211,14 @@ class SegmentationDataModule(LightningDataModule):
         """What people annotated in an image, uint8 (H, W) with 255 elsewhere; None where there is nothing."""
         raise ValueError(f"{type(self).__name__} has no {kind} drawn by people: leave out supervision.real")
 
+    def boxes(self, name: str) -> Sequence[Sequence[float]]:
+        """The boxes that people drew in an image, [x0, y0, x1, y1, class] in its pixels, the last ones included."""
+        return (self.boxed or {})[name]
+
+    def tags_of_boxes(self, boxes: Sequence[Sequence[float]]) -> Array:
+        """bool (K,): the classes of an image's boxes."""
+        return np.isin(np.arange(self.num_classes), [int(box[4]) for box in boxes])
+
     def source(self) -> str:
         """What tells this set's files from another's (the folder): part of the annotation cache's key."""
         return str(self.root.resolve())
@@ -252,6 +261,10 @@ class SegmentationDataModule(LightningDataModule):
             return [], sorted(names)
         tagged = self.tagged if self.supervision.kind == "tags" else None
         with_mask = [name for name in names if self.pseudo or name in (tagged or ()) or self.has_mask(name)]
+        if self.supervision.kind == "boxes" and self.supervision.real:
+            if self.boxed is None:
+                raise ValueError(f"{type(self).__name__} has no boxes drawn by people: leave out supervision.real")
+            with_mask = [name for name in names if name in self.boxed]
         if not with_mask:
             raise ValueError(
                 f"none of the {len(names)} training images has a mask: label some of them, or learn without labels "

@@ -6,6 +6,7 @@ and GrabCut at the colours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Literal
 
@@ -95,12 +96,21 @@ def bounding_boxes(mask: Array, background: int) -> list[tuple[int, tuple[slice,
 
 
 def draw_boxes(mask: Array, background: int, inside: Inside | None = None, image: Array | None = None) -> Array:
-    """What the bounding boxes of all components say of single pixels: outside every box is background (void pixels
-    stay 255), and what is inside is for `inside` to say. A smaller box lies on top of a larger one.
+    """What the bounding boxes of all components of a mask (H, W) say of single pixels, see `paint_boxes`; void pixels
+    outside of them stay 255."""
+    drawn = np.where(mask == IGNORE, IGNORE, background).astype(np.uint8)
+    return paint_boxes(drawn, bounding_boxes(mask, background), inside, image)
+
+
+def paint_boxes(
+    drawn: Array, boxes: Sequence[tuple[int, tuple[slice, slice]]], inside: Inside | None, image: Array | None
+) -> Array:
+    """What boxes say of single pixels: outside every box is background, and what is inside is for `inside` to say. A
+    smaller box lies on top of a larger one.
 
     Args:
-        mask: uint8 (H, W).
-        background: its class id.
+        drawn: uint8 (H, W), the background; it is painted on.
+        boxes: class id, rows and columns of each, the largest first.
         inside: None: not known (255). `filled`: the class of the box. `grabcut`: its class and background as GrabCut
             (Rother et al. 2004) parts them by colour, with all outside the box as background; where it leaves less than
             a fifth of a box to the object, or a box is the whole image, 255.
@@ -109,8 +119,7 @@ def draw_boxes(mask: Array, background: int, inside: Inside | None = None, image
     Raises:
         ModuleNotFoundError: `grabcut` without OpenCV.
     """
-    drawn = np.where(mask == IGNORE, IGNORE, background).astype(np.uint8)
-    for label, box in bounding_boxes(mask, background):
+    for label, box in boxes:
         if inside == "grabcut":
             assert image is not None
             found = grabcut(image, box)

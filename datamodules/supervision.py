@@ -23,7 +23,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "pixels": ("fraction", "dense_images"),
     "points": ("per_class", "real", "dense_images"),
     "scribbles": ("length", "width", "real", "dense_images"),
-    "boxes": ("inside", "dense_images"),
+    "boxes": ("inside", "real", "fraction", "number", "dense_images"),
     "tags": ("dense_images",),
     "none": (),
 }
@@ -41,15 +41,17 @@ class Supervision:
             the bounding boxes say: background outside, what `inside` says in them; `tags`: no pixel at all; `none`: no
             image is labelled, for methods that learn without. With boxes and tags the batch has `tags`, the classes
             that occur in each image.
-        fraction: of the images (`image_subset`) or of the pixels (`pixels`), above 0 and up to 1.
-        number: of labelled images (`image_subset`).
+        fraction: of the images (`image_subset`, `boxes`) or of the pixels (`pixels`), above 0 and up to 1; without it
+            every image has boxes.
+        number: of labelled images (`image_subset`, `boxes`).
         list_file: file with the labelled images' ids, such as a published list (`image_subset`).
         by_sequence: the images are drawn sequence after sequence, frames in order, for video, whose neighbouring frames
             are near-duplicates (`image_subset` with `fraction` or `number`; CamVid, Cityscapes).
         per_class: labelled pixels per class and image (`points`); None is one in every connected component.
         length: share of the longest path through a component that its simulated stroke covers (`scribbles`).
         width: of a simulated stroke in pixels (`scribbles`).
-        real: use the points or scribbles that people drew, which the data set must come with, instead of simulating.
+        real: use the points, scribbles or boxes that people drew, which the data set must come with, instead of
+            simulating.
         inside: of boxes, what labels the pixels in them: None: nothing; `filled`: the box's class, the simplest guess;
             `grabcut`: its class or background, by colour (needs the extra `boxes`).
         dense_images: so many images are labelled densely, the others as `kind` says.
@@ -89,6 +91,8 @@ class Supervision:
             raise ValueError("supervision.by_sequence is without effect together with list_file: leave one of them out")
         if needed and len([name for name in given if name in needed]) != 1:
             raise ValueError(f"supervision kind {self.kind} needs one of {', '.join(needed)}, got {given or 'none'}")
+        if self.kind == "boxes" and self.fraction and self.number:
+            raise ValueError("supervision kind boxes takes fraction or number, not both: leave one of them out")
         for name in ("fraction", "length"):
             if (value := getattr(self, name)) is not None and not 0 < value <= 1:
                 raise ValueError(f"supervision.{name} must be above 0 and at most 1 (1 is all), got {value}")
@@ -116,7 +120,8 @@ def split_images(
     number of images (halves up), at least one. With `by_sequence` the sequences are so ordered, each with its frames in
     order of name; `sequence` says which one an image belongs to.
     """
-    if supervision.kind != "image_subset":
+    some = supervision.fraction or supervision.number
+    if supervision.kind != "image_subset" and not (supervision.kind == "boxes" and some):
         return sorted(names), []
     if supervision.list_file is not None:
         chosen = supervision.listed({*names})

@@ -94,7 +94,9 @@ def two_processes(script: str, folder: Path) -> None:
 # Defaults of a method that are not for images of 32 pixels, and labels that it learns from.
 TAGS = ["--data.init_args.supervision", "{kind: tags, fraction: null}"]
 MAPS = [*TAGS, "--model.init_args.scales", "[1, 1.5]"]
+BOXES = ["--data.init_args.supervision", "{kind: boxes, fraction: null, inside: filled}"]
 SMALL = {"RRN": ["--model.init_args.region_conv", "1"], **dict.fromkeys(("CAM", "CPN", "GroupWSSS", "AALR"), MAPS)}
+SMALL["Box"] = BOXES
 
 
 def fit_tiny(run_dir, *arguments, expect: int = 0) -> str:

@@ -95,6 +95,8 @@ def exact(tmp_path_factory):
 
 @pytest.mark.parametrize("method", every_method("Supervised", "UniMatch"))
 def test_accumulated_parts_make_the_step_of_the_whole_batch(method, exact, no_dropout, tmp_path):
+    if method == "Box":
+        pytest.skip("its means are over boxes, of which the parts of a batch hold different numbers")
     whole, moved = exact(method)
     fit_tiny(tmp_path, "--model", method, *EXACT, *active(method), "--trainer.accumulate_grad_batches", "2")
     assert load(tmp_path)["global_step"] == 2

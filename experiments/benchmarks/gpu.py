@@ -24,7 +24,7 @@ from experiments.benchmarks.measure import machine, options
 from experiments.benchmarks.steps import OPTIONS, build
 from experiments.compare.columns import markdown
 
-TAGGED = {"CAM": {}, "CPN": {}, "AALR": {}, "GroupWSSS": {"group": 2}}
+TAGGED = {"CAM": {}, "CPN": {}, "AALR": {}, "GroupWSSS": {"group": 2}, "Box": {}}
 METHODS = {**OPTIONS, "UniMatch V2": ("UniMatch", {"variant": "v2"}), **{n: (n, how) for n, how in TAGGED.items()}}
 NETWORKS = {
     "DeepLabV3+, ResNet-50": NetworkConfig("DeepLabV3Plus", "resnet50"),

@@ -10,7 +10,7 @@ from experiments.cli.configs import SHIPPED, compose, expand_configs, find_confi
 from experiments.cli.fit import Fit
 
 HORSES = ROOT.parent / "shared" / "data" / "weizmann_horse_db"
-LAID_OVER = ("all_labels", "tags")
+LAID_OVER = ("all_labels", "tags", "boxes")
 REGIMES = sorted(path.stem for path in (SHIPPED / "regimes").glob("*.yaml") if path.stem not in LAID_OVER)
 METHODS = sorted(path.stem for path in (SHIPPED / "methods").glob("*.yaml"))
 
@@ -171,6 +171,7 @@ def test_every_methods_config_runs_two_steps(name, tmp_path):
     small = ["--data.batch_size", "4"]
     small += ["--model.region_conv", "2"] if name.startswith("rrn") else []
     small += ["--config", "tags"] if name in ("cam", "cpn", "group_wsss", "aalr") else []
+    small += ["--config", "boxes"] if name == "box" else []
     weakseg("fit", "--config", "quickstart", "--config", name, "--run_dir", tmp_path / "run", *FEW, *small)
 
 

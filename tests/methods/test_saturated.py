@@ -91,6 +91,7 @@ LOSSES = {
             unit(d["z"]).view_as(d["z"]), d["mask"], torch.ones(2, CLASSES, dtype=torch.bool)
         ))
     ],
+    "methods.box.losses.absent_loss": [lambda f, d: f(d["z"], d["labels"], torch.ones(2, CLASSES, dtype=torch.bool))],
     "methods.cpn.losses.triplet_loss": [lambda f, d: f(3 * [objects(d)], parts(d), d["valid"], torch.ones(2))],
     "methods.cpn.losses.region_loss": [lambda f, d: f(parts(d), 3 * [objects(d)], d["valid"], torch.ones(2))],
     "methods.dfr.losses.feature_regularizer": [
