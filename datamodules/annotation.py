@@ -179,8 +179,9 @@ def annotate(data: SegmentationDataModule, name: str, dense: bool, survey: Surve
     if dense:
         return small, small, tags
     if data.supervision.real and data.supervision.kind == "boxes":
-        boxes, colors = data.boxes(name), resize_image(image, size)
-        return small, people_boxes(boxes, mask.shape, size, data, colors), data.tags_of_boxes(boxes)
+        boxes = data.boxes(name)
+        painted = people_boxes(boxes, mask.shape, size, data, resize_image(image, size))
+        return small, painted, data.tags_of_boxes(boxes)
     if data.supervision.real:
         real = data.annotation(name, cast(Literal["points", "scribbles"], data.supervision.kind))
         strokes = np.full(mask.shape, IGNORE, np.uint8) if real is None else real
