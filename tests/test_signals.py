@@ -2,11 +2,13 @@
 
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,24 @@ def is_training(run_dir):
     """Whether the first steps are through."""
     path = run_dir / "metrics.csv"
     return lambda: path.exists() and len(path.read_text().splitlines()) > 3
+
+
+def listens(process):
+    """Whether Python has come so far as to handle SIGTERM."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"SigCgt:\t(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.4])
+def test_several_signals_on_the_way_out_are_one(pause, tmp_path):
+    """SLURM sends SIGTERM more than once, and submitit another one."""
+    process = start(tmp_path / "run")
+    wait_for(process, lambda: listens(process))
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM):
+        time.sleep(pause)
+        if process.poll() is None:
+            process.send_signal(number)
+    assert "before the first step" in end_of(process)
 
 
 WORKERS = ["--data.init_args.num_workers", "2"]
@@ -99,7 +119,8 @@ def test_a_signal_before_training_ends_it_and_leaves_nothing_half_made(moment, d
     if moment == "annotation":
         wait_for(process, cache.exists)
     else:
-        time.sleep(0.3 if moment == "imports" else random.uniform(0.5, 4))
+        wait_for(process, lambda: listens(process))
+        time.sleep(0 if moment == "imports" else random.uniform(0.2, 4))
     os.killpg(process.pid, signal.SIGTERM)
     since = time.monotonic()
     text = end_of(process)

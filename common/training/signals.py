@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-# Of schedulers, of SLURM before its time limit, Ctrl-C, a closed terminal.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+# Of schedulers, of SLURM and of submitit before a time limit, Ctrl-C, a closed terminal.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 PATIENCE = 5.0  # seconds that a call into C may take before training begins, once a signal has asked to stop
 AGAIN = "continue with the same command and --resume auto"
 
@@ -62,21 +62,24 @@ class StopRequest:
     def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self.owner:
             return
-        again = number == signal.SIGINT == self.signal
+        again, leaving = number == signal.SIGINT == self.signal, self.signal is not None
         self.signal = signal.Signals(number)
         if again:
             raise KeyboardInterrupt
-        if not self.training:
+        if self.training:
+            more = " (again: stop at once)" * (number == signal.SIGINT)
+            tell(f"\n{self.signal.name}: saving after this step{more}")
+        elif not leaving:  # schedulers send several: the second would cut off what is done on the way out
             raise Stopped(f"stopped by {self.signal.name} before the first step, {AGAIN}")
-        tell(f"\n{self.signal.name}: saving after this step" + " (again: stop at once)" * (number == signal.SIGINT))
 
     def _watch(self, reader: int) -> None:
-        """End a process whose handlers cannot run, because it waits in C for other ranks that have stopped."""
+        """End a process that does not leave before training begins: its handlers cannot run, because it waits in C for
+        other ranks that have stopped, or their exception was lost in foreign code."""
         while number := os.read(reader, 1):
             if number[0] not in SIGNALS:  # other signals wake it up too
                 continue
             time.sleep(PATIENCE)
-            if self.owner and self.signal is None and not self.training:
+            if self.owner and not self.training:
                 tell(f"weakseg: stopped by {signal.Signals(number[0]).name} before the first step, {AGAIN}")
                 os._exit(os.EX_TEMPFAIL)
         os.close(reader)

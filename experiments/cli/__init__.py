@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -56,16 +56,26 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a wrong input, 2 a wrong command line, 75 (EX_TEMPFAIL) a
     training that a signal stopped, to be started again with `--resume auto`, 130 another command after Ctrl-C."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    with lossy_output(), stop_request.listening() if verb == "fit" else nullcontext():
-        try:
+    try:
+        with lossy_output(), stop_request.listening() if verb == "fit" else nullcontext():
             return run(verb, rest)
-        except Stopped as stop:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"weakseg: {stop}", file=sys.stderr)
-            return os.EX_TEMPFAIL
-        except KeyboardInterrupt:
-            print("weakseg: interrupted", file=sys.stderr)
-            return 130
+    except Stopped as stop:
+        if not rank():
+            say(str(stop))
+        return os.EX_TEMPFAIL
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+
+
+def say(line: str) -> None:
+    with suppress(OSError):  # a closed terminal
+        print(f"weakseg: {line}", file=sys.stderr, flush=True)
+
+
+def rank() -> int:
+    """Of this process among those that Lightning, torchrun or srun have started."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def run(verb: str, rest: list[str]) -> int:
@@ -106,7 +116,7 @@ def run(verb: str, rest: list[str]) -> int:
 
 def tell(line: str) -> None:
     """Print an error. Most are those of all processes: then the first one tells it, and ends the others with itself."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if rank():
         time.sleep(PATIENCE)
     print(f"weakseg: error: {line}", file=sys.stderr)
 
