@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from test_reliability import at_step, in_child
 
+import common.training.files
 import common.training.run_dir
-from common.training.files import clean, folder_written_whole, written_whole
-from common.training.run_dir import locked, set_aside
+from common.training.files import clean, folder_written_whole, host, written_whole
+from common.training.run_dir import MARK, locked, set_aside
 from conftest import ROOT, draw_folder, fit_tiny, on_folder, slow_but_for, snapshot, weakseg, weakseg_process
 from same_run import assert_same_run, load
 
@@ -87,6 +88,24 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
         pass
 
 
+def test_a_run_of_another_machine_is_in_use_as_long_as_it_gives_signs_of_life(tmp_path, monkeypatch):
+    """On a file system that keeps locks to one machine; the machines are this one under two names."""
+    monkeypatch.setattr(common.training.run_dir, "BEAT", 0.2)
+    monkeypatch.setattr(common.training.run_dir.fcntl, "lockf", lambda *arguments: None)
+    run_dir = tmp_path / "run"
+    with locked(run_dir), monkeypatch.context() as patch:
+        patch.setattr(common.training.run_dir.socket, "gethostname", lambda: "another")
+        with (
+            pytest.raises(FileExistsError, match=rf"in use by process {os.getpid()} on .* gives signs of life"),
+            locked(run_dir),
+        ):
+            pass
+    (run_dir / MARK).write_text("process 1 on a-node-that-died")
+    with locked(run_dir):
+        assert (run_dir / MARK).read_text().startswith(f"process {os.getpid()} on ")
+    assert (run_dir / MARK).read_text() == ""
+
+
 # Ours, or somebody else's ------------------------------------------------------------------------------------------
 
 
@@ -142,7 +161,7 @@ def test_killed_while_it_replaces_a_run(moment, tmp_path):
 
         def killed(*arguments, **options):
             if moment == "set_aside":  # half done
-                aside = run_dir / ".replaced-0123456789ab"
+                aside = module.scratch_of(run_dir / "replaced")
                 aside.mkdir()
                 (run_dir / "summary.json").rename(aside / "summary.json")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -171,17 +190,21 @@ def test_setting_aside_keeps_every_file(tmp_path):
 # Scratch -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_killed_writers_left_is_removed_and_what_is_being_written_stays(tmp_path):
-    (tmp_path / ".last.ckpt-0123456789ab").write_text("half")
-    (tmp_path / ".Folder-pixels-0123-0123456789ab").mkdir()
-    (tmp_path / ".Folder-pixels-0123-0123456789ab" / "0.png").write_text("half")
+def test_what_killed_writers_left_is_removed_and_what_is_being_written_stays(tmp_path, monkeypatch):
+    (tmp_path / f".last.ckpt-{host()}456789ab").write_text("half")
+    (tmp_path / f".Folder-pixels-0123-{host()}456789ab").mkdir()
+    (tmp_path / f".Folder-pixels-0123-{host()}456789ab" / "0.png").write_text("half")
     (tmp_path / ".hidden").write_text("mine")
+    (elsewhere := tmp_path / ".last.ckpt-0123456789ab").write_text("another machine may be writing it")
     with written_whole(tmp_path / "a") as scratch, folder_written_whole(tmp_path / "b") as folder:
         scratch.write_text("new")
         (folder / "c").write_text("new")
         clean(tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {scratch.name, folder.name, ".hidden"}
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", ".hidden"}
+        assert {path.name for path in tmp_path.iterdir()} == {scratch.name, folder.name, ".hidden", elsewhere.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", ".hidden", elsewhere.name}
+    monkeypatch.setattr(common.training.files, "DAY", 0.0)
+    clean(tmp_path)
+    assert not elsewhere.exists()
 
 
 def test_files_and_folders_follow_the_umask(tmp_path):

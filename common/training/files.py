@@ -10,14 +10,18 @@ import json
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+DAY = 86400.0
 SCRATCH = re.compile(r"\..+-[0-9a-f]{12}")
 
 
@@ -70,10 +74,13 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
 def clean(folder: Path, name: str | None = None) -> None:
     """Remove what writers that were killed have left in a folder, of all files or of the one of that `name`; what is
-    being written now stays."""
+    being written now stays. Whether a writer of another machine lives no lock tells: what it left stays for a day."""
     for path in folder.glob(".*"):
         if not SCRATCH.fullmatch(path.name) or (name is not None and path.name[1:-13] != name):
             continue
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if path.name[-12:-8] != host() and time.time() - path.stat().st_ctime < DAY:
+                continue
         with contextlib.suppress(OSError):  # gone meanwhile, or its writer lives (BlockingIOError)
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -87,8 +94,13 @@ def clean(folder: Path, name: str | None = None) -> None:
 
 
 def scratch_of(path: Path) -> Path:
-    """A new name beside a path, which `clean` knows."""
-    return path.with_name(f".{path.name}-{uuid4().hex[:12]}")
+    """A new name beside a path, which `clean` knows; it tells the machine."""
+    return path.with_name(f".{path.name}-{host()}{uuid4().hex[:8]}")
+
+
+def host() -> str:
+    """Four hexadecimal digits of this machine's name."""
+    return sha256(socket.gethostname().encode()).hexdigest()[:4]
 
 
 @contextmanager

@@ -7,18 +7,20 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
-from uuid import uuid4
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from common.training.files import clean, write_json, write_text
+from common.training.files import clean, scratch_of, write_json, write_text
 
+BEAT = 15.0  # seconds between signs of life of a run
 MARK = ".weakseg"  # in every run directory: ours, and locked by the process that writes there
 # The summary first: without it a run is not finished. The config is replaced last.
 RUN_FILES = ("summary.json", "checkpoints", "metrics.csv", "pictures", "nonfinite_rank*.pt", "test_*_images.npz",
@@ -41,13 +43,19 @@ def file_state(path: Path) -> tuple[int, int, int] | None:
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Be the only process that writes into a run directory, which is made if it is missing. The kernel releases the
-    lock when the process ends, however it ends; children do not have it.
+    lock when the process ends, however it ends; children do not have it. Where a shared file system keeps locks to one
+    machine, signs of life in the mark tell whether a process of another one still writes.
 
     Raises:
         FileExistsError: another process writes there, and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / MARK).open("a+") as file:
+    mark = folder / MARK
+    if not wait and (holder := elsewhere(mark)) and is_alive(mark, holder):
+        raise FileExistsError(
+            f"{folder} is in use by {holder}, which gives signs of life: wait for its end, or choose another --run_dir"
+        )
+    with mark.open("a+") as file, contextlib.ExitStack() as at_the_end:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError):  # POSIX allows either
@@ -61,15 +69,52 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+        ended = Event()
+        at_the_end.callback(file.truncate, 0)
+        at_the_end.callback(ended.set)
+        Thread(target=beat, args=(mark, ended), daemon=True).start()
+        yield
+
+
+def beat(mark: Path, ended: Event) -> None:
+    """Give signs of life until the run ends: the time of change of its mark."""
+    while not ended.wait(BEAT):
+        with contextlib.suppress(OSError):  # of a file system that is away for a while
+            os.utime(mark)
+
+
+def elsewhere(mark: Path) -> str:
+    """The process of another machine that a mark names; empty if it names none."""
+    try:
+        holder = mark.read_text().strip()
+    except OSError:
+        return ""
+    return "" if holder.endswith(f" on {socket.gethostname()}") else holder
+
+
+def is_alive(mark: Path, holder: str) -> bool:
+    """Whether the process of another machine gives a sign of life. Clocks of machines differ: it is waited for."""
+    rank_zero_info(f"{mark.parent} was left by {holder}: waiting {2 * BEAT:.0f} s for a sign of life")
+    before, until = time_of(mark), time.monotonic() + 2 * BEAT
+    while time.monotonic() < until:
+        time.sleep(min(1.0, BEAT / 4))
+        if time_of(mark) != before:
+            return True
+    return False
+
+
+def time_of(mark: Path) -> int:
+    """Time of change, as a network file system tells it to who opens the file."""
+    try:
+        with mark.open() as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def set_aside(folder: Path) -> Path:
     """Move what a run wrote into a new folder inside; nothing is deleted before the next run has taken its place."""
-    aside = folder / f".replaced-{uuid4().hex[:12]}"  # a scratch: `clean` removes what a kill leaves
+    aside = scratch_of(folder / "replaced")  # `clean` removes what a kill leaves
     aside.mkdir()
     for pattern in RUN_FILES:
         for path in folder.glob(pattern):
