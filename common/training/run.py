@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 import yaml
 from lightning import Trainer, seed_everything
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -33,6 +37,7 @@ from common.training.tracking import Tracking, WandbMode, make_trackers
 # What configs/base.yaml says of the trainer too, without the numbers of steps.
 DEFAULTS = {"max_epochs": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "devices": 1,
             "log_every_n_steps": 10, "enable_model_summary": False}  # fmt: skip
+RANK_TIMEOUT = 10.0  # minutes
 QUIET = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed")
 
 
@@ -152,22 +157,82 @@ def fill_streams(method: SegmentationModule, data: Any) -> dict[str, Any]:
     return {name: getattr(data, name) for name in filled}
 
 
-def house_arguments(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Trainer arguments with what every run needs: samplers of our own, whole checkpoints, one strategy, the timer."""
+def house_arguments(told: Mapping[str, Any], rank_timeout: float = RANK_TIMEOUT) -> dict[str, Any]:
+    """Trainer arguments with what every run needs: samplers of our own, whole checkpoints, one strategy, the timer;
+    nodes and devices as srun or torchrun have started the processes.
+
+    Args:
+        told: trainer arguments.
+        rank_timeout: minutes that one process waits for another.
+
+    Raises:
+        ValueError: the arguments say other nodes and devices than the processes that were started.
+    """
     config = {**told, "use_distributed_sampler": False}  # EpochSampler and the evaluation loader shard by themselves
     config["plugins"] = [AtomicCheckpointIO(), *(told.get("plugins") or [])]
-    given = any(isinstance(plugin, ClusterEnvironment) for plugin in config["plugins"])
-    if not given and SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        # Lightning's own requeueing saves in the middle of a step, and stops at other signals than ours.
-        config["plugins"].append(SLURMEnvironment(auto_requeue=False))
+    if not any(isinstance(plugin, ClusterEnvironment) for plugin in config["plugins"]):
+        config |= as_launched(config)
+        config["plugins"] += cluster_environment()
     config["profiler"] = FetchTimer() if told.get("profiler") is None else told["profiler"]
-    if device_count(told) > 1 and told.get("strategy", "auto") in ("auto", "ddp"):
+    if device_count(config) > 1 and told.get("strategy", "auto") in ("auto", "ddp"):
         # Every parameter gets a gradient in every step, and `average_buffers` makes buffers equal before they are used.
         config["strategy"] = DDPStrategy(
-            find_unused_parameters=False, static_graph=False, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+            find_unused_parameters=False, static_graph=False, gradient_as_bucket_view=True, broadcast_buffers=False,
+            timeout=timedelta(minutes=rank_timeout),
+        )  # fmt: skip
         config["sync_batchnorm"] = torch.cuda.is_available()  # it refuses CPU
     return config
+
+
+def launched() -> tuple[str, int, int]:
+    """Who has started this process as one of several, and how many on each node, on how many nodes. A job of SLURM
+    whose batch script calls the command without srun, or with one task, is a process like any other."""
+    found, told = "", os.environ
+    if TorchElasticEnvironment.detect():
+        found, tasks = "torchrun", int(told["WORLD_SIZE"])
+        nodes = tasks // int(told["LOCAL_WORLD_SIZE"])
+    elif "SLURM_STEP_ID" in told and "SLURM_PROCID" in told:
+        tasks, nodes = (int(told.get(f"SLURM_STEP_NUM_{name}", 1)) for name in ("TASKS", "NODES"))
+        found = "srun" if tasks > 1 else ""
+    if not found:
+        return "", 1, 1
+    if tasks % nodes:
+        raise ValueError(f"{found} has started {tasks} processes on {nodes} nodes: start as many on each of them")
+    return found, tasks // nodes, nodes
+
+
+def as_launched(told: Mapping[str, Any]) -> dict[str, int]:
+    """`devices` and `num_nodes` as the processes were started.
+
+    Raises:
+        ValueError: the arguments say something else.
+    """
+    launcher, devices, nodes = launched()
+    if not launcher:
+        return {}
+    said = told.get("devices", 1), int(told.get("num_nodes", 1))
+    if (
+        said[0] not in ("auto", -1, "-1")
+        and said != (1, 1)
+        and (device_count(told), said[1]) != (devices * nodes, nodes)
+    ):
+        raise ValueError(
+            f"{launcher} has started {devices} processes on each of {nodes} nodes, the config says trainer.devices "
+            f"{said[0]} and trainer.num_nodes {said[1]}: leave these out, or start as many"
+        )
+    return {"devices": devices, "num_nodes": nodes}
+
+
+def cluster_environment() -> list[ClusterEnvironment]:
+    """What tells Lightning how processes find each other, where SLURM is there. By itself it would take any process of
+    a job for one of several, requeue jobs by itself, in the middle of a step, and advise srun at every start."""
+    launcher, devices, _ = launched()
+    if launcher == "srun":
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Lightning asks for it, `srun -n` does not set it
+        return [SLURMEnvironment(auto_requeue=False)]
+    if launcher or not (shutil.which("srun") or "SLURM_JOB_ID" in os.environ):
+        return [TorchElasticEnvironment()] if launcher else []
+    return [LightningEnvironment()]
 
 
 def device_count(told: Mapping[str, Any]) -> int:

@@ -110,7 +110,7 @@ class WeaksegCLI(LightningCLI):
         parts = self.parts()
         first, rest = parts["callbacks"][:1], parts["callbacks"][1:]  # the run is claimed before a bar is shown
         callbacks = [*first, *progress(told), *rest, *(told["callbacks"] or [])]
-        return Trainer(**{**house_arguments(told), **parts, "callbacks": callbacks})
+        return Trainer(**{**house_arguments(told, self.settings.rank_timeout), **parts, "callbacks": callbacks})
 
 
 def run(cli: type[WeaksegCLI], arguments: list[str], *more: Any) -> None:

@@ -24,6 +24,7 @@ RUN = {
     "overwrite": Option(bool, False, "", "replace the run that is in run_dir"),
     "checkpoint_every": Option(int, 50, "N", "optimizer steps between last.ckpt files (50)"),
     "skip_nonfinite": Option(int, 0, "N", "steps without a finite gradient to leave out (0)"),
+    "rank_timeout": Option(float, 10.0, "MINUTES", "after which processes give up one that is silent (10)"),
     "patience": Option(int | None, None, "N", "stop after N validations without a higher score"),
     "tensorboard": Option(bool, False, "", "log to TensorBoard too"),
     # An agent of a W&B sweep expects its run there.
