@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow soak gpu check notebooks site lock clean
+.PHONY: demo test slow soak cluster gpu check notebooks site lock clean
 
 demo: .venv/installed
 	$(BIN)/weakseg demo
@@ -16,6 +16,12 @@ slow: .venv/installed
 # Minutes of kills, signals, full disks and moved directories at random moments; docs/reliability.md has the figures.
 soak: .venv/installed
 	PYTHONPATH=tests:. $(BIN)/python tests/soak.py --minutes 10
+
+# A SLURM of two nodes on this machine, started and ended by the tests (as root; Debian's packages).
+cluster: .venv/installed
+	command -v slurmctld > /dev/null || { apt-get update -qq && apt-get install -qq -y slurm-wlm munge > /dev/null; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[cluster]'
+	$(BIN)/python -m pytest -m cluster
 
 # At most ten minutes on the GPU at hand: every method, the speed of two networks; one line where there is none.
 gpu: .venv/installed

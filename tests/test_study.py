@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -20,14 +22,17 @@ from common.model.metrics import SegmentationMetrics
 from common.model.postprocess import PostprocessConfig
 from conftest import ROOT, TINY, fit_tiny, slow_but_for, snapshot, weakseg
 from experiments.cli.configs import compose, find_config
-from experiments.cli.study import make_parser, sweep
+from experiments.cli.study import JOBS, make_parser, parse, sweep
 from experiments.compare.protocol import flatten
 from experiments.runs.load import load_run
-from experiments.studies import runner
-from experiments.studies.plan import all_runs, as_words, find_place, find_run, named_rows
+from experiments.studies import element, runner
+from experiments.studies.cluster import Cluster, read_cluster
+from experiments.studies.element import Element, slurm_states
+from experiments.studies.plan import Run, all_runs, as_words, find_place, find_run, named_rows
 from experiments.studies.postprocess import key_of, score_settings
 from experiments.studies.runner import Runner, log_file, remaining, share_done
 from experiments.studies.spec import read_study, shipped
+from same_run import assert_same_run
 
 SHORT = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
 FEW = f"""
@@ -689,3 +694,146 @@ def test_a_study_of_all_methods_from_start_to_report(tmp_path, at_once):
             for file in (report / "table.csv", tmp_path / name / "synthetic_all.csv")
         ]
     assert tables["broken"] == tables["whole"]
+
+
+# Jobs of a cluster -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "told", "said"),
+    [
+        (
+            "partitoin: gpu",
+            {},
+            "cluster.yaml has an option 'partitoin', nearest: partition: jobs have partition, account",
+        ),
+        ("[1]", {}, "must hold `name: value` pairs"),
+        ("a: b: c", {}, "is not valid YAML"),
+        ("time: soon", {}, "cluster.time: .*valid integer.*, got 'soon'"),
+        ("", {"cpus": "0"}, "cpus is at least 1, got 0"),
+        ("time: 1", {"warning": "90"}, r"warning \(90 s\) is less than the time limit, 1 minutes"),
+    ],
+)
+def test_a_wrong_option_of_a_job_is_one_line(file, told, said, tmp_path):
+    (tmp_path / "cluster.yaml").write_text(file)
+    with pytest.raises(ValueError, match=said) as caught:
+        read_cluster(told, tmp_path / "cluster.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_jobs_are_those_of_the_command_over_those_of_the_file(tmp_path):
+    assert [*JOBS] == [field.name for field in fields(Cluster)]
+    (tmp_path / "cluster.yaml").write_text("partition: gpu\ntime: 60\nsetup: [module load cuda]\n")
+    options, extra = parse(
+        ["few.yaml", "--cluster", "slurm", "--cluster.time", "30", "--cluster.memory=8", "--", "--a", "1"]
+    )
+    found = read_cluster(options.of_jobs, tmp_path / "cluster.yaml")
+    assert found == Cluster(partition="gpu", time=30, memory=8.0, setup=("module load cuda",))
+    assert extra == ["--a", "1"]
+    with pytest.raises(ValueError, match="give --cluster slurm, or --cluster local"):
+        parse(["few.yaml", "--cluster.time", "30"])
+
+
+def test_without_slurm_a_study_on_it_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "few.yaml").write_text(FEW)
+    words = ["study", tmp_path / "few.yaml", "--runs", tmp_path / "runs"]
+    assert "--cluster slurm needs SLURM's commands" in weakseg(*words, "--cluster", "slurm", expect=1)
+    assert not (tmp_path / "runs").exists()
+
+
+def job(tmp_path, monkeypatch, status, states=("RUNNING",)):
+    """An element whose commands end with a status, as a job in such a state."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(element, "slurm_states", lambda jobs: dict.fromkeys(jobs, next(iter(states))))
+    sent = []
+    monkeypatch.setattr(element.os, "kill", lambda pid, number: sent.append(number))
+    run = Run("a/b", "a", "b", 0, tmp_path / "seed0", (), {})
+    made = Element(run, "last", [], minutes=1, attempts=2, cpus=1)
+
+    def call(words, log):
+        log.write("weakseg: error: no such thing\n")
+        log.flush()
+        return status
+
+    monkeypatch.setattr(made, "call", call)
+    return made, sent
+
+
+def test_a_command_that_was_stopped_is_queued_again_unless_the_job_is_cancelled(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for status in (75, -signal.SIGTERM, -signal.SIGUSR2):
+        made, sent = job(tmp_path, monkeypatch, status)
+        with pytest.raises(RuntimeError, match="no such thing"):  # the handler of a real signal does not come back
+            made()
+        assert sent == [signal.SIGUSR2]
+    for status, state in ((75, "COMPLETING"), (1, "RUNNING"), (-signal.SIGKILL, "RUNNING")):
+        made, sent = job(tmp_path, monkeypatch, status, [state])
+        with pytest.raises(RuntimeError, match=rf"no such thing \(status {status}\)"):
+            made()
+        assert sent == []
+
+
+def test_a_job_that_reaches_its_limit_again_and_again_without_a_step_is_given_up(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    made, _ = job(tmp_path, monkeypatch, 0)
+    steps = iter([5, 5, 5, 9, 9, 9, 9])
+    monkeypatch.setattr(runner, "steps_done", lambda folder: (next(steps), 10))
+    made.started = time.monotonic() - 59
+    assert made.checkpoint().function is made  # 5 steps
+    assert made.checkpoint() is not None  # none, once
+    made.started = time.monotonic()
+    assert made.checkpoint() is not None  # none, but it was preempted before its limit
+    made.started -= 59
+    assert made.checkpoint() is not None  # 4 steps: as new
+    assert made.checkpoint() is not None
+    assert made.checkpoint() is None
+
+
+def test_an_element_is_read_without_the_packages_that_take_long():
+    """A signal in that time would end the job."""
+    code = "import sys, experiments.studies.element; print({'torch', 'numpy', 'yaml'} & {*sys.modules} or '')"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "\n"
+
+
+def test_squeue_is_read_by_id_and_by_element_of_an_array(tmp_path, monkeypatch):
+    (tmp_path / "squeue").write_text("#!/bin/sh\nprintf '12_0|13|RUNNING\\n12_1|14|CANCELLED\\n'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm_states(["12_0", "12_1"]) == {
+        "12_0": "RUNNING",
+        "13": "RUNNING",
+        "12_1": "CANCELLED",
+        "14": "CANCELLED",
+    }
+    (tmp_path / "squeue").write_text(
+        "#!/bin/sh\necho slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1\n"
+    )
+    with pytest.raises(OSError, match=r"SLURM does not answer: .*Unable to contact"):
+        slurm_states(["12_0"])
+
+
+def test_a_study_in_jobs_without_a_scheduler_makes_runs_as_any_other(tmp_path, monkeypatch):
+    """Jobs of submitit on this machine; each is a process of its own that runs the command."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    Path("one.yaml").write_text(ONE)
+    before = weakseg("study", "one.yaml", "--status")
+    assert before.split() == ["row", "seed", "state", "pixels/base", "0", "missing"]
+    said = weakseg("study", "one.yaml", "--cluster", "local", "--output", "page")
+    assert "page:" in said
+    assert weakseg("study", "one.yaml", "--status").split()[3:] == ["pixels/base", "0", "done"]
+    fit_tiny(tmp_path / "alone", "--config", "supervised")
+    assert_same_run(Path("runs/one/pixels/base/seed0"), tmp_path / "alone")
+    shutil.rmtree("runs/one/pixels")
+    Path("one.yaml").write_text(ONE.replace("config: supervised", "config: supervised, set: {model.optimizer.lr: -1}"))
+    said = weakseg("study", "one.yaml", "--cluster", "local", "--output", "page", expect=1)
+    assert re.search(r"pixels/base  0     failed  .*learning rate.*seed0.log", said), said
+
+
+ONE = f"""
+title: One run
+regimes: {{pixels: {{configs: [{TINY}]}}}}
+baseline: base
+rows: {{base: {{config: supervised}}}}
+"""

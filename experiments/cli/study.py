@@ -7,6 +7,7 @@ import json
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -14,13 +15,30 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from experiments.studies.cluster import Jobs
     from experiments.studies.plan import Place, Run
     from experiments.studies.spec import Study
 
 DESCRIPTION = """\
 Make the runs of a study that are missing, test them, search what the study searches on val, and write its page and csv.
 An interrupted study is continued by the same command. What follows -- is given to every run."""
+# Fields of `experiments.studies.cluster.Cluster`.
+JOBS = {
+    "partition": "of SLURM",
+    "account": "of SLURM",
+    "qos": "of SLURM",
+    "time": "limit in minutes; a job that reaches it is saved, queued again and continued (240)",
+    "gpus": "of a job (0)",
+    "cpus": "of a job (2)",
+    "memory": "of a job, GB (what the cluster gives)",
+    "at_once": "jobs that run at a time (what the scheduler lets run; local: 1)",
+    "warning": "seconds before the limit at which a job is told to save (120)",
+    "attempts": "times that a job may reach its limit without a step more than the time before (3)",
+    "setup": "list of lines of shell before the command",
+}
 ROOT = Path(__file__).parents[2]
+ON_ITS_WAY = ("done", "queued", "running")  # states of runs
+LOOK = 10.0  # seconds between two looks at jobs that are waited for
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,7 +60,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="run nothing, print the commands and the budget")
     parser.add_argument("--row", metavar="REGIME/ROW", help="make and test one run only: of this row, with --seed")
     parser.add_argument("--seed", type=int, help="seed of that run")
+    parser.add_argument("--cluster", choices=["slurm", "local"], help="make the runs as jobs, one array")
+    parser.add_argument("--wait", action="store_true", help="wait for the jobs, then write the page")
+    parser.add_argument("--status", action="store_true", help="run nothing, print how far each run is")
     parser.add_argument("--wandb-sweep", action="store_true", help="print a W&B sweep whose agents make the runs")
+    jobs = parser.add_argument_group("jobs of --cluster", "also in the file cluster.yaml of the working directory")
+    for name, words in JOBS.items():
+        jobs.add_argument(f"--cluster.{name}", dest=f"cluster.{name}", metavar="VALUE", help=words)
     return parser
 
 
@@ -54,6 +78,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     extra = [*arguments][len(own) + 1 :]
     parser = make_parser()
     options, strange = parser.parse_known_args(own)
+    options.of_jobs = {name: value for name in JOBS if (value := getattr(options, f"cluster.{name}")) is not None}
     if strange:
         known = [name for action in parser._actions for name in action.option_strings]
         raise ValueError(
@@ -63,6 +88,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ValueError(f"--jobs is a number of runs, got {options.jobs}")
     if (options.row is None) != (options.seed is None):
         raise ValueError("--row REGIME/ROW and --seed SEED belong together: they name one run")
+    if options.cluster is None and (options.of_jobs or options.wait):
+        raise ValueError("--wait and --cluster.NAME are about jobs: give --cluster slurm, or --cluster local")
     return options, extra
 
 
@@ -81,6 +108,8 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(f"{name:20} {read_study(name).title}" for name in shipped()))
         return 0
     study = read_study(options.name)
+    if options.cluster or options.status:  # asked from anywhere
+        options.runs = options.runs.resolve()
     for name in sorted(study.configs()):
         find_config(name)
     place = plan.find_place(options.runs, options.data, options.weights, extra)
@@ -90,10 +119,15 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         dry_run(study, place, options.jobs)
         return 0
-    if not options.page:
+    if not options.page and not options.status:
         plan.check_place(study, place)
     if options.row is not None:
         return single(plan.find_run(study, place, options.row, options.seed))
+    if options.status:
+        print(jobs_of(place, study).table(plan.all_runs(study, place)))
+        return 0
+    if options.cluster:
+        return make_jobs(study, place, options)
     failed = [] if options.page else make_runs(study, place, options.jobs)
     if failed is None:
         print("stopped; the same command continues", file=sys.stderr)
@@ -128,16 +162,50 @@ def make_runs(study: Study, place: Place, jobs: int) -> list[Path] | None:
 
 def search_postprocess(study: Study, place: Place) -> None:
     """Searches over post-processing, of the finished runs."""
-    from experiments.studies.plan import row_run
+    from experiments.studies.plan import settings_to_try
 
-    for search in study.searches:
-        row = study.rows[search.row]
-        for seed in search.seeds if row.of is not None else ():
-            run = row_run(study, place, search.regime, row, seed)
-            if run.finished:
-                from experiments.studies.postprocess import score_settings
+    for folder, settings in settings_to_try(study, place).items():
+        if (folder / "summary.json").exists():
+            from experiments.studies.postprocess import score_settings
 
-                score_settings(run.folder, study.score, [row.test | point for point in search.points()])
+            score_settings(folder, study.score, settings)
+
+
+def jobs_of(place: Place, study: Study) -> Jobs:
+    from experiments.studies.cluster import Jobs
+
+    return Jobs((place.runs / study.name / ".jobs").resolve())
+
+
+def make_jobs(study: Study, place: Place, options: argparse.Namespace) -> int:
+    """Submit what is missing and not on its way; write the page if all is there, or wait until it is."""
+    from experiments.studies.cluster import read_cluster
+    from experiments.studies.element import Element
+    from experiments.studies.plan import all_runs, settings_to_try
+
+    cluster, jobs, runs = read_cluster(options.of_jobs), jobs_of(place, study), all_runs(study, place)
+    executor, settings = jobs.executor(options.cluster, cluster, study.name), settings_to_try(study, place)
+    todo = [run for run, (state, _) in zip(runs, jobs.states(runs), strict=True) if state not in ON_ITS_WAY]
+    given = cluster.time, cluster.attempts, cluster.cpus
+    elements = [Element(run, study.score, settings.get(run.folder, []), *given) for run in todo]
+    if options.cluster == "local":
+        jobs.run_here(elements, executor, cluster.at_once or 1)
+    elif elements:
+        array = jobs.submit(elements, executor)
+        print(f"{len(elements)} of {len(runs)} runs submitted, job {array}", flush=True)
+    while options.wait and {"queued", "running"} & {state for state, _ in jobs.states(runs)}:
+        time.sleep(LOOK)
+    states = [state for state, _ in jobs.states(runs)]
+    if {*states} == {"done"}:
+        search_postprocess(study, place)
+        write(study, place, options)
+        return 0
+    print(jobs.table(runs))
+    if {*states} & {"queued", "running"}:
+        print(f"look again: weakseg study {study.given} --status; the page: the same command, when all are done")
+        return 0
+    print("the same command submits again what has failed or was cancelled", file=sys.stderr)
+    return 1
 
 
 def single(run: Run) -> int:

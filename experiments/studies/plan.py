@@ -203,6 +203,17 @@ def all_runs(study: Study, place: Place) -> list[Run]:
     return [*found.values()]
 
 
+def settings_to_try(study: Study, place: Place) -> dict[Path, list[Options]]:
+    """What the searches over post-processing try, by the directory of the run that they are of."""
+    found: dict[Path, list[Options]] = {}
+    for search in study.searches:
+        row = study.rows[search.row]
+        for seed in search.seeds if row.of is not None else ():
+            folder = row_run(study, place, search.regime, row, seed).folder
+            found.setdefault(folder, []).extend(row.test | point for point in search.points())
+    return found
+
+
 def named_rows(study: Study) -> dict[str, tuple[str, Row]]:
     """`REGIME/ROW` of every row that has runs of its own."""
     return {

@@ -27,16 +27,22 @@ from experiments.studies.plan import Run
 PROGRAM = (sys.executable, "-m", "experiments.cli")
 
 
-def share_done(run_dir: Path) -> float:
-    """How far a run has come, in [0, 1]: the last logged step of all. 0 before it began, or where steps are open."""
+def steps_done(run_dir: Path) -> tuple[int, int]:
+    """The last logged step of a run, and all that it makes; 0 before it began, or where steps are open."""
     try:
-        if (run_dir / "summary.json").exists():
-            return 1.0
-        steps = yaml.safe_load((run_dir / "config.yaml").read_text())["trainer"]["max_steps"]
+        steps = int(yaml.safe_load((run_dir / "config.yaml").read_text())["trainer"]["max_steps"])
         last = (run_dir / "metrics.csv").read_text().splitlines()[-1].split(",")[0]
-        return float(min(1.0, max(0.0, (int(last) + 1) / steps)))
+        return max(0, int(last) + 1), max(0, steps)
     except (OSError, ValueError, IndexError):  # not there yet, or half a row
-        return 0.0
+        return 0, 0
+
+
+def share_done(run_dir: Path) -> float:
+    """How far a run has come, in [0, 1]."""
+    if (run_dir / "summary.json").exists():
+        return 1.0
+    done, steps = steps_done(run_dir)
+    return min(1.0, done / steps) if steps else 0.0
 
 
 def remaining(seconds: float, before: float, now: float, total: int) -> str:
@@ -50,16 +56,18 @@ def log_file(run_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path, stopped: Event | None = None) -> Iterator[IO[str] | None]:
-    """The run's log, once this process alone may make the run; None: it was stopped meanwhile.
+def claimed(run_dir: Path, stopped: Event | None = None, patience: float = float("inf")) -> Iterator[IO[str] | None]:
+    """The run's log, once this process alone may make the run; None: it was stopped meanwhile, or its patience, in
+    seconds, has ended.
 
     The lock is held by whatever process trains here, also by one that outlived its study: two never write to one
     folder.
     """
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with log_file(run_dir).open("a") as log:
+        until = time.monotonic() + patience
         for turn in itertools.count():
-            if stopped and stopped.is_set():
+            if (stopped and stopped.is_set()) or time.monotonic() > until:
                 yield None
                 return
             with contextlib.suppress(BlockingIOError):
@@ -69,6 +77,18 @@ def claimed(run_dir: Path, stopped: Event | None = None) -> Iterator[IO[str] | N
                 tqdm.write(f"another process makes {run_dir}: waiting for it")
             time.sleep(0.5)
         yield log
+
+
+def is_claimed(run_dir: Path) -> bool:
+    """Whether a process of this machine makes the run."""
+    if not log_file(run_dir).exists():
+        return False
+    with log_file(run_dir).open("a") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 class Runner:
