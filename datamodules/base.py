@@ -178,6 +178,10 @@ class SegmentationDataModule(LightningDataModule):
         """The file that `image` reads; None where there is none."""
         return self.images.get(name)
 
+    def spacing(self, name: str) -> tuple[float, float] | None:
+        """Height and width of an image's pixel in mm; None where the data do not say."""
+        return None
+
     def sequence(self, name: str) -> str:
         """The video that an image is a frame of."""
         raise ValueError(f"{type(self).__name__} does not say which images are of one video: leave by_sequence out")

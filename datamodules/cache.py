@@ -102,8 +102,9 @@ class RamCache:
 
 
 class DiskCache:
-    """Images in files, for all runs and devices. A file's key is the image file (path, size and time of change) and the
-    training size and the options of reading, so a replaced image is read again; delete the folder to free the space.
+    """Images in files, for all runs and devices. A file's key is the image's name and file (path, size and time of
+    change), the training size and the options of reading, so a replaced image is read again; delete the folder to free
+    the space.
 
     Args:
         folder: where they are kept.
@@ -135,7 +136,8 @@ class DiskCache:
         if file is None:
             raise ValueError("data.cache=disk is for images that come from files: use data.cache=ram")
         state = file.stat()
-        key = (FORMAT, os.path.abspath(file), state.st_size, state.st_mtime_ns, *(self.box or ()), self.reading)
+        place = os.path.abspath(file), state.st_size, state.st_mtime_ns
+        key = (FORMAT, name, *place, *(self.box or ()), self.reading)  # the slices of a volume have one file
         return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.bin"
 
     def get(self, name: str) -> Small:

@@ -58,7 +58,7 @@ def find_images(
         raise FileNotFoundError(f"folder {folder} does not exist: check the path")
     found: dict[str, Path] = {}
     others = []
-    for path in _files(folder, nested):
+    for path in visible_files(folder, nested):
         if path.suffix.lower() not in suffixes:
             others += [path.name] if path.suffix.lower() in OTHER_SUFFIXES else []
             continue
@@ -81,7 +81,7 @@ def find_images(
 
 def unread_images(folder: Path, nested: bool = False) -> dict[str, Path]:
     """Pictures of a folder in formats that are not read, by id as in `find_images`; none if there is no such folder."""
-    files = _files(folder, nested) if folder.is_dir() else ()
+    files = visible_files(folder, nested) if folder.is_dir() else ()
     return {image_id(path.relative_to(folder)): path for path in files if path.suffix.lower() in OTHER_SUFFIXES}
 
 
@@ -90,7 +90,7 @@ def image_id(path: Path) -> str:
     return normal(path.with_suffix("").as_posix())
 
 
-def _files(folder: Path, nested: bool, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+def visible_files(folder: Path, nested: bool, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Files of a folder, hidden ones left out, in order. Not by `Path.rglob`, which passes over linked folders."""
     above = above | {os.path.realpath(folder)}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -99,7 +99,7 @@ def _files(folder: Path, nested: bool, above: frozenset[str] = frozenset()) -> I
         if not entry.is_dir():
             yield Path(entry.path)
         elif nested and os.path.realpath(entry.path) not in above:  # a link may lead back
-            yield from _files(Path(entry.path), nested, above)
+            yield from visible_files(Path(entry.path), nested, above)
 
 
 def _is_shown(name: str) -> bool:
@@ -182,7 +182,18 @@ def read_mask(
         ValueError: an RGB mask without `palette`, an unknown colour, a value that is no class, transparency, or an
             indexed mask whose colours contradict `palette`.
     """
-    picture = decode(path)
+    return class_ids(path, decode(path), num_classes, palette, values, no_ids)
+
+
+def class_ids(
+    path: Path,
+    picture: Picture,
+    num_classes: int,
+    palette: Mapping[Color, int] | None = None,
+    values: Mapping[int, int] | None = None,
+    no_ids: str | None = None,
+) -> Array:
+    """`read_mask` of what a file holds."""
     if picture.opacity is not None and (picture.pixels.ndim == 2 or picture.kind != "RGBA"):
         raise ValueError(f"{path} is a {picture.kind} image: save the mask as an indexed or grey PNG of class ids")
     if picture.opacity is not None and (clear := (picture.opacity != 255).sum()):

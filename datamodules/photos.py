@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.bands import image_reader, image_suffixes
 from datamodules.base import SegmentationDataModule
@@ -16,6 +17,7 @@ from datamodules.cache import shrink
 from datamodules.files import find_images, image_id
 from datamodules.images import whole_image
 from datamodules.loaders import loader, shared
+from datamodules.nifti import Volumes, check_alone
 
 
 class Photos(SegmentationDataModule):
@@ -42,15 +44,27 @@ class Photos(SegmentationDataModule):
         super().__init__(**kwargs)
         self.class_names, self.colors = class_names, [(r, g, b) for r, g, b in colors]
         self.channels, self.rgb = channels, rgb or [1, 2, 3]
-        self.read = image_reader(channels, rgb, value_range)
+        self.read, self.value_range = image_reader(channels, rgb, value_range), value_range
+        self.volumes: Volumes | None = None
+
+    def image(self, name: str) -> Array:
+        if self.volumes is not None and self.volumes.files:
+            return self.volumes.image(name, self.value_range)
+        return self.read(self.images[name])
 
     def show(self, place: Path) -> Mapping[str, Path]:
-        """The image file or the folder of images, with the folders in it, to predict: files by id.
+        """The image file or the folder of images, with the folders in it, to predict: files by id. Of volumes in NIfTI
+        files, the slices, see `datamodules.nifti`.
 
         Raises:
             FileNotFoundError, ValueError: there is none.
         """
-        if place.is_file():
+        self.volumes = Volumes(place)
+        if self.volumes.files:
+            pictures = find_images(place, nested=True, needed=False) if place.is_dir() else {}
+            check_alone(self.volumes, pictures, place)
+            self.images = self.volumes.images()
+        elif place.is_file():
             self.images = {image_id(Path(place.name)): place}
         else:
             self.images = find_images(place, nested=True, suffixes=image_suffixes(self.channels))
@@ -72,13 +86,7 @@ class PhotoData(Dataset[dict[str, Any]]):
     photo of thousands is no end."""
 
     def __init__(self, names: list[str], data: Photos) -> None:
-        self.names, self.images, self.size, self.read, self.channels = (
-            names,
-            data.images,
-            data.size,
-            data.read,
-            data.channels,
-        )
+        self.names, self.read, self.size, self.channels = names, data.image, data.size, data.channels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,7 +94,7 @@ class PhotoData(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.names[index]
         try:
-            sample = whole_image(name, shrink(self.read(self.images[name]), self.size), None)
+            sample = whole_image(name, shrink(self.read(name), self.size), None)
             # Of a large image the mask would take a third of the image's memory, to say nothing.
             return sample if self.size else {**sample, "mask": torch.full((1, 1), IGNORE)}
         except (OSError, ValueError) as error:

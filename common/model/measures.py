@@ -118,8 +118,11 @@ def calibration_error(counts: Tensor) -> Tensor:
     return 100 * (right - confidence).abs().sum() / number.sum()
 
 
-def surface_distances(labels: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """95 % Hausdorff distance and average symmetric surface distance of each class in one image, by MONAI, in pixels.
+def surface_distances(
+    labels: Tensor, mask: Tensor, num_classes: int, spacing: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
+    """95 % Hausdorff distance and average symmetric surface distance of each class in one image, by MONAI, in the units
+    of `spacing`.
 
     `hd95 = max(P95 of d(a, G) over a in P, P95 of d(b, P) over b in G)` and `assd`, the mean of all these distances,
     with P and G the border pixels of prediction and truth (those with one of their four neighbours outside) and d the
@@ -129,6 +132,7 @@ def surface_distances(labels: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     Args:
         labels: (H, W) int64, predicted class ids.
         mask: (H, W) int64, class ids or 255.
+        spacing: height and width of a pixel; left out, distances are in pixels.
 
     Returns:
         (2, K) float64: hd95 and assd; NaN for a class that is in neither.
@@ -144,10 +148,11 @@ def surface_distances(labels: Tensor, mask: Tensor, num_classes: int) -> Tensor:
         truth, guess = mask == k, labels == k
         if truth.any() and guess.any():
             pair = (guess[None, None], truth[None, None])
-            found[0, k] = compute_hausdorff_distance(*pair, include_background=True, percentile=95).item()
-            found[1, k] = compute_average_surface_distance(*pair, include_background=True, symmetric=True).item()
+            how: Any = {"include_background": True, "spacing": [*spacing]}
+            found[0, k] = compute_hausdorff_distance(*pair, percentile=95, **how).item()
+            found[1, k] = compute_average_surface_distance(*pair, symmetric=True, **how).item()
         elif truth.any() or guess.any():
-            found[:, k] = math.hypot(*mask.shape)
+            found[:, k] = math.hypot(mask.shape[0] * spacing[0], mask.shape[1] * spacing[1])
     return found
 
 

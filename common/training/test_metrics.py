@@ -35,7 +35,7 @@ METRICS = {
     "dice_groups": "Dice of each image, or of the images of a sequence, averaged",
     "boundary_iou": "of each class, and its mean (Cheng et al. 2021)",
     "ece": "expected calibration error of the probabilities",
-    "hd95": "95 % Hausdorff distance in pixels, averaged over images or sequences (needs MONAI)",
+    "hd95": "95 % Hausdorff distance in pixels (hd95_mm of volumes), averaged over images or sequences; needs MONAI",
     "assd": "average symmetric surface distance, likewise",
     "miou_unimatch": "mIoU with 0 for absent classes, as UniMatch's code reports it",
     "confusion": "the confusion matrix as a picture and as csv",
@@ -76,6 +76,7 @@ class TestMetrics(Callback):
             )
         self.counts: dict[str, Tensor] = {}  # summed over images
         self.images: dict[str, dict[str, Array]] = defaultdict(dict)  # of each image
+        self.unit = ""  # of distances; the images of a data set have one
         self.total: Any = 0
 
     def on_test_batch_end(
@@ -94,7 +95,9 @@ class TestMetrics(Callback):
         if "ece" in self.metrics:
             self.add("ece", calibration_counts(outputs["probabilities"], batch["mask"]))
         if {*self.metrics} & {*DISTANCES}:
-            distances = surface_distances(labels, mask, cast(int, classes)).numpy()
+            spacing = trainer.datamodule.spacing(name)  # type: ignore[attr-defined]
+            self.unit = "_mm" if spacing else ""
+            distances = surface_distances(labels, mask, cast(int, classes), spacing or (1.0, 1.0)).numpy()
             self.images["hd95"][name], self.images["assd"][name] = distances
         if "dice_groups" in self.metrics:
             # Evaluation loaders give one image at a time: what the matrix has grown by is that image.
@@ -129,7 +132,7 @@ class TestMetrics(Callback):
                 log(name, 100 * both / either)  # NaN for an absent class
             elif name in DISTANCES:
                 means = [torch.from_numpy(np.stack(ones)).nanmean(0) for ones in grouped(data, images[name])]
-                log(name, torch.stack(means).nanmean(0), skip=data.background)
+                log(name + self.unit, torch.stack(means).nanmean(0), skip=data.background)
             elif name == "ece":
                 pl_module.log("test/ece", calibration_error(counts[name]))
             elif name == "miou_unimatch":

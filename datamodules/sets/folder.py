@@ -14,11 +14,14 @@ from common.ops.batch import IGNORE
 from datamodules.bands import STACK, image_reader, image_suffixes
 from datamodules.base import SegmentationDataModule
 from datamodules.class_list import background_of, class_file, is_void, read_classes
+from datamodules.decode import Picture
 from datamodules.drawn import check_classes, find
-from datamodules.files import find_images, read_mask, unread_images, upright_mask
+from datamodules.files import class_ids, find_images, read_mask, unread_images, upright_mask
+from datamodules.nifti import Volumes, check_alone
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
 from datamodules.tags import FOLDERS, Tags, check_tagged, folder_tags, nearest, read_tags
 
+VOLUME = "^(.*)/"  # of a slice's id: slices of a volume stay together
 OTHER_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -35,6 +38,9 @@ class Folder(SegmentationDataModule):
     files of annotation tools, see `datamodules.drawn`. Images without a mask are unlabelled training images. An image
     in a folder below, `images/day1/a.jpg`, has the id `day1/a` and the mask `masks/day1/a.png`. What is read of other
     tools' files, and what is refused, is in docs/files.md.
+
+    Volumes in NIfTI files, `images/a.nii.gz` and `masks/a.nii.gz`, are read as axial slices `a/000`, `a/001` and so on,
+    and are sequences, see `datamodules.nifti`; lists may name volumes.
 
     Splits: the ids in `train.txt`, `val.txt` and `test.txt`, one a line. Where a list is missing, images that no list
     names take its place: without `train.txt` all of them, without `val.txt` or `test.txt` those with a mask, half of
@@ -89,9 +95,11 @@ class Folder(SegmentationDataModule):
         self.background = background_of(self.class_names)
         self.channels = channels
         self.reader = image_reader(channels, rgb, value_range)
-        self.mask_values = None if mask_values is None else _class_ids(mask_values, self.class_names)
+        self.mask_values = None if mask_values is None else _given_ids(mask_values, self.class_names)
         self.turned: set[str] = set()  # images whose masks might have to be turned too, as far as they were read
-        self.images = find_images(self.root / "images", nested=True, suffixes=image_suffixes(channels))
+        self.value_range = value_range
+        self.volumes = Volumes(self.root / "images")
+        self.images = self._find_images()
         self.tag_file = None if tags in (None, FOLDERS) else self._near(str(tags))
         self.tagged = self._read_tags(tags)
         if fill is not None and fill not in self.class_names:
@@ -105,7 +113,7 @@ class Folder(SegmentationDataModule):
                 f"{self.root} has masks without an image: {lost}; add the images, or remove the masks"
                 + _unread(others, self.masks.keys() - self.images.keys())
             )
-        self.sequences = _pattern(sequences)
+        self.sequences = _pattern(VOLUME if sequences is None and self.volumes.files else sequences)
         self.splits = self._make_splits()
         for split in ("val", "test"):
             if lost := missing(self.splits[split], self.masks.keys() | {*(self.tagged or ())}):
@@ -113,6 +121,15 @@ class Folder(SegmentationDataModule):
                 raise ValueError(f"{split} images need a mask, these have none: {lost}; draw them{tag}, or list others")
         if self.tagged is not None:
             check_tagged(self.tagged, self.splits["train"], f"data.tags={tags}")
+
+    def _find_images(self) -> dict[str, Path]:
+        """The file of each image, or of each slice of volumes."""
+        folder, suffixes = self.root / "images", image_suffixes(self.channels)
+        pictures = find_images(folder, nested=True, needed=not self.volumes.files, suffixes=suffixes)
+        check_alone(self.volumes, pictures, folder)
+        if self.volumes.files and self.channels != 3:
+            raise ValueError(f"{folder} holds volumes, which are grey: leave data.channels out")
+        return self.volumes.images() or pictures
 
     def _near(self, given: str) -> Path:
         """Where a path leads: from here, or else from the root."""
@@ -127,6 +144,13 @@ class Folder(SegmentationDataModule):
     def _find_masks(self) -> dict[str, Path]:
         """The file of each mask: pictures, and drawings of annotation tools."""
         folder = self.root / "masks"
+        if self.volumes.files:
+            self.mask_volumes = Volumes(folder)
+            check_alone(self.mask_volumes, find_images(folder, nested=True, needed=False), folder)
+            if lost := missing(self.mask_volumes.files, self.volumes.files):
+                raise ValueError(f"{folder} has masks without a volume: {lost}; add the volumes, or remove the masks")
+            self.volumes.check_masks(self.mask_volumes)
+            return self.mask_volumes.images()
         pictures = find_images(folder, nested=True, needed=not self.drawn and self.tagged is None)
         others = unread_images(folder, nested=True)
         if lost := _unread(others, self.images.keys() - pictures.keys() - self.drawn.keys()):
@@ -188,7 +212,8 @@ class Folder(SegmentationDataModule):
                 raise ValueError(f"{path} is not read: call a list of images {right.name}, one id a line")
 
     def _read_list(self, file: Path) -> list[str]:
-        names = read_list(file, self.images)
+        listed = self.volumes.listed()
+        names = [one for name in read_list(file, {*self.images, *listed}) for one in listed.get(name, [name])]
         if lost := [name for name in names if name not in self.images]:
             others = unread_images(self.root / "images", nested=True)
             raise FileNotFoundError(
@@ -228,11 +253,20 @@ class Folder(SegmentationDataModule):
         return self.reader(path)
 
     def image(self, name: str) -> Array:
+        if self.volumes.files:
+            return self.volumes.image(name, self.value_range)
         return self.read(self.images[name])
+
+    def spacing(self, name: str) -> tuple[float, float] | None:
+        return self.volumes.spacing(name) if self.volumes.files else None
 
     def mask(self, name: str) -> Array | None:
         if name not in self.masks:
             return None
+        if self.volumes.files:
+            path = self.masks[name]
+            picture = Picture(self.mask_volumes.whole(name), "volume")
+            return class_ids(path, picture, self.num_classes, None, self.mask_values, self.void_before)
         if name in self.drawn:
             return self.drawn[name].mask()
         if self.images[name].suffix.lower() == STACK:
@@ -256,7 +290,7 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
         raise ValueError(f"data.sequences '{text}' is no regular expression ({error})") from error
 
 
-def _class_ids(given: Mapping[int, str], class_names: Sequence[str]) -> dict[int, int]:
+def _given_ids(given: Mapping[int, str], class_names: Sequence[str]) -> dict[int, int]:
     """Class id, or 255, of each value."""
     found = {}
     for value, name in given.items():

@@ -31,6 +31,8 @@ class Suggest(TrainedCLI):
         written.check((LIST, SHEET), options.overwrite)
         self.model.load_state_dict(read_checkpoint(options.ckpt)["state_dict"])
         images = dict(data.show(options.images))
+        if data.volumes is not None and data.volumes.files:
+            raise ValueError(f"{options.images} holds volumes, which labelme does not draw on: save slices as pictures")
         labelled = labelled_images(images, options.masks, training_data(options.trained_on))
         if len(labelled) == len(images):
             raise ValueError(f"all {len(images)} images of {options.images} have labels: there is nothing to suggest")

@@ -81,8 +81,8 @@ class Run:
         return (labels, found) if probabilities else labels
 
     def _predict_folder(self, folder: Path, probabilities: bool) -> Iterator[tuple[str, Any]]:
-        for name, path in self.photos.show(folder).items():
-            yield name, self.predict(path, probabilities)
+        for name in self.photos.show(folder):
+            yield name, self.predict(self.photos.image(name), probabilities)
 
     @torch.inference_mode()
     def _predict(self, image: Array, probabilities: bool) -> tuple[Array, Array]:
