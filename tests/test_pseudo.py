@@ -102,7 +102,7 @@ def test_a_method_that_learns_from_tags_is_asked_for_its_own_labels():
     model = Tagged()
     image, tags = torch.rand(1, 3, 8, 10), torch.tensor([[False, True, False, True]])
     batch = {"image": image, "tags": tags, "size": torch.tensor([[16, 20]]), "name": ["one"]}
-    found = PseudoLabels(model, "pamr", 0.5).predict_step(batch, 0)
+    [found] = PseudoLabels(model, "pamr", 0.5).predict_step(batch, 0)
     assert (found == model.pseudo_labels(image[0], tags[0], (16, 20), "pamr", 0.5)).all()
     assert {*found.unique().tolist()} == {0, 3, 255}
     model.pseudo_threshold = 0.25
@@ -317,7 +317,7 @@ def test_tags_become_maps_masks_and_a_network_also_if_each_is_killed(tmp_path, m
     cam, pseudo, network = stages(tmp_path / "broken")
     killed(monkeypatch, LastCheckpoint, "_save", 2, *cam)
     weakseg(*cam, "--resume", "auto")
-    killed(monkeypatch, experiments.runs.pseudo, "save_indexed", 5, *pseudo)
+    killed(monkeypatch, experiments.runs.pseudo, "RowPng", 5, *pseudo)
     assert not (tmp_path / "broken" / "masks").exists()
     weakseg(*pseudo)
     killed(monkeypatch, LastCheckpoint, "_save", 2, *network)

@@ -1,4 +1,4 @@
-"""Grey PNG files written row by row, for label maps that need not be in memory as a whole."""
+"""Grey and indexed PNG files written row by row, for label maps that need not be in memory as a whole."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from common.ops.array import Array
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-class GreyPng:
-    """An 8-bit grey PNG (PNG specification, chapters 5 and 11), as `PIL.Image.save` has no way to write one in parts.
+class RowPng:
+    """An 8-bit grey or indexed PNG (PNG specification, chapters 5 and 11), as `PIL.Image.save` has no way to write one
+    in parts.
 
     Args:
         file: open for writing.
         height, width: of the picture.
+        palette: uint8 (256, 3), colours of the values; None: they are grey.
     """
 
-    def __init__(self, file: BinaryIO, height: int, width: int) -> None:
+    def __init__(self, file: BinaryIO, height: int, width: int, palette: Array | None = None) -> None:
         self.file, self.left, self.width = file, height, width
         self.packer = zlib.compressobj()
         file.write(SIGNATURE)
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0 if palette is None else 3, 0, 0, 0))
+        if palette is not None:
+            self._chunk(b"PLTE", palette.tobytes())
 
     def write(self, rows: Array) -> None:
         """The next rows, uint8 (n, width); after the last ones the file is complete.

@@ -20,7 +20,7 @@ from common.ops.distributed import gather
 from common.training.files import written_whole
 from common.training.geotiff import GeoTiff
 from common.training.pictures import colorize, every_few, overlay, picture_row, picture_step, save_grid, shown_image
-from common.training.png import GreyPng
+from common.training.png import RowPng
 from common.training.tracking import Sample, log_pictures
 
 
@@ -209,7 +209,7 @@ class PredictionWriter(Callback):
         height, width = batch["size"][0].tolist()
         step, top, parts = picture_step(height, width), 0, []
         with ExitStack() as files:
-            picture = GreyPng(self._open(files, f"{name}.png"), height, width)
+            picture = RowPng(self._open(files, f"{name}.png"), height, width)
             if self.probabilities:
                 array = HalfArray(self._open(files, f"probabilities/{name}.npy"), (data.num_classes, height, width))
             if self.geotiff:

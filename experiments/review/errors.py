@@ -13,13 +13,13 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage import measure
-from torch import Tensor
 
+from common.model.inference import as_float
 from common.model.metrics import scores
 from common.model.module import SegmentationModule
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from common.training.pictures import colorize, to_uint8
+from common.training.pictures import colorize, picture_step, shown_image, to_uint8
 from datamodules.augmentation import whole
 from experiments.compare.figures import show_errors
 
@@ -45,32 +45,45 @@ class Region:
     box: tuple[int, int, int, int]
 
 
-def disagreements(
-    name: str, mask: Array, labels: Array, probabilities: Array, confidence: float, share: float
-) -> list[Region]:
+@dataclass(frozen=True)
+class Seen:
+    """What a model says of an image with a mask, at every `step`-th pixel: `mask` and `labels`, uint8 (h, w), and the
+    probabilities (h, w) of the predicted class, `sure`, and of the mask's, `given`."""
+
+    mask: Array
+    labels: Array
+    sure: Array
+    given: Array
+    step: int = 1
+
+
+def seen(mask: Array, labels: Array, probabilities: Array) -> Seen:
+    """Of a mask and labels, uint8 (H, W), and probabilities (K, H, W)."""
+    sure = np.take_along_axis(probabilities, labels[None].astype(np.int64), 0)[0]
+    known = np.where(mask == IGNORE, 0, mask).astype(np.int64)
+    return Seen(mask, labels, sure, np.take_along_axis(probabilities, known[None], 0)[0])
+
+
+def disagreements(name: str, image: Seen, confidence: float, share: float) -> list[Region]:
     """Where a model disagrees confidently with a mask: candidates for errors of the mask, the heaviest first.
 
     [ours] Confident learning (Northcutt et al., JAIR 2021) asks of each example if the model is surer of another label
     than of the given one; here the examples are connected regions (8 neighbours) of one given and one predicted class.
 
     Args:
-        mask: uint8 (H, W), class id or 255.
-        labels: uint8 (H, W), what is predicted.
-        probabilities: (K, H, W).
         confidence: least mean probability of the predicted class.
         share: least area of a region, as a share of the pixels with a label; a single click counts where there are few.
     """
+    mask, labels, step = image.mask, image.labels, image.step
     wrong = (mask != IGNORE) & (labels != mask)
     if not wrong.any():
         return []
     pairs = np.where(wrong, mask.astype(np.int32) * 256 + labels + 1, 0)
     regions: Array = measure.label(pairs, background=0, connectivity=2)  # type: ignore[no-untyped-call]
-    sure = np.take_along_axis(probabilities, labels[None].astype(np.int64), 0)[0]
-    given = np.take_along_axis(probabilities, np.where(wrong, mask, 0)[None].astype(np.int64), 0)[0]
     flat = regions.ravel()
     areas = np.bincount(flat)
-    confidences = np.bincount(flat, sure.ravel()) / areas.clip(1)
-    weights = np.bincount(flat, (sure - given).ravel()) / mask.size
+    confidences = np.bincount(flat, image.sure.ravel()) / areas.clip(1)
+    weights = np.bincount(flat, (image.sure - image.given).ravel()) / mask.size
     least = max(1, math.ceil(share * int((mask != IGNORE).sum())))
     found = []
     for number, place in enumerate(ndimage.find_objects(regions), 1):
@@ -80,8 +93,8 @@ def disagreements(
         row, column = np.argwhere(regions[place] == number)[0] + (rows.start, columns.start)
         pair = int(mask[row, column]), int(labels[row, column])
         confident, weight = float(confidences[number]), float(weights[number])
-        box = (rows.start, columns.start, rows.stop, columns.stop)
-        found.append(Region(name, *pair, int(areas[number]), confident, weight, box))
+        box = (rows.start * step, columns.start * step, rows.stop * step, columns.stop * step)
+        found.append(Region(name, *pair, int(areas[number]) * step**2, confident, weight, box))
     return sorted(found, key=lambda one: -one.weight)
 
 
@@ -115,8 +128,9 @@ class Best(Generic[Item]):
 
 
 class Reviewed(LightningModule):
-    """A trained model whose `predict_step` gives labels (H, W) and probabilities (K, H, W) at the original size, with
-    the run's own post-processing."""
+    """A trained model whose `predict_step` gives what it says of an image, `Seen`, and the confusion matrix (K, K) of
+    all its pixels, at the original size, with the run's own post-processing. Of a large image no more is held than
+    `predict_strips` does, and `Seen` has every few pixels (`common.training.pictures.picture_step`)."""
 
     def __init__(self, model: SegmentationModule) -> None:
         super().__init__()
@@ -128,9 +142,23 @@ class Reviewed(LightningModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         return whole(batch)
 
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> tuple[Tensor, Tensor]:
-        labels, probabilities = self.model.predict_labels(self.model.scored_network, batch, refine=True)
-        return labels[0], probabilities[0]
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> tuple[Seen, Array]:
+        mask, classes = batch["mask"][0], self.model.num_classes
+        confusion = torch.zeros(classes**2, dtype=torch.int64, device=mask.device)
+        step, top, parts = picture_step(*mask.shape), 0, []
+        for labels, probabilities in self.model.predict_strips(self.model.scored_network, batch, refine=True):
+            truth = mask[top : top + labels.shape[1]].long()
+            counted = truth != IGNORE
+            confusion += torch.bincount(truth[counted] * classes + labels[0][counted], minlength=classes**2)
+            few = (..., slice(-top % step, None, step), slice(None, None, step))
+            found = seen(
+                truth[few].byte().cpu().numpy(), labels[0][few].byte().cpu().numpy(),
+                probabilities[0][few].float().cpu().numpy(),
+            )  # fmt: skip
+            parts.append((found.mask, found.labels, found.sure, found.given))
+            top += labels.shape[1]
+        kept = [np.concatenate(one) for one in zip(*parts, strict=True)]
+        return Seen(kept[0], kept[1], kept[2], kept[3], step), confusion.view(classes, classes).cpu().numpy()
 
 
 Pictures = tuple[Array, Array, Array, Array]  # image, mask, prediction, errors; each (H, W, 3)
@@ -156,28 +184,27 @@ class Review(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        mask, labels = (one.cpu().numpy().astype(np.uint8) for one in (batch["mask"][0], outputs[0]))
-        self.look_at(batch["name"][0], to_uint8(batch["image"][0]), mask, labels, outputs[1].float().cpu().numpy())
+        found, confusion = outputs
+        image = batch["image"][0]
+        image = shown_image(image, found.mask.shape, found.step) if found.step > 1 else as_float(image)
+        self.look_at(batch["name"][0], to_uint8(image), found, confusion)
 
-    def look_at(self, name: str, image: Array, mask: Array, labels: Array, probabilities: Array) -> None:
-        """Take in an image, uint8 (h, w, 3) at any size; the others are at the size of the mask."""
-        counted = mask != IGNORE
-        if not counted.any():
+    def look_at(self, name: str, image: Array, seen: Seen, confusion: Array) -> None:
+        """Take in an image, uint8 (h, w, 3) at any size, what the model says of it, and its confusion matrix (K, K)."""
+        if not confusion.any():
             self.bare += 1
             return
-        classes = len(self.colors)
-        pairs = mask[counted].astype(np.int64) * classes + labels[counted]
-        confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
         found = scores(torch.from_numpy(confusion))
         one = ImageErrors(name, float(found["miou"]), 1 - float(found["accuracy"]) / 100, confusion)
         self.images.append(one)
 
-        def pictures(box: tuple[int, int, int, int] | None = None) -> Pictures:
-            return drawn(image, mask, labels, self.colors, box)
+        def pictures(box: tuple[int, ...] | None = None) -> Pictures:
+            place = None if box is None else tuple(side // seen.step for side in box)
+            return drawn(image, seen.mask, seen.labels, self.colors, place)  # type: ignore[arg-type]
 
         if one.wrong:
             self.worst.add(-one.miou, one, pictures)
-        for region in disagreements(name, mask, labels, probabilities, self.confidence, self.share):
+        for region in disagreements(name, seen, self.confidence, self.share):
             self.regions.append(region)
             self.heaviest.add(region.weight, region, lambda box=region.box: pictures(box))  # type: ignore[misc]
 

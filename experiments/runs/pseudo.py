@@ -12,16 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.model.inference import as_float
 from common.model.metrics import SegmentationMetrics
 from common.model.module import SegmentationModule
-from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.files import clean, folder_written_whole, scratch_of
+from common.training.png import RowPng
 from datamodules.augmentation import whole
 from datamodules.base import SegmentationDataModule
 from datamodules.images import WholeImages
@@ -74,19 +73,18 @@ class PseudoLabels(LightningModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         return whole(batch)
 
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """(H, W) int64 labels of the image of a batch of `common.ops.batch`, at its original size; 255: not sure."""
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Iterator[Tensor]:
+        """int64 labels (rows, W) of the image of a batch of `common.ops.batch`, at its original size, in strips from
+        top to bottom; 255: not sure. Maps need all of the image, predictions are made as they are asked for."""
         if self.by_tags:
             size = (int(batch["size"][0, 0]), int(batch["size"][0, 1]))
             made: Any = self.model
             image, tags, name = (batch[key][0] for key in ("image", "tags", "name"))
-            labels: Tensor = made.pseudo_labels(
-                as_float(image), tags, size, self.refine, self.threshold, self.seeds, name
-            )
-            return labels
-        labels, probabilities = self.model.predict_labels(self.model.scored_network, batch, refine=True)
-        sure = probabilities.gather(1, labels[:, None])[:, 0] >= self.threshold
-        return labels.masked_fill(~sure, IGNORE)[0]
+            yield made.pseudo_labels(as_float(image), tags, size, self.refine, self.threshold, self.seeds, name)
+            return
+        for labels, probabilities in self.model.predict_strips(self.model.scored_network, batch, refine=True):
+            sure = probabilities.gather(1, labels[:, None])[:, 0] >= self.threshold
+            yield labels.masked_fill(~sure, IGNORE)[0]
 
 
 class PseudoWriter(Callback):
@@ -110,15 +108,24 @@ class PseudoWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        labels = outputs.cpu().numpy().astype(np.uint8)
-        self.counts += np.bincount(labels.ravel(), minlength=256)
+        height, width = batch["size"][0].tolist()
+        path, top, known = self.folder / f"{batch['name'][0]}.png", 0, False
+        path.parent.mkdir(parents=True, exist_ok=True)  # ids may have folders
+        with path.open("wb") as file:
+            picture = RowPng(file, height, width, self.palette)
+            for strip in outputs:
+                labels = strip.cpu()[None]
+                rows = labels[0].byte().numpy()
+                picture.write(rows)
+                self.counts += np.bincount(rows.ravel(), minlength=256)
+                truth = batch["mask"][:, top : top + len(rows)].cpu().long()
+                if bool((truth != IGNORE).any()):
+                    known = True
+                    shown = truth.masked_fill(labels == IGNORE, IGNORE)
+                    self.metric.update(labels.clamp(max=self.data.num_classes - 1), shown)
+                top += len(rows)
         self.images += 1
-        save_indexed(self.folder / f"{batch['name'][0]}.png", labels, self.palette)
-        truth = batch["mask"].cpu().long()
-        if bool((truth != IGNORE).any()):
-            self.compared += 1
-            sure = outputs.cpu()[None]
-            self.metric.update(sure.clamp(max=self.data.num_classes - 1), truth.masked_fill(sure == IGNORE, IGNORE))
+        self.compared += known
 
     def report(self) -> dict[str, Any]:
         """Of `pseudo.json`: shares of pixels, those of classes among the labelled ones; `miou_train` in per cent, over
@@ -132,14 +139,6 @@ class PseudoWriter(Callback):
         }
         miou = float(self.metric.compute()["miou"]) if self.compared else float("nan")
         return found | ({"miou_train": round(miou, 4)} if np.isfinite(miou) else {})
-
-
-def save_indexed(path: Path, labels: Array, palette: Array) -> None:
-    """Write uint8 (H, W) as an indexed PNG in colours uint8 (256, 3)."""
-    path.parent.mkdir(parents=True, exist_ok=True)  # ids may have folders
-    picture = Image.fromarray(labels, "P")
-    picture.putpalette(palette.tobytes())
-    picture.save(path, "PNG")
 
 
 @contextmanager

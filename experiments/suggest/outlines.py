@@ -64,13 +64,17 @@ def polygons(labels: Array) -> list[tuple[int, Array]]:
     return [(value, points) for _, value, points in sorted(found, key=lambda one: -one[0])]
 
 
-def labelme(labels: Array, class_names: Sequence[str], image: str) -> dict[str, Any]:
-    """The content of labelme's file (version 5) for a label map (H, W) of an image at a path, relative to the file."""
+def labelme(
+    labels: Array, class_names: Sequence[str], image: str, size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """The content of labelme's file (version 5) for a label map (h, w) of an image at a path, relative to the file; of
+    a large image a smaller map, and its `size` (height, width)."""
+    height, width = size or labels.shape
+    stretch = (width - 1) / max(1, labels.shape[1] - 1), (height - 1) / max(1, labels.shape[0] - 1)
     shapes = [
-        {"label": class_names[value], "points": points.tolist(), "group_id": None, "description": "",
+        {"label": class_names[value], "points": (points * stretch).tolist(), "group_id": None, "description": "",
          "shape_type": "polygon", "flags": {}, "mask": None}
         for value, points in polygons(labels)
     ]  # fmt: skip
-    height, width = labels.shape
     about: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image, "imageData": None}
     return {**about, "imageHeight": height, "imageWidth": width}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.model.inference import WHOLE, as_float
 from common.model.module import SegmentationModule
 from common.ops.array import Array
 from common.ops.uncertainty import disagreement, entropy, margin, spread_out
-from common.training.pictures import colorize, overlay, save_grid, to_uint8
+from common.training.pictures import colorize, every_few, overlay, picture_step, save_grid, shown_image, to_uint8
 from common.training.predictions import Written
 from datamodules.base import SegmentationDataModule
 from datamodules.drawn import parts_of
@@ -52,32 +54,51 @@ class Scorer(LightningModule):
         self.model.on_predict_start()
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Of the one image of a batch: `score`, `features` (D,) of unit length and, if asked, `labels` (H, W) at the
-        original size and `map` (h, w), at the size that the network sees."""
-        found = self.scores(batch)
-        out: dict[str, Any] = {"score": float(found.mean()), "features": self.features(batch["image"])}
+        """Of the one image of a batch: `score`, `features` (D,) of unit length and, if asked, `map` (h, w), at the size
+        that the network sees, and `labels` uint8 (H, W) at the original `size`; of a large image both of every few
+        pixels (`common.training.pictures.picture_step`). Whatever its size, no more is held of an image than
+        `predict_strips` does."""
+        height, width = batch["image"].shape[-2:]
+        step, top, total, parts = picture_step(height, width), 0, 0.0, []
+        for found in self.scores(batch):
+            total += float(found.sum(dtype=torch.float64))
+            parts += [found[-top % step :: step, ::step].cpu()] if self.with_labels else []
+            top += len(found)
+        out = {"score": total / (height * width), "features": self.features(batch["image"])}
         if self.with_labels:
-            strips = self.model.predict_strips(self.model.scored_network, batch, refine=True)
-            out |= {"map": found, "labels": torch.cat([labels[0] for labels, _ in strips])}
+            size = batch["size"][0].tolist()
+            step, top, rows = picture_step(*size), 0, []
+            for labels, _ in self.model.predict_strips(self.model.scored_network, batch, refine=True):
+                rows.append(every_few(labels[0], top, step))
+                top += labels.shape[1]
+            out |= {"map": torch.cat(parts), "labels": np.concatenate(rows), "size": size}
         return out
 
-    def scores(self, batch: Mapping[str, Any]) -> Tensor:
-        """(h, w) at the size that the network sees."""
+    def scores(self, batch: Mapping[str, Any]) -> Iterator[Tensor]:
+        """(rows, w), in strips, at the size that the network sees."""
         image: Tensor = batch["image"]
         own = {**batch, "size": torch.tensor([image.shape[-2:]])}
         if self.by != "disagreement":
-            found = self.model.predict_labels(self.model.scored_network, own, refine=False)[1][0]
-            return entropy(found) if self.by == "entropy" else margin(found)
-        members = []
-        for network in self.model.eval_networks().values():
-            members.append(self.model.predict_labels(network, own, refine=False)[1][0])
-            mirrored = self.model.predict_labels(network, {**own, "image": image.flip(-1)}, refine=False)[1][0]
-            members.append(mirrored.flip(-1))
-        return disagreement(torch.stack(members))
+            for _, found in self.model.predict_strips(self.model.scored_network, own, refine=False):
+                yield entropy(found[0]) if self.by == "entropy" else margin(found[0])
+            return
+        views = own, {**own, "image": image.flip(-1)}
+        networks = self.model.eval_networks().values()
+        strips = [self.model.predict_strips(network, view, refine=False) for network in networks for view in views]
+        for members in zip(*strips, strict=True):  # whose heights are the same
+            seen = [found[0].flip(-1) if number % 2 else found[0] for number, (_, found) in enumerate(members)]
+            yield disagreement(torch.stack(seen))
 
     def features(self, image: Tensor) -> Tensor:
-        """The mean of the encoder's last map over the image, of length 1."""
+        """The mean of the encoder's last map over the image, of length 1. [ours] Of an image that the network predicts
+        in windows, the encoder sees a smaller copy."""
         network = self.model.network
+        step = math.ceil(math.sqrt(image.shape[-2] * image.shape[-1] / WHOLE))
+        if step > 1:
+            rows = range(0, image.shape[-2], 64 * step)
+            parts = (as_float(image[..., top : top + 64 * step, :]) for top in rows)  # one at a time
+            image = torch.cat([F.avg_pool2d(part, step, ceil_mode=True) for part in parts], -2)
+        image = as_float(image)
         if network.only_size and max(image.shape[-2:]) > network.only_size:
             image = F.interpolate(image, scale_factor=network.only_size / max(image.shape[-2:]), mode="bilinear")
         return F.normalize(network.encode(image)[0][-1].float().mean((2, 3))[0], dim=0).cpu()
@@ -166,17 +187,19 @@ class SuggestionWriter(Callback):
     ) -> None:  # fmt: skip
         data = trainer.datamodule  # type: ignore[attr-defined]
         name = batch["name"][0]
-        labels = outputs["labels"].cpu().numpy().astype(np.uint8)
+        labels, (height, width) = outputs["labels"], outputs["size"]
         target = drawing_of(name)
         place = (self.written.folder / target).parent
-        content = labelme(labels, data.class_names, os.path.relpath(self.files[name].resolve(), place.resolve()))
+        path = os.path.relpath(self.files[name].resolve(), place.resolve())
+        content = labelme(labels, data.class_names, path, (height, width))
         with self.written.file(target) as scratch:
             scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        height, width = labels.shape
         size = (HEIGHT, max(1, round(width * HEIGHT / height)))
-        image = F.interpolate(batch["image"][:, :3], size, mode="bilinear", antialias=True)[0]
+        image = batch["image"][0, :3]
+        image = shown_image(image, labels.shape, step) if (step := picture_step(*image.shape[-2:])) > 1 else image
+        image = F.interpolate(as_float(image)[None], size, mode="bilinear", antialias=True)[0]
         small = np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
-        where = F.interpolate(outputs["map"][None, None], size, mode="bilinear")[0, 0].clamp(0, 1).cpu().numpy()
+        where = F.interpolate(outputs["map"][None, None], size, mode="bilinear")[0, 0].clamp(0, 1).numpy()
         text = f"{len(self.rows) + 1}   {self.scores[name]:.3f}"
         pictures = to_uint8(image), overlay(image, colorize(small, data.colors)), colormaps["magma"](where)[..., :3]
         self.rows.append([captioned(pictures[0], text), pictures[1], (255 * pictures[2]).astype(np.uint8)])

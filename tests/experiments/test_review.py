@@ -17,7 +17,7 @@ import weakseg as package
 from browser import PROGRAM, Browser
 from common.training.predictions import Written
 from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
-from experiments.review.errors import Best, Review, disagreements, drawn
+from experiments.review.errors import Best, Review, disagreements, drawn, seen
 from experiments.review.page import write_review
 
 NAMES = ["ground", "red thing", "blue thing"]
@@ -59,11 +59,20 @@ def drawn_case():
     return mask, probabilities.argmax(0).astype(np.uint8), probabilities
 
 
+def counted(mask, labels, classes=3):
+    """The confusion matrix."""
+    matrix = np.zeros((classes, classes), np.int64)
+    for true, found in zip(mask.ravel(), labels.ravel(), strict=True):
+        if true != 255:
+            matrix[true, found] += 1
+    return matrix
+
+
 @pytest.mark.parametrize(("confidence", "share"), [(0.0, 0.0), (0.8, 0.01), (1.0, 0.0)])
 def test_regions_are_those_of_the_slow_flood(confidence, share):
     mask, labels, probabilities = drawn_case()
     expected = slow_regions(mask, labels, probabilities, confidence, share)
-    found = disagreements("one", mask, labels, probabilities, confidence, share)
+    found = disagreements("one", seen(mask, labels, probabilities), confidence, share)
     assert len(found) == len(expected)
     assert confidence == 1 or len(found) > 3
     by_box = {(one.box, one.mask, one.prediction): one for one in found}
@@ -77,8 +86,8 @@ def test_regions_are_those_of_the_slow_flood(confidence, share):
 
 def test_pixels_without_a_label_are_no_error():
     mask, labels, probabilities = drawn_case()
-    assert disagreements("one", np.full_like(mask, 255), labels, probabilities, 0, 0) == []
-    assert disagreements("one", labels, labels, probabilities, 0, 0) == []
+    assert disagreements("one", seen(np.full_like(mask, 255), labels, probabilities), 0, 0) == []
+    assert disagreements("one", seen(labels, labels, probabilities), 0, 0) == []
 
 
 def test_only_the_best_are_shown():
@@ -200,8 +209,9 @@ def test_the_page_is_sound_and_needs_no_network(tmp_path):
     found = Review([(60, 60, 60), (220, 60, 40), (40, 90, 220)], 0, 0)
     mask, labels, probabilities = drawn_case()
     image = np.full((*mask.shape, 3), 80, np.uint8)
-    found.look_at("day1/<i>", image, mask, labels, probabilities)
-    found.look_at("bare", image, np.full_like(mask, 255), labels, probabilities)
+    found.look_at("day1/<i>", image, seen(mask, labels, probabilities), counted(mask, labels))
+    bare = np.full_like(mask, 255)
+    found.look_at("bare", image, seen(bare, labels, probabilities), counted(bare, labels))
     write_review(
         Written(tmp_path, "review"), found, {"run": "x<y", "method": "TV", "checkpoint": "best", "split": "val"}, names
     )
@@ -225,7 +235,10 @@ def test_the_page_is_sound_and_needs_no_network(tmp_path):
 def test_without_an_error_there_is_a_page(tmp_path):
     found = Review([(60, 60, 60), (220, 60, 40)], 0.9, 0)
     mask = np.array([[0, 1, 255]], np.uint8)
-    found.look_at("one", np.zeros((1, 3, 3), np.uint8), mask, mask, np.zeros((2, 1, 3)))
+    labels = np.array([[0, 1, 0]], np.uint8)
+    found.look_at(
+        "one", np.zeros((1, 3, 3), np.uint8), seen(mask, labels, np.zeros((2, 1, 3))), counted(mask, labels, 2)
+    )
     write_review(Written(tmp_path, "review"), found, {"run": "r", "method": "m", "checkpoint": "c", "split": "s"}, "ab")
     assert "no error" in (tmp_path / "review.html").read_text()
     assert rows_of(tmp_path / "label_errors.csv") == []
@@ -248,7 +261,8 @@ def test_nothing_of_others_is_replaced_and_wrong_options_are_refused(learned, tm
 def test_the_filter_shows_what_is_asked_for_at_a_phones_width(tmp_path):
     found = Review([(60, 60, 60), (220, 60, 40), (40, 90, 220)], 0, 0)
     mask, labels, probabilities = drawn_case()
-    found.look_at("one", np.full((*mask.shape, 3), 80, np.uint8), mask, labels, probabilities)
+    image = np.full((*mask.shape, 3), 80, np.uint8)
+    found.look_at("one", image, seen(mask, labels, probabilities), counted(mask, labels))
     about = {"run": "r", "method": "m", "checkpoint": "c", "split": "s"}
     write_review(Written(tmp_path, "review"), found, about, ["a", "b", "c"])
     browser = Browser(tmp_path, 390, 800)

@@ -93,8 +93,9 @@ def test_a_large_image_in_bytes_is_seen_as_a_small_one(model, monkeypatch):
     assert large["image"].dtype == large["mask"].dtype == torch.uint8
     found = [model.predict_labels(model.network, batch, refine=False)[1] for batch in (small, large)]
     assert torch.equal(*found)
-    labels = [PseudoLabels(model, "pamr", 0.3).predict_step(batch, 0) for batch in (small, large)]
-    assert torch.equal(*labels)
+    labels = [[*PseudoLabels(model, "pamr", 0.3).predict_step(batch, 0)] for batch in (small, large)]
+    assert len(labels[0]) == len(labels[1]) == 1
+    assert torch.equal(labels[0][0], labels[1][0])
 
 
 def test_pseudo_labels_refuse_what_makes_no_sense(model):
