@@ -26,7 +26,8 @@ FOLDERS = ("*.md", "docs/*.md", "methods/*/README.md", "experiments/**/*.md")
 PAGES = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
 USING = ROOT / "docs" / "using.md"
 QUICK = [ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "methods" / "tv" / "README.md"]
-SLOW = [USING, ROOT / "docs" / "comparing.md", *sorted({*ROOT.glob("methods/*/README.md")} - {*QUICK})]
+STORY = ROOT / "docs" / "story.md"
+SLOW = [USING, STORY, ROOT / "docs" / "comparing.md", *sorted({*ROOT.glob("methods/*/README.md")} - {*QUICK})]
 RUN = [*QUICK, *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW)]  # CONTRIBUTING has tests of its own
 SKIPPED = {
     "source .venv/bin/activate": "changes the reader's shell",

@@ -18,11 +18,14 @@ import numpy as np
 import torch
 import yaml
 from lightning_utilities.core.rank_zero import rank_zero_only
+from scipy import ndimage
+from skimage import measure
 
 from common.model.networks import NetworkConfig, build_network
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.base import SegmentationDataModule
-from datamodules.decode import stored_size
+from datamodules.decode import SUFFIXES, stored_size
 from experiments.cli.configs import CONFIG_OPTIONS, expand_configs, named_config
 from experiments.cli.doctor import load_data
 
@@ -33,6 +36,8 @@ LEAST, MOST = 256, 512  # pixels of the longer side, where images have as many
 BATCHES = (16, 8, 4, 2)
 EPOCHS, STEPS = 60, (1000, 20000)
 LOOKED_AT = 40  # images
+DOT = 0.02  # of an image's longer side: labels of up to this length are dots
+CLICKS = 3  # dots of a class in an image, on average; more are pixels that were drawn at random
 MISSING = object()
 
 
@@ -61,7 +66,8 @@ def with_choices(words: Sequence[str]) -> list[str]:
     kind = kind_of(data)
     weights = _value(rest, "--model.network.weights", NETWORK["weights"])
     pretrained = "from scratch" if weights in ("null", "~") else "pretrained"
-    method = yaml.safe_load(TABLE.read_text())[kind][pretrained]
+    advice = yaml.safe_load(TABLE.read_text())[kind]
+    method = advice[pretrained]
     named = named_config(rest, "methods") or _value(rest, "--model", None)
     run_dir = _value(rest, "--run_dir", None)
     if run_dir is None:
@@ -73,6 +79,7 @@ def with_choices(words: Sequence[str]) -> list[str]:
     first = ["--config", "base", *([] if named else ["--config", method]), *own, "--run_dir", run_dir]
     first += [word for option, value in choices.items() if not _says(rest, option) for word in (option, value)]
     _tell(folder, data, kind, named or method, first, rest)
+    _advise(advice["postprocess"])
     os.environ[CHOSEN] = json.dumps(first)
     return [*first, *rest]
 
@@ -86,15 +93,30 @@ def kind_of(data: SegmentationDataModule) -> str:
     if len(with_mask) < 0.9 * len(names):
         return "some images labelled"
     masks = [data.mask(name) for name in with_mask[:: -(-len(with_mask) // LOOKED_AT)]]
-    shares = [float(np.mean(mask != IGNORE)) for mask in masks if mask is not None]
-    return "all pixels labelled" if shares and median(shares) > 0.9 else "strokes or clicks"
+    drawn = [mask for mask in masks if mask is not None and (mask != IGNORE).any()]
+    if drawn and median(float(np.mean(mask != IGNORE)) for mask in drawn) > 0.9:
+        return "all pixels labelled"
+    dots = [dots_of(mask) for mask in drawn]
+    if not dots or median(share for share, _ in dots) <= 0.5:
+        return "strokes"
+    return "clicks" if median(each for _, each in dots) <= CLICKS else "few pixels"
+
+
+def dots_of(mask: Array) -> tuple[float, float]:
+    """Of a partly labelled mask, uint8 (H, W): the share of its connected labels that are dots and not strokes, of up
+    to 3 pixels or 2 % of the longer side, and how many there are of each class in it, on average."""
+    found: Array = measure.label(mask.astype(np.int32) + 1, background=IGNORE + 1, connectivity=2)  # type: ignore[no-untyped-call]
+    places = [place for place in ndimage.find_objects(found) if place]
+    most = max(3, DOT * max(mask.shape))
+    small = [max(side.stop - side.start for side in place) <= most for place in places]
+    return float(np.mean(small)), len(places) / len(np.unique(mask[mask != IGNORE]))
 
 
 def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict[str, str]:
     """Options and their values, for data with this kind of labels."""
     names = data.names("train")
-    files = [data.images[name] for name in names[:: -(-len(names) // LOOKED_AT)]]
-    longest = int(median(max(stored_size(file)[0]) for file in files if file.suffix != ".npy") if files else LEAST)
+    sizes = [_longest(data, name) for name in names[:: -(-len(names) // LOOKED_AT)]]
+    longest = int(median(sizes) if sizes else LEAST)
     side = min(MOST, max(min(LEAST, 32 * -(-longest // 32)), 32 * (longest // 32)))
     given = str(_value(said, "--data.size", side))
     side = int(given) if given.isdigit() else side
@@ -122,6 +144,12 @@ def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict
         "--trainer.max_steps": str(steps),
         "--trainer.val_check_interval": str(max(1, steps // 10)),
     }
+
+
+def _longest(data: SegmentationDataModule, name: str) -> int:
+    """Pixels of an image's longer side; of a picture they are in its header."""
+    file = data.images[name]
+    return int(max(stored_size(file)[0] if file.suffix.lower() in SUFFIXES else data.image(name).shape[:2]))
 
 
 def saved_bytes(network: dict[str, Any], data: SegmentationDataModule, crop: int) -> int:
@@ -205,6 +233,14 @@ def _tell(
     print(f"{folder}: {kind}; {images}; {data.num_classes} classes")
     print(f"chosen: {method}. This command says it all:")
     print(f"  weakseg fit {shlex.join([*first, *rest])}")
+
+
+@rank_zero_only
+def _advise(postprocess: dict[str, Any]) -> None:
+    """It is not chosen: it needs the probabilities of a whole image, and seconds for each of a large one."""
+    if postprocess:
+        words = " ".join(f"--model.postprocess.{key} {value}" for key, value in postprocess.items())
+        print(f"test and predict may gain from {words}")
 
 
 # Words of the command line ------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`weakseg fit --data FOLDER`: what is chosen, and that it is said, kept and overridden."""
 
+import re
 import shlex
 import shutil
 
@@ -10,7 +11,8 @@ import yaml
 from PIL import Image
 
 from common.model.networks import NetworkConfig, build_network
-from conftest import draw_folder, weakseg
+from common.model.postprocess import PostprocessConfig
+from conftest import ROOT, draw_folder, weakseg
 from datamodules import Folder
 from experiments.cli import own_data
 
@@ -87,12 +89,59 @@ def test_the_kind_of_labels_says_the_method(root):
     for number in (2, 3, 4):
         shutil.copy(root / "masks" / "0.png", root / "masks" / f"{number}.png")
         shutil.copy(root / "images" / "0.png", root / "images" / f"{number}.png")
-    assert own_data.kind_of(Folder(str(root))) == "strokes or clicks"
-    rows = yaml.safe_load(own_data.TABLE.read_text())
+    assert own_data.kind_of(Folder(str(root))) == "strokes"
+    for kind, dots in (("clicks", 1), ("few pixels", 5)):  # of each of two classes
+        for file in (root / "masks").iterdir():
+            height, width = np.array(Image.open(file)).shape
+            mask = np.full((height, width), 255, np.uint8)
+            for label in range(2):
+                mask[4 * label + 2, 3 : 3 + 4 * dots : 4] = label
+            Image.fromarray(mask).save(file)
+        assert own_data.kind_of(Folder(str(root))) == kind
+
+
+def test_a_broad_brush_makes_dots_and_a_thin_one_strokes():
+    mask = np.full((400, 600), 255, np.uint8)
+    mask[100:109, 50:59] = 0
+    mask[200:209, 50:59] = 1
+    assert own_data.dots_of(mask) == (1, 1)
+    mask[300, 50:80] = 1
+    assert own_data.dots_of(mask) == (pytest.approx(2 / 3), 1.5)
+
+
+# README's words for each kind of labels, method and post-processing.
+SAID = {
+    "some images labelled, many without labels": ("some images labelled", "pretrained"),
+    "the same, and no pretrained encoder": ("some images labelled", "from scratch"),
+    "scribbles": ("strokes", None),
+    "a click per object": ("clicks", None),
+    "a few pixels per image": ("few pixels", None),
+    "everything labelled": ("all pixels labelled", None),
+    "the classes of each image, no pixel": ("tags", None),
+}
+METHODS = {"unimatch": "UniMatch", "supervised_ema": "Supervised", "gated_crf": "Gated CRF", "tv": "TV",
+           "cam": "CAM"}  # fmt: skip
+
+
+def test_readme_and_the_table_that_fit_goes_by_say_the_same():
     from experiments.cli.configs import shipped_configs
 
-    assert {name for row in rows.values() for name in row.values()} <= shipped_configs().keys()
-    assert {*rows} == {"all pixels labelled", "some images labelled", "strokes or clicks", "tags"}
+    rows = yaml.safe_load(own_data.TABLE.read_text())
+    section = (ROOT / "README.md").read_text().split("## Which method for which labels")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
+    said = {have: (take, why) for have, take, why in cells if have != "you have"}
+    assert said.keys() == SAID.keys()
+    assert {kind for kind, _ in SAID.values()} == rows.keys()
+    for words, (kind, encoder) in SAID.items():
+        take, why = said[words]
+        row = rows[kind]
+        for name in {row[encoder]} if encoder else {row["pretrained"], row["from scratch"]}:
+            assert name in shipped_configs()
+            assert METHODS[name] in take, words
+        post = row["postprocess"].get("kind")
+        assert (post == "dense_crf") == ("post-processing" in take), words
+        assert (post == "mrf") == ("MRF" in take + why), words
+        PostprocessConfig(**row["postprocess"])
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted_without_memory(root):
