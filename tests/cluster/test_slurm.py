@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -197,6 +198,36 @@ def kill_node(folder, node):
     for pid in on_node:
         subprocess.run(["pkill", "-KILL", "-P", pid], check=False)
         os.kill(int(pid), signal.SIGKILL)
+
+
+def test_the_commands_of_the_page_lead_to_a_finished_one(tmp_path):
+    """As they are written, with runs of a few steps."""
+    page = (ROOT / "docs" / "clusters.md").read_text().split("```console\n")[1].split("```")[0]
+    install, *commands = [shlex.split(line) for line in page.splitlines()]
+    assert install == ["pip", "install", "weakseg[cluster]"]
+    assert len(commands) == 5
+    short = [
+        "--",
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=4",
+        "--data.train=8",
+        "--data.val=2",
+        "--data.test=2",
+    ]
+    (tmp_path / "cluster.yaml").write_text("cpus: 1\n")
+    said = []
+    for command, *words in commands:
+        assert command == "weakseg"
+        done = subprocess.run(
+            [*COMMAND, *words, *(short if words[0] == "study" else [])], cwd=tmp_path, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        said.append(done.stdout)
+    assert "4 runs; " in said[0]
+    assert "4 of 4 runs submitted" in said[1]
+    assert re.search(r"eight pixels an image/TV +1 +(queued|running|done)", said[2])
+    assert "page: " in said[3]
+    assert (tmp_path / "report").is_dir()
 
 
 def test_predictions_in_one_process_in_shares_and_under_srun_are_the_same(tmp_path):
