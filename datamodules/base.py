@@ -190,6 +190,10 @@ class SegmentationDataModule(LightningDataModule):
         """Whether `sequence` tells which images belong together."""
         return False
 
+    def scored_with(self, name: str) -> str:
+        """The images that scores of groups count as one: those of a sequence, where there are such; else each."""
+        return self.sequence(name) if self.knows_sequences() else name
+
     @cached_property
     def pseudo(self) -> PseudoMasks | None:
         """The labels that training images have in place of their masks."""

@@ -122,6 +122,25 @@ def draw_coco(root: Path) -> Path:
     return root
 
 
+def draw_acdc(root: Path) -> Path:
+    """Two slices of each of two frames of four patients; scribbles on those for training."""
+    names = {
+        split: [f"patient{p:03}_frame{f:02}_slice_{n}" for p in patients for f in (1, 12) for n in range(2)]
+        for split, patients in {"train": (1, 5), "val": (3,), "test": (4,)}.items()
+    }
+    for split, members in names.items():
+        (root / f"{split}.txt").parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{split}.txt").write_text("\n".join(members) + "\n")
+        for number, name in enumerate(members):
+            save(root / "images" / f"{name}.png", np.random.default_rng(number).integers(0, 256, SIZE))
+            save(root / "masks" / f"{name}.png", labels(0, 3))
+            if split == "train":
+                strokes = np.full(SIZE, 255)
+                strokes[10:12] = labels(0, 3)[10:12]
+                save(root / "scribbles" / f"{name}.png", strokes)
+    return root
+
+
 def scribble(*lines, size=SIZE):
     polygons = "".join(
         f"<polygon><tag>{tag}</tag>" + "".join(f"<point><X>{x}</X><Y>{y}</Y></point>" for x, y in points) + "</polygon>"

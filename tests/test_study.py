@@ -192,6 +192,16 @@ def test_dry_run_prints_the_commands_and_the_budget(done, tmp_path):
     assert re.search(r"pixels/base: 2 runs, 2 done, \d+\.\d min each", text)
 
 
+def test_searches_of_a_row_share_the_run_with_its_own_values(tmp_path):
+    file = tmp_path / "few.yaml"
+    both = "[{over: {model.tv_weight: [0.1, 0.3]}}, {over: {model.start: [0.0, 0.2]}}]"
+    text = FEW.replace("{model.tv_weight: 0.3}", "{model.tv_weight: 0.3, model.start: 0.2}")
+    file.write_text(text.replace("TV: {over: {model.tv_weight: [0.1, 0.3]}}", f"TV: {both}"))
+    runs = [run for run in all_runs(read_study(str(file)), find_place(tmp_path, tmp_path, None)) if run.row == "TV"]
+    values = [{*run.fit} & {"--model.tv_weight=0.1", "--model.start=0.0"} for run in runs if run.seed == 0]
+    assert sorted(values, key=sorted) == [set(), {"--model.start=0.0"}, {"--model.tv_weight=0.1"}]
+
+
 def test_values_are_words_of_yaml():
     given = {"a": None, "b": False, "c": [1, 2.5], "d": "x y", "e": 1e-5}
     assert as_words(given) == ["--a=null", "--b=false", "--c=[1, 2.5]", "--d=x y", "--e=1e-05"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,10 +148,9 @@ def scored(module: LightningModule) -> SegmentationMetrics:
 
 def grouped(data: Any, found: Mapping[str, Array]) -> list[list[Array]]:
     """What was found in each image, a list for each sequence, or for each image where the data know of none."""
-    group: Callable[[str], str] = data.sequence if data.knows_sequences() else str
     groups: dict[str, list[Array]] = defaultdict(list)
     for name in sorted(found):
-        groups[group(name)].append(found[name])
+        groups[data.scored_with(name)].append(found[name])
     return [*groups.values()]
 
 

@@ -149,26 +149,35 @@ def row_run(study: Study, place: Place, regime: str, row: Row, seed: int) -> Run
     """The run of a row; where a search of the row has tried the row's own values, it is that run."""
     row = study.rows[row.of] if row.of else row
     regime = row.made_in or regime
-    for search in study.searches:
-        if (search.row, search.regime) == (row.name, regime) and seed in search.seeds:
-            for point in search.points():
-                if is_chosen(point, row.chosen(regime)):
-                    return search_run(study, place, search, point, seed)
+    if found := tried(study, row, regime, seed):
+        return search_run(study, place, *found, seed)
     folder = place.runs / study.name / folder_name(regime) / folder_name(row.name) / f"seed{seed}"
     words = fit_words(study, place, regime, row, row.chosen(regime), seed)
     return Run(f"{regime}/{row.name}", regime, row.name, seed, folder, words, tests(study, row))
 
 
+def tried(study: Study, row: Row, regime: str, seed: int) -> tuple[Search, Options] | None:
+    """The first search that tries the row's own values in a regime, and these among its points."""
+    for search in study.searches:
+        if (search.row, search.regime) == (row.name, regime) and seed in search.seeds:
+            for point in search.points():
+                if is_chosen(point, row.chosen(regime)):
+                    return search, point
+    return None
+
+
 def search_run(study: Study, place: Place, search: Search, point: Options, seed: int) -> Run:
     row = study.rows[search.row]
+    if is_chosen(point, row.chosen(search.regime)) and (found := tried(study, row, search.regime, seed)):
+        search, point = found  # several searches of a row share the run with its own values
     values = row.chosen(search.regime) | point
     label = ",".join(f"{name.rsplit('.', 1)[-1]}={word(value)}" for name, value in point.items())
     parts = (study.name, "search", folder_name(search.regime), folder_name(row.name), folder_name(label), f"seed{seed}")
     chosen = is_chosen(point, row.chosen(search.regime)) and seed in study.seeds
     words = fit_words(study, place, search.regime, row, values, seed)
     name = f"{search.regime}/{row.name}" + ("" if chosen else f", {label}")
-    found = tests(study, row) if chosen else {}  # nothing is chosen on test: the others are never tested
-    return Run(name, search.regime, row.name, seed, place.runs.joinpath(*parts), words, found)
+    shown = tests(study, row) if chosen else {}  # nothing is chosen on test: the others are never tested
+    return Run(name, search.regime, row.name, seed, place.runs.joinpath(*parts), words, shown)
 
 
 def is_chosen(point: Options, values: Options) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from official_layouts import (
     SIZE,
+    draw_acdc,
     draw_ade20k,
     draw_bsds,
     draw_camvid,
@@ -29,6 +30,7 @@ import datamodules
 from common.ops.batch import IGNORE
 from conftest import ROOT, fit_tiny
 from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribble_png, read_scribble_xml
+from datamodules.sets.acdc import ACDC
 from datamodules.sets.ade20k import ADE20K
 from datamodules.sets.bsds500 import BSDS500
 from datamodules.sets.camvid import CamVid
@@ -69,6 +71,7 @@ SETS = {
     "sift_flow": (draw_sift_flow, SIFTFlow, (8, 1, 3), 33),
     "ade20k": (draw_ade20k, ADE20K, (6, 1, 3), 150),
     "coco": (draw_coco, COCO, (6, 1, 3), 81),
+    "acdc": (draw_acdc, ACDC, (8, 4, 4), 4),
 }
 quiet = pytest.mark.filterwarnings("ignore:.*images, not 715.*")
 
@@ -101,7 +104,10 @@ def test_splits_and_masks_of_the_official_layout(drawn, name):
         assert image.shape == (*SIZE, 3)
         assert image.dtype == mask.dtype == np.uint8
         assert mask.shape == SIZE
-        assert np.unique(mask).tolist() == [*range(classes), *[IGNORE] * (name != "coco")]  # where all is labelled
+        assert np.unique(mask).tolist() == [
+            *range(classes),
+            *[IGNORE] * (name not in ("coco", "acdc")),
+        ]  # where all is labelled
     assert data.source().startswith(str(drawn(name).resolve()))
 
 
@@ -141,6 +147,14 @@ WRONG = {
     "voc-mask": ("voc", f"{VOC}/SegmentationClassAug/2007_000012.png", None, ValueError, ["2007_000012", "test"]),
     "cityscapes-labels": ("cityscapes", "gtFine/train", None, FileNotFoundError, ["gtFine_trainvaltest.zip", "login"]),
     "cityscapes-mask": ("cityscapes", CITY, None, ValueError, ["jena_000001_000019", "labelTrainIds.png"]),
+    "acdc-list": ("acdc", "test.txt", None, FileNotFoundError, ["test.txt"]),
+    "acdc-mask": (
+        "acdc",
+        "masks/patient003_frame01_slice_0.png",
+        None,
+        FileNotFoundError,
+        ["masks", "patient003_frame01"],
+    ),
     "camvid-list": ("camvid", "val.txt", None, FileNotFoundError, ["val.txt"]),
     "camvid-folder": ("camvid", "valannot", None, FileNotFoundError, ["valannot", "does not exist"]),
     "camvid-image": ("camvid", "train/trainTP_000001.png", None, FileNotFoundError, ["train.txt", "trainTP_000001"]),
@@ -178,6 +192,49 @@ def test_an_image_in_two_camvid_lists(drawn, tmp_path):
         shutil.copy(root / f"train{folder}" / "trainTP_000001.png", root / f"val{folder}")
     (root / "val.txt").write_text((root / "val.txt").read_text() + "val/trainTP_000001.png x\n")
     refused(ValueError, ["trainTP_000001", "both train and val"], CamVid, str(root))
+
+
+def test_scribbles_and_volumes_of_acdc(drawn, tmp_path):
+    root = shutil.copytree(drawn("acdc"), tmp_path / "copy")
+    real = Supervision(kind="scribbles", real=True)
+    data = ACDC(str(root), supervision=real, size=32, cache_dir=str(tmp_path / "cache"))
+    name = "patient001_frame12_slice_1"
+    assert (data.annotation(name, "scribbles") != IGNORE).sum() == 2 * SIZE[1]
+    assert (data.sequence(name), data.scored_with(name)) == ("patient001", "patient001_frame12")
+    data.prepare_data()
+    before = data.annotation_dir()
+    (root / "scribbles" / f"{name}.png").touch()  # drawn anew
+    assert ACDC(str(root), supervision=real, size=32, cache_dir=str(tmp_path / "cache")).annotation_dir() != before
+    one = {data.sequence(name) for name in ACDC(str(root), supervision=FEW_PATIENTS).lists()[0]}
+    assert len(one) == 1
+    (root / "scribbles" / f"{name}.png").unlink()
+    refused(FileNotFoundError, ["scribbles", name], ACDC, str(root), supervision=real)
+    ACDC(str(root))  # others need none
+    refused(ValueError, ["no points"], ACDC(str(root)).annotation, name, "points")
+
+
+FEW_PATIENTS = Supervision(kind="image_subset", fraction=0.5, by_sequence=True)
+
+
+def test_a_patient_of_acdc_is_in_one_list(drawn, tmp_path):
+    root = shutil.copytree(drawn("acdc"), tmp_path / "copy")
+    moved = "patient001_frame12_slice_1"
+    for split in ("train", "val"):
+        names = {*(root / f"{split}.txt").read_text().split()} ^ {moved}
+        (root / f"{split}.txt").write_text("\n".join(sorted(names)))
+    refused(ValueError, ["patient001", "train.txt and val.txt"], ACDC, str(root))
+    for folder in ("images", "masks"):
+        shutil.move(root / folder / f"{moved}.png", root / folder / "slice.png")
+    (root / "val.txt").write_text("slice")
+    refused(ValueError, ["'slice'", "patient and frame"], ACDC, str(root))
+
+
+def test_the_real_acdc_is_read():
+    data = ACDC(str(shared("ACDC")), supervision=Supervision(kind="scribbles", real=True))
+    assert [len(data.names(split)) for split in SPLITS] == [396, 100, 288]
+    assert len({data.sequence(name) for name in data.names("train")}) == 20
+    drawn = np.concatenate([data.annotation(name, "scribbles").ravel() for name in data.names("train")])
+    assert round((drawn != IGNORE).mean(), 4) == 0.0106  # as its page says
 
 
 @quiet
