@@ -229,6 +229,50 @@ def test_a_patient_of_acdc_is_in_one_list(drawn, tmp_path):
     refused(ValueError, ["'slice'", "patient and frame"], ACDC, str(root))
 
 
+def test_volumes_of_acdc_as_the_challenge_has_them(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+
+    def write(path, values):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.5, -1.25, 10.0, 1.0])), path)
+
+    draw = np.random.default_rng(0)
+    truth = np.zeros((20, 24, 3), np.uint8)
+    truth[5:15, 6:18], truth[8:12, 9:15] = 2, 3
+    strokes = np.full_like(truth, 4)
+    strokes[9, :] = truth[9, :]
+    for part, patients in {"training": range(1, 6), "testing": (101,)}.items():
+        for patient in patients:
+            for frame in ("frame01", "frame12"):
+                stem = tmp_path / part / f"patient{patient:03}" / f"patient{patient:03}_{frame}"
+                write(
+                    Path(f"{stem}.nii.gz"),
+                    (truth.astype(int) * 300 + draw.integers(0, 200, truth.shape)).astype(np.int16),
+                )
+                write(Path(f"{stem}_gt.nii.gz"), truth)
+                if part == "training":
+                    write(Path(f"{stem}_scribble.nii.gz"), strokes)
+            write(Path(f"{stem.parent}/patient{patient:03}_4d.nii.gz"), truth)  # not read
+    data = ACDC(str(tmp_path), supervision=Supervision(kind="scribbles", real=True))
+    assert [len(data.names(split)) for split in SPLITS] == [24, 6, 6]
+    assert {data.sequence(name) for name in data.names("val")} == {"patient005"}
+    name = "patient001_frame12/001"
+    image, mask = data.image(name), data.mask(name)
+    assert image.shape == (24, 20, 3)  # rows run to the back
+    assert (int(image.min()), int(image.max())) == (0, 255)
+    assert np.array_equal(mask, truth[:, :, 1].T)
+    assert data.spacing(name) == (1.25, 1.5)
+    assert data.scored_with(name) == "patient001_frame12"
+    drawn = data.annotation(name, "scribbles")
+    assert (drawn != IGNORE).sum() == 24
+    assert np.array_equal(drawn[:, 9], truth[9, :, 1])
+    (tmp_path / "training/patient002/patient002_frame01_gt.nii.gz").unlink()
+    refused(FileNotFoundError, ["patient002_frame01_gt.nii.gz", "unpack it"], ACDC, str(tmp_path))
+    shutil.rmtree(tmp_path / "testing")
+    write(tmp_path / "training/patient002/patient002_frame01_gt.nii.gz", truth)
+    refused(FileNotFoundError, ["testing", "unpack it"], ACDC, str(tmp_path))
+
+
 def test_the_real_acdc_is_read():
     data = ACDC(str(shared("ACDC")), supervision=Supervision(kind="scribbles", real=True))
     assert [len(data.names(split)) for split in SPLITS] == [396, 100, 288]
