@@ -24,7 +24,14 @@ from experiments.benchmarks.measure import machine, options
 from experiments.benchmarks.steps import OPTIONS, build
 from experiments.compare.columns import markdown
 
-TAGGED = {"CAM": {}, "CPN": {}, "AALR": {}, "GroupWSSS": {"group": 2}, "Box": {}}
+TAGGED: dict[str, dict[str, Any]] = {
+    "CAM": {},
+    "CPN": {},
+    "AALR": {},
+    "GroupWSSS": {"group": 2},
+    "Box": {},
+    "Guided3D": {"crf_weight": 0.1},
+}
 METHODS = {**OPTIONS, "UniMatch V2": ("UniMatch", {"variant": "v2"}), **{n: (n, how) for n, how in TAGGED.items()}}
 NETWORKS = {
     "DeepLabV3+, ResNet-50": NetworkConfig("DeepLabV3Plus", "resnet50"),

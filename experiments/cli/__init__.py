@@ -21,6 +21,7 @@ train and evaluate
   test         test metrics:          weakseg test --run RUN_DIR [--which best|last]
   predict      label your images:     weakseg predict --run RUN_DIR --images FOLDER --output FOLDER
   pseudo       label its training images, to train on: weakseg pseudo --run RUN_DIR --output FOLDER
+  propose      label views by boxes of some, and depth: weakseg propose --config rooms --output FOLDER
   export       the network as a file: weakseg export --run RUN_DIR --output model.pt2|model.onnx
   push, pull   runs on the Hugging Face hub: weakseg push USER/NAME --run RUN_DIR, weakseg pull USER/NAME --output DIR
 
@@ -43,7 +44,7 @@ look around
 An error is one line; set WEAKSEG_TRACEBACK=1 to see where it came from. `weakseg --version` tells the version.
 """
 VERBS = (
-    *("fit", "validate", "test", "predict", "pseudo", "export", "push", "pull"),
+    *("fit", "validate", "test", "predict", "pseudo", "propose", "export", "push", "pull"),
     *("annotate", "suggest", "review", "compare", "study"),
     *("demo", "methods", "datamodules", "doctor"),
 )

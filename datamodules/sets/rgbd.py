@@ -1,0 +1,228 @@
+"""Images with depth, cameras and boxes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from common.ops.geometry import Intrinsics, check_pose, ray_to_z
+from datamodules.base import SegmentationDataModule
+from datamodules.files import find_images
+from datamodules.splits import SPLITS, check_disjoint, first_few, read_list
+from datamodules.splits import missing as lost_of
+from datamodules.views import View, Views
+
+FARTHEST = 100.0  # metres; more is another unit
+LARGEST = 2**28  # bytes of a JSON file
+
+
+class RGBD(Views, SegmentationDataModule):
+    """Images with depth, cameras and boxes: `images/`, `depth/`, `cameras.json`, `boxes.json`, and masks to compare.
+
+    `depth/ID.png` is a 16-bit PNG. `cameras.json` says of each id its `scene` (a room), `group` (views whose poses can
+    be compared) and `world_to_camera` (4 x 4, metres; camera x right, y down, z forward), the last two null where the
+    pose is unknown. `boxes.json` holds `intrinsics` (width, height, fx, fy, cx, cy; one for all, or one for each id;
+    integer coordinates are the pixels' centres) and `boxes`, [x0, y0, x1, y1, class] by id; an image that it does not
+    name has no boxes, one with an empty list shows no object. Masks are needed for val and test only. Files are found
+    by stem. NYUv2's single file and raw SUN3D are not read: convert them to this.
+
+    Args:
+        root: the folder, also with `train.txt`, `val.txt` and `test.txt`, split by room.
+        depth_unit: metres per step of the depth files, 0.001 for millimetres.
+        depth_kind: `z`: depth along the optical axis; `ray`: the length of the ray.
+        classes: names, the first one `background`; default: those that `boxes.json` names.
+        missing: value of depth that was not measured.
+        sensor: how closely depth and poses must agree: `sensor` (Kinect-like, estimated poses) or `exact`.
+        kwargs: see `datamodules.base.SegmentationDataModule`.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing.
+        ValueError: bad content, named with the file and the way out.
+    """
+
+    background = 0
+
+    def __init__(
+        self,
+        root: str,
+        depth_unit: float,
+        depth_kind: Literal["z", "ray"],
+        classes: list[str] | None = None,
+        missing: int = 0,
+        sensor: Literal["exact", "sensor"] = "sensor",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if depth_unit <= 0 or depth_kind not in ("z", "ray"):
+            raise ValueError(f"data.depth_unit is in metres per step and depth_kind z or ray, got {depth_unit}")
+        self.root, self.depth_unit, self.depth_kind = Path(root).expanduser(), depth_unit, depth_kind
+        self.missing, self.sensor = missing, sensor
+        refuse_single_files(self.root)
+        self.images = find_images(self.root / "images")
+        self.masks = find_images(self.root / "masks", needed=False)
+        self.depths = find_images(self.root / "depth")
+        self.files = {name: self.root / f"{name}.json" for name in ("cameras", "boxes")}
+        boxes = read_json(self.files["boxes"])
+        names = classes or boxes.get("classes")
+        if not isinstance(names, list) or len(names) < 2 or names[0] != "background":
+            raise ValueError(f"{self.files['boxes']} names no classes: give data.classes, the first one background")
+        self.class_names = [str(name) for name in names]
+        self.colors = [(60, 60, 60), *(palette(number) for number in range(1, len(names)))]
+        self.splits = {split: read_list(self.root / f"{split}.txt", self.images) for split in SPLITS}
+        check_disjoint(self.splits)
+        listed = {name for names in self.splits.values() for name in names}
+        for kind, found in (("images", self.images), ("depth", self.depths)):
+            if lost := lost_of(listed, found):
+                raise FileNotFoundError(
+                    f"{self.root / kind} lacks {lost}: add the files, or take the ids off the lists"
+                )
+        if lost := lost_of({*self.splits["val"], *self.splits["test"]}, self.masks):
+            raise ValueError(f"{self.root / 'masks'} lacks {lost}: val and test are compared with masks")
+        self.views = self._read_views(read_json(self.files["cameras"]), boxes, listed)
+        self._check_rooms()
+        self.boxed = self._read_boxes(boxes)
+
+    def _read_views(self, cameras: Mapping[str, Any], boxes: Mapping[str, Any], names: set[str]) -> dict[str, View]:
+        views: dict[str, View] = {}
+        rooms: dict[str, str] = {}
+        shared = boxes.get("intrinsics")
+        for name in sorted(names):
+            where = f"{self.files['cameras']}: {name}"
+            one = cameras.get(name)
+            if not isinstance(one, dict) or not isinstance(one.get("scene"), str):
+                raise ValueError(f"{where} is not there, or has no scene: say which room it was taken in")
+            group, matrix = one.get("group"), one.get("world_to_camera")
+            if (group is None) != (matrix is None):
+                raise ValueError(
+                    f"{where} has a pose or a group, but not both: a pose means something in its group only"
+                )
+            pose = None
+            if matrix is not None:
+                try:
+                    pose = torch.tensor(matrix, dtype=torch.float64)
+                    check_pose(pose)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{where}: world_to_camera is no pose ({error})") from error
+                if rooms.setdefault(str(group), one["scene"]) != one["scene"]:
+                    raise ValueError(
+                        f"{where}: group {group} has views of {rooms[str(group)]} and {one['scene']}, whose poses "
+                        "cannot be compared: give each room groups of its own"
+                    )
+            camera = shared.get(name, shared) if isinstance(shared, dict) else None
+            views[name] = View(one["scene"], None if group is None else str(group), self._camera(name, camera), pose)
+        return views
+
+    def _camera(self, name: str, content: Any) -> Intrinsics:
+        try:
+            numbers = [float(content[key]) for key in Intrinsics._fields]
+        except (TypeError, KeyError, ValueError):
+            raise ValueError(
+                f"{self.files['boxes']}: intrinsics of {name} need the numbers {', '.join(Intrinsics._fields)}"
+            ) from None
+        if not np.isfinite(numbers).all() or min(numbers[:4]) <= 0:
+            raise ValueError(f"{self.files['boxes']}: intrinsics of {name} are not positive: {numbers}")
+        return Intrinsics(int(numbers[0]), int(numbers[1]), *numbers[2:])
+
+    def _check_rooms(self) -> None:
+        """Raise ValueError if a room is in two splits: its frames overlap."""
+        of = {split: {self.views[name].scene for name in names} for split, names in self.splits.items()}
+        for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+            if both := of[one] & of[other]:
+                raise ValueError(
+                    f"room {first_few(both)} is in {one}.txt and {other}.txt: split by room, frames overlap"
+                )
+
+    def _read_boxes(self, content: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+        found = content.get("boxes")
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.files['boxes']} has no boxes by id")
+        kept: dict[str, list[list[float]]] = {}
+        for name, rows in found.items():
+            if name not in self.views:
+                continue
+            camera, kept[name] = self.views[name].camera, []
+            for number, row in enumerate(rows):
+                where = f"{self.files['boxes']}: box {number} of {name}, {row},"
+                try:
+                    x0, y0, x1, y1, label = map(float, row)
+                except (TypeError, ValueError):
+                    raise ValueError(f"{where} is not [x0, y0, x1, y1, class]") from None
+                if not 0 < label < self.num_classes or label != int(label):
+                    raise ValueError(f"{where} is of no class: they are 1..{self.num_classes - 1}")
+                if not (-0.5 <= x0 <= x1 <= camera.width - 0.5 and -0.5 <= y0 <= y1 <= camera.height - 0.5):
+                    raise ValueError(
+                        f"{where} is not inside its image of {camera.width} x {camera.height} pixels: corners are x0, "
+                        "y0, x1, y1, not a width and a height; cut it"
+                    )
+                kept[name].append([x0, y0, x1, y1, label])
+        return kept
+
+    def sources(self) -> dict[str, Mapping[str, Path]]:
+        files = {path.name: path for path in self.files.values()}
+        return {**super().sources(), "depth": self.depths, "views": files}
+
+    def has_mask(self, name: str) -> bool:
+        return name in self.masks
+
+    def depth(self, name: str) -> Tensor:
+        path, camera = self.depths[name], self.views[name].camera
+        with Image.open(path) as picture:
+            kind = picture.mode
+            steps = np.asarray(picture)
+        if not kind.startswith("I") or steps.ndim != 2:
+            raise ValueError(
+                f"{path} is no 16-bit picture of one channel (it is {kind}, values {steps.min()} to {steps.max()}): "
+                "depth in 8 bits, in colours or as disparity is not read"
+            )
+        if steps.shape != (camera.height, camera.width):
+            raise ValueError(
+                f"{path} is {steps.shape[0]} x {steps.shape[1]}, but its camera has {camera.height} x {camera.width} "
+                "pixels: resize depth by nearest neighbours, and give the camera of that size"
+            )
+        metres = np.where(steps == self.missing, 0, steps.astype(np.float64) * self.depth_unit)
+        if metres.max() > FARTHEST:
+            raise ValueError(
+                f"{path} holds depth up to {metres.max():.0f} m at data.depth_unit={self.depth_unit:g}: millimetres "
+                "have 0.001; raw files of SUN3D are rotated by three bits, (d >> 3) | (d << 13)"
+            )
+        depth = torch.from_numpy(metres)
+        return ray_to_z(depth, camera) if self.depth_kind == "ray" else depth
+
+
+def palette(number: int) -> tuple[int, int, int]:
+    """A colour for each class, VOC's."""
+    bits = [(number >> 3 * place & 7) for place in range(3)]
+    red, green, blue = (sum((b >> channel & 1) << 7 - place for place, b in enumerate(bits)) for channel in range(3))
+    return red, green, blue
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises FileNotFoundError, ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: it belongs to a folder with depth, see `RGBD`")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than such a file has")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is broken ({' '.join(str(error).split())[:100]})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no object with entries by id")
+    return content
+
+
+def refuse_single_files(root: Path) -> None:
+    """Raise ValueError for NYUv2 as it is published."""
+    inside = [*root.glob("*.mat"), *root.glob("*.h5")] if root.is_dir() else []
+    if inside or root.suffix in (".mat", ".h5", ".hdf5"):
+        raise ValueError(
+            f"{(inside or [root])[0]} is a single file (NYUv2's is HDF5), which is not read: write its images and "
+            "depth as files, see `RGBD`"
+        )
