@@ -204,7 +204,7 @@ def people_boxes(
     found = []
     for x0, y0, x1, y1, label in boxes:
         rows, columns = (
-            slice(math.floor(low * new / old), math.ceil((high + 1) * new / old))
+            slice(max(0, math.floor(low * new / old)), math.ceil((high + 1) * new / old))
             for low, high, new, old in zip((y0, x0), (y1, x1), size, of, strict=False)
         )
         found.append((int(label), (rows, columns)))

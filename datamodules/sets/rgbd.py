@@ -156,7 +156,8 @@ class RGBD(Views, SegmentationDataModule):
                     raise ValueError(f"{where} is not [x0, y0, x1, y1, class]") from None
                 if not 0 < label < self.num_classes or label != int(label):
                     raise ValueError(f"{where} is of no class: they are 1..{self.num_classes - 1}")
-                if not (-0.5 <= x0 <= x1 <= camera.width - 0.5 and -0.5 <= y0 <= y1 <= camera.height - 0.5):
+                # By a pixel at most: some count to the last pixel, others to the one behind it.
+                if not (-1 <= x0 <= x1 <= camera.width and -1 <= y0 <= y1 <= camera.height):
                     raise ValueError(
                         f"{where} is not inside its image of {camera.width} x {camera.height} pixels: corners are x0, "
                         "y0, x1, y1, not a width and a height; cut it"

@@ -10,8 +10,10 @@ from PIL import Image
 
 from common.ops.geometry import rays
 from conftest import ROOT
+from datamodules.annotation import people_boxes
 from datamodules.sets.rgbd import RGBD
 from datamodules.sets.rooms import Rooms
+from datamodules.supervision import Supervision
 
 SHARED = ROOT.parent / "shared" / "data"
 CLASSES = ["background", "box", "cylinder", "table"]
@@ -149,6 +151,19 @@ def test_bad_depth_is_refused_with_its_range(fault, root):
         opened(root, **options).depth("train000_00")
 
 
+def test_boxes_of_people_are_painted_at_the_training_size(root):
+    set_box(root, [8, 8, 23, 15, 2])
+    data = opened(root, size=[24, 32], supervision=Supervision("boxes", real=True, inside="filled"))
+    wanted = np.zeros((24, 32), np.uint8)
+    wanted[4:8, 4:12] = 2
+    image = np.zeros((24, 32, 3), np.uint8)
+    np.testing.assert_array_equal(people_boxes(data.boxes("train000_00"), (48, 64), (24, 32), data, image), wanted)
+    assert data.lists()[0] == data.names("train")
+    edit(root / "boxes.json", lambda c: c["boxes"].pop("train000_01"))
+    data = opened(root, supervision=Supervision("boxes", real=True))
+    assert data.lists() == ([n for n in data.names("train") if n != "train000_01"], ["train000_01"])
+
+
 def test_suns_rotated_bits_come_back():
     for millimetres, stored in ((1234, 9872), (9999, 14457)):
         d = np.uint16(stored)
@@ -160,7 +175,7 @@ def test_real_frames_agree_with_their_estimated_poses():
     data = opened(SHARED / "sun3d_tables", classes=["background", "table"])
     assert [len(data.names(split)) for split in ("train", "val", "test")] == [152, 28, 60]
     groups = data.groups(data.names("val"))
-    assert sum(map(len, groups.values())) == 13
+    assert sum(map(len, groups.values())) == 26
     largest = max(groups, key=lambda group: len(groups[group]))
     assert data.agreement(largest, groups[largest][:4]) > 0.8
 
