@@ -86,6 +86,18 @@ def test_labels_are_the_predictions_where_these_are_sure(run_dir, made, tmp_path
     assert Image.open(made / f"{names[0]}.png").mode == "P"
 
 
+def test_two_processes_write_the_folder_of_one(run_dir, made, tmp_path):
+    words = ["pseudo", "--run", run_dir, "--output", tmp_path / "two", "--trainer.accelerator", "cpu"]
+    process = weakseg_process(*words, "--trainer.devices", "2")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    assert text.count("12 images in") == 1
+    one, two = (
+        {name: content for name, (_, content) in snapshot(folder).items()} for folder in (made, tmp_path / "two")
+    )
+    assert one == two
+
+
 class Tagged(torch.nn.Module):
     """A method that labels by tags: the last tagged class above the threshold of grey, 255 at the border."""
 

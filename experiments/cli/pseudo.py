@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -32,13 +33,13 @@ class Pseudo(TrainedCLI):
 
     def predict(self, **kwargs: Any) -> None:
         options, data, since = self.options, self.datamodule, time.perf_counter()
-        if self.trainer.world_size > 1:
-            raise ValueError("weakseg pseudo labels on one device: leave trainer.devices out")
+        data.trainer = self.trainer  # each process takes its share of the images
         self.model.load_state_dict(read_checkpoint(options.ckpt)["state_dict"])
         self.model.run_dir = options.ckpt.resolve().parent.parent  # what a method has kept there of its images
         labels = PseudoLabels(self.model, options.refine, options.threshold, options.seeds)
         images = images_of(data, options.split, labels.by_tags)
-        with pseudo_folder(options.output, options.overwrite) as folder:
+        first = self.trainer.is_global_zero
+        with pseudo_folder(options.output, options.overwrite) if first else nullcontext(options.output) as folder:
             writer = PseudoWriter(folder, data)
             self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
             self.trainer.predict(labels, images, return_predictions=False)
@@ -55,7 +56,10 @@ class Pseudo(TrainedCLI):
                 "commit": git_commit(),
                 "version": version("weakseg"),
             }
-            write_about(folder, {**about, **report})
+            if first:
+                write_about(folder, {**about, **report})
+        if not first:
+            return
         named = ", ".join(f"{name} {share:.1%}" for name, share in report["per_class"].items() if share)
         print(f"{report['images']} images in {time.perf_counter() - since:.1f} s: {named or 'no label'}")
         print(f"without a label (255): {report['unlabeled']:.1%} of the pixels")

@@ -19,12 +19,13 @@ from common.model.inference import as_float
 from common.model.metrics import SegmentationMetrics
 from common.model.module import SegmentationModule
 from common.ops.batch import IGNORE
+from common.ops.distributed import gather
 from common.training.files import clean, folder_written_whole, scratch_of
 from common.training.png import RowPng
 from datamodules.augmentation import whole
 from datamodules.base import SegmentationDataModule
 from datamodules.images import WholeImages
-from datamodules.loaders import loader, reader
+from datamodules.loaders import loader, reader, shared
 from datamodules.pseudo import ABOUT, read_about
 from datamodules.splits import Split
 
@@ -92,7 +93,7 @@ class PseudoWriter(Callback):
     any.
 
     Args:
-        folder: an empty one.
+        folder: an empty one; of several processes that of the first counts.
         data: the images' data set.
     """
 
@@ -103,6 +104,13 @@ class PseudoWriter(Callback):
         self.counts = np.zeros(256, np.int64)
         self.images = self.compared = 0
         self.metric = SegmentationMetrics(data.num_classes)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.folder = trainer.strategy.broadcast(self.folder)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = gather((self.counts, self.images, self.compared))
+        self.counts, self.images, self.compared = (sum(parts) for parts in zip(*found, strict=True))
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
@@ -204,5 +212,5 @@ def images_of(data: SegmentationDataModule, split: Split, by_tags: bool) -> Data
     names = data.names(split)
     if by_tags and (bare := [n for n in names if n not in (data.tagged or ()) and not data.has_mask(n)]):
         raise ValueError(f"{len(bare)} images of {split} have neither tags nor a mask ({bare[0]}): give data.tags")
-    images = WholeImages(names, reader(data), data.mask, data.tags if by_tags else None)
+    images = WholeImages(shared(data, names), reader(data), data.mask, data.tags if by_tags else None)
     return loader(data, images, batch_size=1)
