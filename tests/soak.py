@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import methods
-from conftest import SMALL, TINY, needs
+from conftest import SMALL, TINY
 from same_run import assert_same_run
 
 STEPS = ["--trainer.max_steps", "40", "--trainer.val_check_interval", "15", "--checkpoint_every", "7",
@@ -30,7 +30,7 @@ SIGNALS = {"Ctrl-C to the group": signal.SIGINT, "SIGTERM to the group": signal.
 def command(method: str, run_dir: Path, limit: int | None = None) -> subprocess.Popen[bytes]:
     """A run in a process group of its own. `limit`: bytes of a file, as if the disk were full then."""
     words = [sys.executable, "-m", "experiments.cli", "fit", "--config", str(TINY), "--run_dir", str(run_dir),
-             "--model", method, *needs(method), *SMALL.get(method, []), *STEPS, "--resume", "auto"]  # fmt: skip
+             "--model", method, *SMALL.get(method, []), *STEPS, "--resume", "auto"]  # fmt: skip
     if limit is not None:
         words = ["prlimit", f"--fsize={limit}", *words]
     log = run_dir.with_suffix(".log").open("ab")

@@ -24,7 +24,7 @@ from lightning.pytorch.plugins import MixedPrecision
 import common.training.files
 import methods
 from common.model.module import SegmentationModule
-from conftest import LONG, SMALL, TINY, every_method, fit_tiny, two_processes, weakseg, weakseg_process
+from conftest import LONG, ROOT, SMALL, TINY, every_method, fit_tiny, two_processes, weakseg, weakseg_process
 from same_run import assert_same_run, load, metrics
 
 OFTEN = [*LONG, "--checkpoint_every", "3"]
@@ -440,3 +440,12 @@ def test_the_learning_rate_follows_a_batch_that_overrides_the_configs(optimizer,
     assert "global batch 8" in text
     own = load(tmp_path / "own")["optimizer_states"][0]["param_groups"][1]["lr"]
     assert own == pytest.approx(0.3 if "0.3" in " ".join(map(str, options)) else 0.01)
+
+
+def test_the_soak_can_start():
+    """It takes minutes, and is not in these tests."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "soak.py", "--help"], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

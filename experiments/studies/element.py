@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Any
 
+from common.training.signals import die_with_parent
+
 if TYPE_CHECKING:
     from experiments.studies.plan import Run
 
@@ -62,13 +64,15 @@ class Element:
                 score_settings(self.folder, self.which, self.settings)
 
     def call(self, words: Sequence[str], log: IO[str]) -> int:
-        """A command as a process of its own, which Lightning does not take for a task of SLURM's: it starts the
-        processes of further GPUs by itself."""
+        """A command as a process of its own, which ends with this one, however that comes, and which Lightning does not
+        take for a task of SLURM's: it starts the processes of further GPUs by itself."""
         from experiments.studies.runner import PROGRAM
 
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         environment.setdefault("OMP_NUM_THREADS", str(self.cpus))
-        process = subprocess.Popen([*PROGRAM, *words], stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            [*PROGRAM, *words], stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=die_with_parent
+        )
         self.process = process.pid
         try:
             return process.wait()
