@@ -119,7 +119,7 @@ SAID = {
     "everything labelled": ("all pixels labelled", None),
     "the classes of each image, no pixel": ("tags", None),
 }
-METHODS = {"unimatch": "UniMatch", "supervised_ema": "Supervised", "gated_crf": "Gated CRF", "tv": "TV",
+METHODS = {"unimatch": "UniMatch", "supervised": "Supervised", "supervised_ema": "Supervised", "gated_crf": "Gated CRF", "tv": "TV",
            "cam": "CAM"}  # fmt: skip
 
 
