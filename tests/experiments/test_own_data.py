@@ -119,8 +119,8 @@ SAID = {
     "everything labelled": ("all pixels labelled", None),
     "the classes of each image, no pixel": ("tags", None),
 }
-METHODS = {"unimatch": "UniMatch", "supervised": "Supervised", "supervised_ema": "Supervised", "gated_crf": "Gated CRF", "tv": "TV",
-           "cam": "CAM"}  # fmt: skip
+METHODS = {"unimatch": "UniMatch", "supervised": "Supervised", "supervised_ema": "Supervised", "gated_crf": "Gated CRF",
+           "tv": "TV", "cam": "CAM"}  # fmt: skip
 
 
 def test_readme_and_the_table_that_fit_goes_by_say_the_same():
