@@ -100,9 +100,9 @@ def test_distances_are_those_of_the_predicted_labels(run_dir):
 
 def test_images_of_a_sequence_are_one_group():
     found = {"b_1": 1, "a_2": 2, "b_0": 3}
-    data = SimpleNamespace(knows_sequences=lambda: True, sequence=lambda name: name[0])
+    data = SimpleNamespace(scored_with=lambda name: name[0])
     assert grouped(data, found) == [[2], [3, 1]]
-    assert grouped(SimpleNamespace(knows_sequences=lambda: False), found) == [[2], [3], [1]]
+    assert grouped(SimpleNamespace(scored_with=str), found) == [[2], [3], [1]]
 
 
 def test_what_has_no_such_metrics_is_refused(run_dir):

@@ -147,7 +147,7 @@ def scored(module: LightningModule) -> SegmentationMetrics:
 
 
 def grouped(data: Any, found: Mapping[str, Array]) -> list[list[Array]]:
-    """What was found in each image, a list for each sequence, or for each image where the data know of none."""
+    """What was found in each image, a list for the images that the data count as one (`scored_with`)."""
     groups: dict[str, list[Array]] = defaultdict(list)
     for name in sorted(found):
         groups[data.scored_with(name)].append(found[name])
