@@ -436,7 +436,11 @@ def test_ctrl_c_ends_it_with_a_line(root, monkeypatch):
         serve(server)
 
     monkeypatch.setattr(serving.Server, "serve_forever", interrupted)
-    said = weakseg("annotate", root, "--classes", "ground,horse", "--port", 0).splitlines()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for jobs in the background
+    try:
+        said = weakseg("annotate", root, "--classes", "ground,horse", "--port", 0).splitlines()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert said[0] == "6 images, 0 done; classes: ground, horse"
     assert re.fullmatch(r"Open http://127\.0\.0\.1:\d+/[\w-]{32}/ in a browser on this machine; Ctrl-C ends\.", said[1])
     assert said[2:] == ["", f"ended; what was drawn is in {root / 'masks'}"]
