@@ -28,7 +28,7 @@ from common.training.files import write_json, written_whole
 from common.training.pictures import colorize, save_grid
 from datamodules.base import SegmentationDataModule
 from datamodules.views import TOLERANCES, Views
-from experiments.runs.pseudo import check_output, pseudo_folder, write_about
+from experiments.runs.pseudo import PALE, check_output, pseudo_folder, write_about
 from methods.guided_3d.votes import (
     BOXED,
     FAR,
@@ -52,7 +52,6 @@ Cloud = Literal["pixels", "voxel"]
 ROUND = "round.json"
 OBJECT, BACKGROUND = 0.7, 0.2  # seeds of GrabCut
 VOXEL, STRIDE = 0.02, 4  # metres; every how many pixels make a cloud
-PALE = (224, 224, 192)
 Predict = Callable[[str], Tensor]  # probabilities (K, H, W) of an image, by its id
 
 

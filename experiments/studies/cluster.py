@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from common.training.files import write_json
 from experiments.compare.columns import near
@@ -38,8 +38,6 @@ class Cluster:
         attempts: times that a job may reach its limit without a step more than the time before.
         setup: lines of shell before the command, such as `module load cuda`.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     partition: str | None = None
     account: str | None = None
