@@ -150,16 +150,19 @@ def test_ctrl_c_of_another_command_is_one_line(tmp_path, monkeypatch):
 SLURM = {
     "JOB_ID": "12345",
     "JOB_NAME": "study",
-    "NTASKS": "1",
+    "NTASKS": "2",
     "PROCID": "0",
     "LOCALID": "0",
     "NODEID": "0",
     "NNODES": "1",
+    "STEP_ID": "0",
+    "STEP_NUM_TASKS": "2",
+    "STEP_NUM_NODES": "1",
 }
 
 
 def test_a_job_of_slurm_is_requeued_by_its_script_alone(tmp_path, monkeypatch, caplog):
-    """Lightning's own handlers would save in the middle of a step, also without the config `slurm`."""
+    """Lightning's own handlers would save in the middle of a step: not as one task of several, nor without srun."""
     for name, value in SLURM.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     (tmp_path / "srun").write_text("#!/bin/sh\n")
@@ -168,6 +171,7 @@ def test_a_job_of_slurm_is_requeued_by_its_script_alone(tmp_path, monkeypatch, c
     from common.training.run import house_arguments
 
     assert [one.auto_requeue for one in house_arguments({})["plugins"] if hasattr(one, "auto_requeue")] == [False]
+    monkeypatch.delenv("SLURM_STEP_ID")
     with caplog.at_level("INFO"):
         said = fit_tiny(tmp_path / "run", "--trainer.max_steps", "1")
     assert "auto-requeue" not in said + caplog.text

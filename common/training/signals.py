@@ -36,8 +36,13 @@ class StopRequest:
         self.owner = 0  # the process that listens; a forked child has its handlers too
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle signals within the block, in the main thread (elsewhere they cannot be); blocks may be nested."""
+    def listening(self, last: bool = False) -> Iterator[None]:
+        """Handle signals within the block, in the main thread (elsewhere they cannot be); blocks may be nested.
+
+        Args:
+            last: this is the last that the process does: once a signal has stopped it, further ones are ignored, since
+                they would change its exit status while Python ends.
+        """
         if threading.current_thread() is not threading.main_thread() or self.owner == os.getpid():
             yield
             return
@@ -56,7 +61,7 @@ class StopRequest:
             self.owner = 0
             signal.set_wakeup_fd(wakeup)
             for one, handler in before.items():
-                signal.signal(one, handler)
+                signal.signal(one, signal.SIG_IGN if last and self.signal else handler)
             os.close(writer)  # ends the thread
 
     def _on_signal(self, number: int, frame: Any) -> None:

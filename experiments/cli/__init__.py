@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     training that a signal stopped, to be started again with `--resume auto`, 130 another command after Ctrl-C."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        with lossy_output(), stop_request.listening() if verb == "fit" else nullcontext():
+        with lossy_output(), stop_request.listening(arguments is None) if verb == "fit" else nullcontext():
             return run(verb, rest)
     except Stopped as stop:
         if not rank():
