@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from PIL import Image
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.files import clean, folder_written_whole, written_whole
+from datamodules.boxes import placed
 from datamodules.images import check_sizes
 from datamodules.pseudo import ABOUT
 from datamodules.simulate import paint_boxes
@@ -201,16 +201,8 @@ def people_boxes(
     pixels at the training `size`, uint8 (h, w)."""
     if data.background is None:
         raise ValueError("supervision kind boxes needs a class 'background', which this data set does not have")
-    found = []
-    for x0, y0, x1, y1, label in boxes:
-        rows, columns = (
-            slice(max(0, math.floor(low * new / old)), math.ceil((high + 1) * new / old))
-            for low, high, new, old in zip((y0, x0), (y1, x1), size, of, strict=False)
-        )
-        found.append((int(label), (rows, columns)))
-    found.sort(key=lambda box: -image[box[1]].size)
     drawn = np.full(size, data.background, np.uint8)
-    return paint_boxes(drawn, found, data.supervision.inside, image)
+    return paint_boxes(drawn, placed(boxes, of, size), data.supervision.inside, image)
 
 
 def write_annotation(

@@ -273,11 +273,14 @@ class SegmentationDataModule(LightningDataModule):
             if self.boxed is None:
                 raise ValueError(f"{type(self).__name__} has no boxes drawn by people: leave out supervision.real")
             with_mask = [name for name in names if name in self.boxed]
+            if not with_mask:
+                raise ValueError(f"none of the {len(names)} training images has boxes: draw some")
         if not with_mask:
             raise ValueError(
                 f"none of the {len(names)} training images has a mask: label some of them, or learn without labels "
                 "(supervision.kind=none, and a method that can)"
                 + ("; they have tags: learn from these (supervision.kind=tags)" if self.tagged else "")
+                + ("; they have boxes: learn from these (supervision={kind: boxes, real: true})" if self.boxed else "")
             )
         labeled, rest = split_images(with_mask, self.supervision, self.annotation_seed, self.sequence)
         unlabeled = {*names} - {*with_mask} | {*rest}

@@ -110,7 +110,7 @@ def paint_boxes(
 
     Args:
         drawn: uint8 (H, W), the background; it is painted on.
-        boxes: class id, rows and columns of each, the largest first.
+        boxes: class id, rows and columns of each, the largest first; 255: no label inside.
         inside: None: not known (255). `filled`: the class of the box. `grabcut`: its class and background as GrabCut
             (Rother et al. 2004) parts them by colour, with all outside the box as background; where it leaves less than
             a fifth of a box to the object, or a box is the whole image, 255.
@@ -120,7 +120,7 @@ def paint_boxes(
         ModuleNotFoundError: `grabcut` without OpenCV.
     """
     for label, box in boxes:
-        if inside == "grabcut":
+        if inside == "grabcut" and label != IGNORE:
             assert image is not None
             found = grabcut(image, box)
             drawn[box] = np.where(found, label, drawn[box]) if found.mean() >= KEPT else IGNORE

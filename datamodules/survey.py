@@ -91,7 +91,8 @@ class Survey:
         seen.pixels += counts
         values = np.flatnonzero(counts)
         seen.bilevel += values.tolist() == [0, IGNORE]
-        if len(values) > 1:  # others are alike by nature
+        filled = name in (self.data.boxed or ()) and name not in self.data.masks
+        if len(values) > 1 and not filled:  # others are alike by nature
             seen.labels.setdefault(hashlib.sha256(mask.tobytes() + str(mask.shape).encode()).hexdigest(), name)
 
     def statistics(self) -> tuple[list[float], list[float]]:

@@ -21,7 +21,7 @@ from common.ops.batch import IGNORE
 from datamodules.class_list import background_of
 from datamodules.decode import SUFFIXES
 from datamodules.drawn import coco, cvat, label_studio, labelme, yolo
-from datamodules.drawn.content import FORMATS, brief, naming, read_json, recognise, unread
+from datamodules.drawn.content import BOXES, FORMATS, brief, naming, read_json, recognise, unread
 from datamodules.drawn.paint import Drawing, render
 from datamodules.files import TOOLS_FOLDERS
 from datamodules.text import normal
@@ -116,6 +116,7 @@ def files_of_all(root: Path, below: Sequence[Path], single: Collection[Path]) ->
     found = [path for path in found if path.is_file()]
     if not (found or below or single or (root / "masks").exists()):
         found = [path for folder in (root, root / "annotations") for path in shown(folder.glob("*.json"), folder)]
+        found = [path for path in found if path != root / BOXES]
     places = [path.relative_to(root).as_posix() for path in found]
     folders = {f"{path.relative_to(root).parts[0]}/*{path.suffix}" for path in single}
     if places or below or "labels/*.txt" in folders:  # only pictures and labelme's files may be mixed

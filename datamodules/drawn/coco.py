@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 
 from common.ops.array import Array
-from datamodules.drawn.content import brief, class_id, coordinates, naming, size_of, take
+from datamodules.drawn.content import BOXES, brief, class_id, coordinates, naming, size_of, take
 from datamodules.drawn.paint import Drawing, Shape, bits, from_runs, polygons, run_lengths
 from datamodules.splits import first_few
 
@@ -60,7 +60,7 @@ def read(path: Path, content: Any, class_names: Sequence[str], keep_empty: bool)
     if boxes:
         raise ValueError(
             f"{len(boxes)} of {len(annotations)} objects have no outline, at most a box, which is no mask "
-            f"(annotations {first_few(boxes)}): outline them, or take them out"
+            f"(annotations {first_few(boxes)}): outline them, take them out, or learn from boxes: call the file {BOXES}"
         )
     if lost:
         rank_zero_warn(f"{path}: left out, since the file does not list their images: {first_few(lost)}")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from datamodules.text import normal
 FILE = 2**29  # bytes of a file; the largest of COCO's own has 450 MiB
 POINTS = 100_000  # of a shape
 FAR = 2**20  # pixels, of a coordinate or a side of an image
+BOXES = "boxes.json"  # of boxes alone, which are no masks, see `datamodules.boxes`
 FORMATS = (
     "labelme and X-AnyLabeling (NAME.json beside the image or in masks/), COCO (coco.json), Label Studio (its JSON), "
     "CVAT for images 1.1 (annotations.xml), YOLO polygons (labels/NAME.txt)"
@@ -77,6 +80,17 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is nested too deep to be an annotation: export it again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"it cannot be read as JSON ({error}): export it again") from error
+
+
+def read_xml(path: Path, most: int = FILE) -> ElementTree.Element:
+    """Raise ValueError for what is no XML, or declares a document type: so no entity is ever expanded."""
+    text = read_text(path, most)
+    if match := re.search(r"<!(DOCTYPE|ENTITY)", text):
+        raise ValueError(f"it has a {match[1]}, which no such file needs: remove that, or export it again")
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ValueError(f"it cannot be read as XML ({error}): export it again") from error
 
 
 def no_number(text: str) -> NoReturn:

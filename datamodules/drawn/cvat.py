@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from common.ops.array import Array
-from datamodules.drawn.content import brief, class_id, coordinates, naming, read_text, size_of
+from datamodules.drawn.content import brief, class_id, coordinates, naming, read_xml, size_of
 from datamodules.drawn.paint import (
     Drawing,
     Shape,
@@ -36,13 +35,7 @@ def read(path: Path, class_names: Sequence[str], keep_empty: bool) -> dict[str, 
     Raises:
         ValueError: no file of this format, an unknown label, or another kind of shape.
     """
-    text = read_text(path)
-    if match := re.search(r"<!(DOCTYPE|ENTITY)", text):  # so no entity is ever expanded
-        raise ValueError(f"it has a {match[1]}, which CVAT does not write: export it again")
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"it cannot be read as XML ({error}): export it again") from error
+    root = read_xml(path)
     if root.tag != "annotations" or root.find("track") is not None:
         raise ValueError("it is not of the format 'CVAT for images 1.1': export that")
     drawings: dict[str, Callable[[], Drawing]] = {}

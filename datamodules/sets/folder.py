@@ -7,17 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.bands import STACK, image_reader, image_suffixes
 from datamodules.base import SegmentationDataModule
+from datamodules.boxes import Boxes, check_boxes, placed, read_boxes
 from datamodules.class_list import background_of, class_file, is_void, read_classes
-from datamodules.decode import Picture
+from datamodules.decode import SUFFIXES, Picture
 from datamodules.drawn import check_classes, find
+from datamodules.drawn.content import BOXES, naming
+from datamodules.drawn.paint import upright_size
 from datamodules.files import class_ids, find_images, read_mask, unread_images, upright_mask
 from datamodules.nifti import Volumes, check_alone
+from datamodules.simulate import paint_boxes
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
 from datamodules.tags import FOLDERS, Tags, check_tagged, folder_tags, nearest, read_tags
 
@@ -41,6 +46,10 @@ class Folder(SegmentationDataModule):
 
     Volumes in NIfTI files, `images/a.nii.gz` and `masks/a.nii.gz`, are read as axial slices `a/000`, `a/001` and so on,
     and are sequences, see `datamodules.nifti`; lists may name volumes.
+
+    Bounding boxes, for `supervision: {kind: boxes, real: true}`, are those of COCO in `boxes.json`, or of VOC in
+    `boxes/NAME.xml`, see `datamodules.boxes`. If there is no mask at all, val and test are compared with their boxes,
+    filled.
 
     Splits: the ids in `train.txt`, `val.txt` and `test.txt`, one a line. Where a list is missing, images that no list
     names take its place: without `train.txt` all of them, without `val.txt` or `test.txt` those with a mask, half of
@@ -105,7 +114,11 @@ class Folder(SegmentationDataModule):
         if fill is not None and fill not in self.class_names:
             raise ValueError(f"data.fill is '{fill}', but the classes are {', '.join(self.class_names)}")
         self.fill = None if fill is None else self.class_names.index(fill)
-        self.drawn = find(self.root, self.images, self.class_names, self.fill, needed=self.tagged is None)
+        self.people_boxes = self._read_boxes()
+        self.boxed = None if self.people_boxes is None else self.people_boxes.rows
+        self.filled: set[str] = set()  # images of val and test whose boxes take the place of masks
+        self.needed = self.tagged is None and self.boxed is None  # masks: there is nothing else
+        self.drawn = find(self.root, self.images, self.class_names, self.fill, needed=self.needed)
         self.masks = self._find_masks()
         if lost := missing(self.masks, self.images):
             others = unread_images(self.root / "images", nested=True)
@@ -115,8 +128,10 @@ class Folder(SegmentationDataModule):
             )
         self.sequences = _pattern(VOLUME if sequences is None and self.volumes.files else sequences)
         self.splits = self._make_splits()
+        if not self.masks and self.tagged is None and self.boxed is not None:
+            self.filled = {*self.splits["val"], *self.splits["test"]} & self.boxed.keys()
         for split in ("val", "test"):
-            if lost := missing(self.splits[split], self.masks.keys() | {*(self.tagged or ())}):
+            if lost := missing(self.splits[split], self.masks.keys() | {*(self.tagged or ())} | self.filled):
                 tag = ", tag them in data.tags" if self.tagged is not None else ""
                 raise ValueError(f"{split} images need a mask, these have none: {lost}; draw them{tag}, or list others")
         if self.tagged is not None:
@@ -141,6 +156,11 @@ class Folder(SegmentationDataModule):
             return folder_tags(self.root / "images", self.images, self.class_names)
         return None if self.tag_file is None else read_tags(self.tag_file, self.images, self.class_names)
 
+    def _read_boxes(self) -> Boxes | None:
+        if self.volumes.files and any((self.root / name).exists() for name in (BOXES, Path(BOXES).stem)):
+            raise ValueError(f"{self.root} has volumes, and boxes, which are read of pictures alone: remove the boxes")
+        return None if self.volumes.files else read_boxes(self.root, self.images, self.class_names)
+
     def _find_masks(self) -> dict[str, Path]:
         """The file of each mask: pictures, and drawings of annotation tools."""
         folder = self.root / "masks"
@@ -151,7 +171,7 @@ class Folder(SegmentationDataModule):
                 raise ValueError(f"{folder} has masks without a volume: {lost}; add the volumes, or remove the masks")
             self.volumes.check_masks(self.mask_volumes)
             return self.mask_volumes.images()
-        pictures = find_images(folder, nested=True, needed=not self.drawn and self.tagged is None)
+        pictures = find_images(folder, nested=True, needed=not self.drawn and self.needed)
         others = unread_images(folder, nested=True)
         if lost := _unread(others, self.images.keys() - pictures.keys() - self.drawn.keys()):
             raise ValueError(f"{self.root} has images whose masks are in another format{lost}")
@@ -168,11 +188,11 @@ class Folder(SegmentationDataModule):
         listed: dict[str, list[str]] = {split: self._read_list(file) for split, file in files.items() if file.exists()}
         check_disjoint(listed)
         named = {name for names in listed.values() for name in names}
-        ready = self.masks or self.tagged or {}  # what can be evaluated on
+        ready: Mapping[str, object] = self.masks or self.tagged or self.boxed or {}  # what can be evaluated on
         spare = in_hash_order(ready.keys() - named)
         absent = [split for split in ("val", "test") if split not in listed]
         if not listed and len(spare) < 5:
-            what = "masks" if self.masks or self.tagged is None else "tagged images"
+            what = "images with boxes" if ready is self.boxed else "masks" if ready is self.masks else "tagged images"
             raise ValueError(
                 f"{self.root} has {len(spare)} {what}; 5 are needed to keep some for val and test, or list them"
             )
@@ -229,6 +249,12 @@ class Folder(SegmentationDataModule):
                 "masks are: these are taken as drawn on the upright images; look at some with `weakseg doctor --sheet`"
             )
 
+        if self.filled:
+            rank_zero_warn(
+                f"there is no mask, so {len(self.filled)} images of val and test are compared with their filled boxes: "
+                "such scores compare runs, and no good segmentation comes near 100; draw some masks for true ones"
+            )
+
     def knows_sequences(self) -> bool:
         return self.sequences is not None
 
@@ -243,10 +269,25 @@ class Folder(SegmentationDataModule):
     def sources(self) -> dict[str, Mapping[str, Path]]:
         classes = class_file(self.root)
         tags = {} if self.tag_file is None else {"tags": {self.tag_file.name: self.tag_file}}
-        return {**super().sources(), "lists": {classes.name: classes}, **tags}
+        boxes = {} if self.people_boxes is None else {"boxes": self.people_boxes.files}
+        return {**super().sources(), "lists": {classes.name: classes}, **tags, **boxes}
 
     def has_mask(self, name: str) -> bool:
-        return name in self.masks
+        return name in self.masks or name in self.filled
+
+    def boxes(self, name: str) -> Sequence[Sequence[float]]:
+        assert self.people_boxes is not None
+        rows = super().boxes(name)
+        with naming(f"{self.people_boxes.files[name]}, image {name}"):
+            check_boxes(rows, self.people_boxes.sizes[name], self._size(name))
+        return rows
+
+    def _size(self, name: str) -> tuple[int, int]:
+        """Width and height of an image, upright."""
+        if self.images[name].suffix.lower() in SUFFIXES:
+            return upright_size(self.images[name])
+        height, width = self.image(name).shape[:2]
+        return width, height
 
     def read(self, path: Path) -> Array:
         """An image file of the same kind as this set's, uint8 (H, W, `channels`), RGB first."""
@@ -261,6 +302,11 @@ class Folder(SegmentationDataModule):
         return self.volumes.spacing(name) if self.volumes.files else None
 
     def mask(self, name: str) -> Array | None:
+        if name in self.filled:
+            assert self.background is not None
+            width, height = self._size(name)
+            rows = placed(self.boxes(name), (height, width), (height, width))
+            return paint_boxes(np.full((height, width), self.background, np.uint8), rows, "filled", None)
         if name not in self.masks:
             return None
         if self.volumes.files:

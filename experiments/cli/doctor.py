@@ -86,6 +86,8 @@ def examine(data: SegmentationDataModule) -> Survey:
                 else:
                     mask = data.mask(name) if data.has_mask(name) else None
                 check_sizes(name, image.shape, mask)
+                if name in (data.boxed or ()):
+                    data.boxes(name)
             except (OSError, ValueError) as error:
                 survey.faults.append(Finding("stop", str(error)))
                 continue
@@ -99,7 +101,9 @@ def describe(survey: Survey) -> list[str]:
     for split, seen in survey.seen.items():
         smallest, largest = (f"{size[0]} x {size[1]}" for size in (min(seen.sizes), max(seen.sizes)))
         sizes = smallest if smallest == largest else f"{smallest} to {largest}"
-        lines.append(f"{split}: {seen.images} images ({seen.masks} with a mask), {sizes} pixels")
+        boxed = sum(name in (survey.data.boxed or ()) for name in seen.thumbs)
+        boxes = f", {boxed} with boxes" if boxed else ""
+        lines.append(f"{split}: {seen.images} images ({seen.masks} with a mask{boxes}), {sizes} pixels")
         total = max(1, int(seen.pixels.sum()))
         named = [*zip(survey.data.class_names, seen.pixels, strict=False), ("no label", seen.pixels[IGNORE])]
         if seen.masks:

@@ -36,6 +36,7 @@ LEAST, MOST = 256, 512  # pixels of the longer side, where images have as many
 BATCHES = (16, 8, 4, 2)
 EPOCHS, STEPS = 60, (1000, 20000)
 LOOKED_AT = 40  # images
+BOXES = "{kind: boxes, real: true, inside: filled}"
 DOT = 0.02  # of an image's longer side: labels of up to this length are dots
 CLICKS = 3  # dots of a class in an image, on average; more are pixels that were drawn at random
 MISSING = object()
@@ -64,6 +65,8 @@ def with_choices(words: Sequence[str]) -> list[str]:
         )
     data = load_data([*own, *_of(rest, "--data.")])
     kind = kind_of(data)
+    if kind == "boxes" and not _says(rest, "--data.supervision"):
+        own += ["--data.supervision", BOXES]
     weights = _value(rest, "--model.network.weights", NETWORK["weights"])
     pretrained = "from scratch" if weights in ("null", "~") else "pretrained"
     advice = yaml.safe_load(TABLE.read_text())[kind]
@@ -86,10 +89,12 @@ def with_choices(words: Sequence[str]) -> list[str]:
 
 def kind_of(data: SegmentationDataModule) -> str:
     """The row of the table for a data module's labels, by at most 40 masks."""
-    if data.supervision.kind == "tags":
-        return "tags"
+    if data.supervision.kind in ("tags", "boxes"):
+        return data.supervision.kind
     names = data.names("train")
     with_mask = [name for name in names if data.has_mask(name)]
+    if data.supervision.kind == "dense" and sum(name in (data.boxed or ()) for name in names) > len(with_mask):
+        return "boxes"
     if len(with_mask) < 0.9 * len(names):
         return "some images labelled"
     masks = [data.mask(name) for name in with_mask[:: -(-len(with_mask) // LOOKED_AT)]]
@@ -227,9 +232,9 @@ def _tell(
 ) -> None:
     counts = {split: len(data.names(split)) for split in ("train", "val", "test")}
     masks = sum(data.has_mask(name) for name in data.names("train"))
-    images = (
-        f"{counts['train']} training images ({masks} with a mask), {counts['val']} for val, {counts['test']} for test"
-    )
+    boxes = sum(name in (data.boxed or ()) for name in data.names("train"))
+    having = f"{masks} with a mask{f', {boxes} with boxes' if boxes else ''}"
+    images = f"{counts['train']} training images ({having}), {counts['val']} for val, {counts['test']} for test"
     print(f"{folder}: {kind}; {images}; {data.num_classes} classes")
     print(f"chosen: {method}. This command says it all:")
     print(f"  weakseg fit {shlex.join([*first, *rest])}")

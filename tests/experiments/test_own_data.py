@@ -117,10 +117,11 @@ SAID = {
     "a click per object": ("clicks", None),
     "a few pixels per image": ("few pixels", None),
     "everything labelled": ("all pixels labelled", None),
+    "a box around each object": ("boxes", None),
     "the classes of each image, no pixel": ("tags", None),
 }
 METHODS = {"unimatch": "UniMatch", "supervised": "Supervised", "supervised_ema": "Supervised", "gated_crf": "Gated CRF",
-           "tv": "TV", "cam": "CAM"}  # fmt: skip
+           "tv": "TV", "cam": "CAM", "box": "Box"}  # fmt: skip
 
 
 def test_readme_and_the_table_that_fit_goes_by_say_the_same():
