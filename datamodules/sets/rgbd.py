@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common.ops.array import Array
 from common.ops.geometry import Intrinsics, check_pose, ray_to_z
 from datamodules.base import SegmentationDataModule
+from datamodules.depth_layouts import LAYOUTS, Layout, boxes_of
 from datamodules.files import find_images
 from datamodules.splits import SPLITS, check_disjoint, first_few, read_list
 from datamodules.splits import missing as lost_of
@@ -33,11 +35,16 @@ class RGBD(Views, SegmentationDataModule):
     name has no boxes, one with an empty list shows no object. Masks are needed for val and test only. Files are found
     by stem. NYUv2's single file and raw SUN3D are not read: convert them to this.
 
+    With `layout` the folder is an official one, 2D-3D-S or SUN RGB-D, see `datamodules.depth_layouts` (not tried on the
+    official files); its boxes are those of the labelled objects, which nobody drew.
+
     Args:
         root: the folder, also with `train.txt`, `val.txt` and `test.txt`, split by room.
-        depth_unit: metres per step of the depth files, 0.001 for millimetres.
+        depth_unit: metres per step of the depth files, 0.001 for millimetres; of an official layout it is known, as
+            are the next option and `missing`.
         depth_kind: `z`: depth along the optical axis; `ray`: the length of the ray.
         classes: names, the first one `background`; default: those that `boxes.json` names.
+        layout: `folder`: as above; `2d3ds`; `sunrgbd`.
         missing: value of depth that was not measured.
         sensor: how closely depth and poses must agree: `sensor` (Kinect-like, estimated poses) or `exact`.
         kwargs: see `datamodules.base.SegmentationDataModule`.
@@ -52,29 +59,37 @@ class RGBD(Views, SegmentationDataModule):
     def __init__(
         self,
         root: str,
-        depth_unit: float,
-        depth_kind: Literal["z", "ray"],
+        depth_unit: float | None = None,
+        depth_kind: Literal["z", "ray"] | None = None,
         classes: list[str] | None = None,
         missing: int = 0,
         sensor: Literal["exact", "sensor"] = "sensor",
+        layout: Literal["folder", "2d3ds", "sunrgbd"] = "folder",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if depth_unit <= 0 or depth_kind not in ("z", "ray"):
-            raise ValueError(f"data.depth_unit is in metres per step and depth_kind z or ray, got {depth_unit}")
-        self.root, self.depth_unit, self.depth_kind = Path(root).expanduser(), depth_unit, depth_kind
-        self.missing, self.sensor = missing, sensor
+        self.root, self.missing, self.sensor = Path(root).expanduser(), missing, sensor
         refuse_single_files(self.root)
+        self.official: Layout | None = None
+        if layout != "folder":
+            if depth_unit is not None or depth_kind is not None or missing:
+                raise ValueError(
+                    f"data.layout={layout} says what its depth is: leave depth_unit, depth_kind, missing out"
+                )
+            self._read_official(layout, classes)
+            return
+        if depth_unit is None or depth_unit <= 0 or depth_kind not in ("z", "ray"):
+            raise ValueError(
+                f"data.depth_unit is in metres per step and depth_kind z or ray, got {depth_unit} and {depth_kind}: "
+                "say what the depth files hold"
+            )
+        self.depth_unit, self.depth_kind = depth_unit, depth_kind
         self.images = find_images(self.root / "images")
         self.masks = find_images(self.root / "masks", needed=False)
         self.depths = find_images(self.root / "depth")
         self.files = {name: self.root / f"{name}.json" for name in ("cameras", "boxes")}
         boxes = read_json(self.files["boxes"])
-        names = classes or boxes.get("classes")
-        if not isinstance(names, list) or len(names) < 2 or names[0] != "background":
-            raise ValueError(f"{self.files['boxes']} names no classes: give data.classes, the first one background")
-        self.class_names = [str(name) for name in names]
-        self.colors = [(60, 60, 60), *(palette(number) for number in range(1, len(names)))]
+        self._name_classes(classes or boxes.get("classes"), str(self.files["boxes"]))
         self.splits = {split: read_list(self.root / f"{split}.txt", self.images) for split in SPLITS}
         check_disjoint(self.splits)
         listed = {name for names in self.splits.values() for name in names}
@@ -88,6 +103,22 @@ class RGBD(Views, SegmentationDataModule):
         self.views = self._read_views(read_json(self.files["cameras"]), boxes, listed)
         self._check_rooms()
         self.boxed = self._read_boxes(boxes)
+
+    def _name_classes(self, names: Any, where: str) -> None:
+        if not isinstance(names, list) or len(names) < 2 or names[0] != "background":
+            raise ValueError(f"{where} names no classes: give data.classes, the first one background")
+        self.class_names = [str(name) for name in names]
+        self.colors = [(60, 60, 60), *(palette(number) for number in range(1, len(names)))]
+
+    def _read_official(self, layout: str, classes: list[str] | None) -> None:
+        self._name_classes(classes, f"data.layout={layout}")
+        found = self.official = LAYOUTS[layout](self.root, self.class_names)
+        self.images, self.masks, self.depths = found.images, found.labeled, found.depths
+        self.depth_unit, self.depth_kind, self.missing = found.unit, "z", found.missing
+        self.files, self.views, self.splits = found.cameras, found.views, found.splits
+        check_disjoint(self.splits)
+        self._check_rooms()
+        self.boxed = dict.fromkeys(self.splits["train"], ())  # those who ask for the boxes read them
 
     def _read_views(self, cameras: Mapping[str, Any], boxes: Mapping[str, Any], names: set[str]) -> dict[str, View]:
         views: dict[str, View] = {}
@@ -172,6 +203,12 @@ class RGBD(Views, SegmentationDataModule):
     def has_mask(self, name: str) -> bool:
         return name in self.masks
 
+    def mask(self, name: str) -> Array | None:
+        return super().mask(name) if self.official is None else self.official.labels(name)[0]
+
+    def boxes(self, name: str) -> Sequence[Sequence[float]]:
+        return super().boxes(name) if self.official is None else boxes_of(self.official.labels(name))
+
     def depth(self, name: str) -> Tensor:
         path, camera = self.depths[name], self.views[name].camera
         with Image.open(path) as picture:
@@ -187,8 +224,10 @@ class RGBD(Views, SegmentationDataModule):
                 f"{path} is {steps.shape[0]} x {steps.shape[1]}, but its camera has {camera.height} x {camera.width} "
                 "pixels: resize depth by nearest neighbours, and give the camera of that size"
             )
+        if self.official is not None:
+            steps = self.official.steps(steps)
         metres = np.where(steps == self.missing, 0, steps.astype(np.float64) * self.depth_unit)
-        if metres.max() > FARTHEST:
+        if metres.max() > FARTHEST and self.official is None:
             raise ValueError(
                 f"{path} holds depth up to {metres.max():.0f} m at data.depth_unit={self.depth_unit:g}: millimetres "
                 "have 0.001; raw files of SUN3D are rotated by three bits, (d >> 3) | (d << 13)"
