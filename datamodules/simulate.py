@@ -22,6 +22,7 @@ from common.ops.batch import IGNORE
 EIGHT = np.ones((3, 3), bool)
 Inside = Literal["filled", "grabcut"]
 KEPT = 0.2  # of a box, that an object fills at least
+SURELY_NOT, SURELY, LIKELY_NOT, LIKELY = range(4)  # the object, as OpenCV's GrabCut numbers it
 SMALLEST = 9  # pixels; an annotator overlooks a smaller component unless its class has no other
 
 
@@ -132,19 +133,29 @@ def paint_boxes(
 def grabcut(image: Array, box: tuple[slice, slice]) -> Array:
     """Which pixels of a box are its object, bool (h, w), by colour: OpenCV's GrabCut, five rounds, the same each time.
     None of them where there is nothing outside the box, or too little inside, to learn colours from."""
+    part = np.full(image.shape[:2], SURELY_NOT, np.uint8)
+    part[box] = LIKELY
+    if (part == SURELY_NOT).any():
+        return cut_by_color(image, part)[box]
+    return np.zeros(part[box].shape, bool)
+
+
+def cut_by_color(image: Array, part: Array) -> Array:
+    """Which pixels of an image, uint8 (H, W, C), RGB first, are an object, bool (H, W), by OpenCV's GrabCut (Rother et
+    al. 2004). `part`, uint8 (H, W), says which are so surely or likely, in OpenCV's numbers.
+
+    Raises:
+        ModuleNotFoundError: without OpenCV.
+    """
     if find_spec("cv2") is None:
-        raise ModuleNotFoundError("supervision.inside=grabcut needs OpenCV: pip install -e '.[boxes]'")
+        raise ModuleNotFoundError("GrabCut needs OpenCV: pip install -e '.[boxes]'")
     import cv2
 
-    part = np.full(image.shape[:2], cv2.GC_BGD, np.uint8)
-    part[box] = cv2.GC_PR_FGD
-    models = np.zeros((2, 1, 65))
-    if (part == cv2.GC_BGD).any():
-        cv2.setRNGSeed(0)
-        picture = np.ascontiguousarray(image[..., 2::-1])  # BGR
-        cv2.grabCut(picture, part, (0, 0, 0, 0), models[0], models[1], 5, cv2.GC_INIT_WITH_MASK)
-        return np.isin(part[box], (cv2.GC_FGD, cv2.GC_PR_FGD))
-    return np.zeros(part[box].shape, bool)
+    part, models = part.copy(), np.zeros((2, 1, 65))
+    cv2.setRNGSeed(0)
+    picture = np.ascontiguousarray(image[..., 2::-1])  # BGR
+    cv2.grabCut(picture, part, (0, 0, 0, 0), models[0], models[1], 5, cv2.GC_INIT_WITH_MASK)
+    return np.isin(part, (SURELY, LIKELY))
 
 
 def _shuffled(mask: Array, rng: np.random.Generator) -> Array:

@@ -36,6 +36,7 @@ def test_a_round_labels_all_views_and_says_what_came_of_it(first):
     assert found["miou_unboxed"] > 40  # chance is below 25
     assert 0 < found["unlabeled"] < 0.8
     assert Image.open(folder / "p0.png").size[0] > 300
+    assert Image.open(folder / "p0.png").mode == "P"
     for path in (folder / "p0").glob("*.png"):
         assert {*np.unique(np.asarray(Image.open(path)))} <= {0, 1, 2, 3, 255}
     assert len([*(folder / "p0").glob("*.png")]) == 12

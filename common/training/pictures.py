@@ -80,8 +80,11 @@ def picture_row(image: Tensor, labels: Sequence[Tensor], colors: Sequence[Color]
     return [shown, *(colorize(label.cpu().numpy(), colors) for label in labels)]
 
 
-def save_grid(path: Path, rows: Sequence[Sequence[Array]], titles: Sequence[str], height: int = 160) -> None:
-    """Write rows of pictures of any size as one PNG with a title over each column; every row is `height` high."""
+def save_grid(
+    path: Path, rows: Sequence[Sequence[Array]], titles: Sequence[str], height: int = 160, colors: int | None = None
+) -> None:
+    """Write rows of pictures of any size as one PNG with a title over each column; every row is `height` high. With so
+    many `colors`, at most 256, it is an indexed one, a third as large."""
     gap, top = 4, 18
     widths = [max(round(row[i].shape[1] * height / row[i].shape[0]) for row in rows) for i in range(len(titles))]
     sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + (height + gap) * len(rows)), "white")
@@ -95,4 +98,5 @@ def save_grid(path: Path, rows: Sequence[Sequence[Array]], titles: Sequence[str]
             sheet.paste(tile, (left, top + number * (height + gap)))
         left += width + gap
     with written_whole(path) as scratch:
-        sheet.save(scratch, "PNG")
+        indexed = sheet if colors is None else sheet.quantize(colors, dither=Image.Dither.NONE)
+        indexed.save(scratch, "PNG", optimize=colors is not None)

@@ -26,9 +26,11 @@ from common.ops.crf import dense_crf
 from common.ops.geometry import backproject, splat, to_world
 from common.training.files import write_json, written_whole
 from common.training.pictures import colorize, save_grid
+from common.training.png import RowPng
 from datamodules.base import SegmentationDataModule
+from datamodules.simulate import LIKELY, LIKELY_NOT, SURELY, SURELY_NOT, cut_by_color
 from datamodules.views import TOLERANCES, Views
-from experiments.runs.pseudo import PALE, check_output, pseudo_folder, write_about
+from experiments.runs.pseudo import check_output, palette_of, pseudo_folder, shares, write_about
 from methods.guided_3d.votes import (
     BOXED,
     FAR,
@@ -232,13 +234,9 @@ class Round:
             found = self.refined(objectness(votes, self.how.vote), votes.seen, shape, planes, image)
         if boxes is not None:
             found = keep_boxes_filled(found, boxes, view.camera)
-        palette = np.full((256, 3), PALE, np.uint8)
-        palette[: self.data.num_classes] = np.array([*self.data.colors], np.uint8)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as scratch:
-            indexed = Image.fromarray(found.numpy().astype(np.uint8), "P")
-            indexed.putpalette(palette.tobytes())
-            indexed.save(scratch, "PNG")
+        with written_whole(path) as scratch, scratch.open("wb") as file:
+            RowPng(file, *shape, palette_of(self.data)).write(found.byte().numpy())
 
     def refined(self, s: Tensor, seen: Tensor, shape: tuple[int, int], planes: Tensor | None, image: Array) -> Tensor:
         """Labels (H, W) of objectness s (N, C)."""
@@ -275,14 +273,11 @@ class Round:
                 (f"miou_all_{kind}", made.masked_fill(made == IGNORE, 0), truth),
             ):
                 metrics.setdefault(key, SegmentationMetrics(self.data.num_classes)).update(values, true)
-        total, labeled = int(counts.sum()), int(counts[:IGNORE].sum())
-        shares = zip(self.data.class_names, counts, strict=False)
         scores = {key: float(metric.compute()["miou"]) for key, metric in sorted(metrics.items())}
         return {
             "images": len(names),
-            "labeled": labeled,
-            "unlabeled": round(1 - labeled / max(1, total), 6),
-            "per_class": {name: round(int(count) / max(1, labeled), 6) for name, count in shares},
+            "labeled": int(counts[:IGNORE].sum()),
+            **shares(counts, self.data.class_names),
             **{key: round(value, 4) for key, value in scores.items() if np.isfinite(value)},
             "boxed": sorted(self.boxed),
             "agreement": {k: None if v is None else round(v, 4) for k, v in self.agreement.items()},
@@ -294,24 +289,12 @@ class Round:
 def cut(s: Tensor, found: Tensor, image: Array) -> Tensor:
     """Labels (H, W) that GrabCut makes of objectness (C, H, W): above 0.7 is object, below 0.2 is not, colours decide
     the rest. A class without both seeds stays as `found` has it."""
-    from importlib.util import find_spec
-
-    if find_spec("cv2") is None:
-        raise ModuleNotFoundError("--refine grabcut needs OpenCV: pip install -e '.[boxes]'")
-    import cv2
-
-    picture = np.ascontiguousarray(image[..., 2::-1])
     best, labeled = torch.zeros_like(s[0]), torch.zeros_like(found)
     for number, plane in enumerate(s, 1):
-        part = np.where(plane > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-        part[plane.numpy() > OBJECT], part[plane.numpy() < BACKGROUND] = cv2.GC_FGD, cv2.GC_BGD
-        if not (part == cv2.GC_FGD).any() or not (part == cv2.GC_BGD).any():
-            here = found == number
-        else:
-            cv2.setRNGSeed(0)
-            models = np.zeros((2, 1, 65))
-            cv2.grabCut(picture, part, (0, 0, 0, 0), models[0], models[1], 5, cv2.GC_INIT_WITH_MASK)
-            here = torch.from_numpy(np.isin(part, (cv2.GC_FGD, cv2.GC_PR_FGD)))
+        part = np.where(plane > 0.5, LIKELY, LIKELY_NOT).astype(np.uint8)
+        part[plane.numpy() > OBJECT], part[plane.numpy() < BACKGROUND] = SURELY, SURELY_NOT
+        seeded = (part == SURELY).any() and (part == SURELY_NOT).any()
+        here = torch.from_numpy(cut_by_color(image, part)) if seeded else found == number
         better = here & (plane >= best)
         labeled = labeled.masked_fill(better, number)
         best = torch.where(better, plane, best)
@@ -334,4 +317,4 @@ def picture(path: Path, data: Data, folder: Path, names: Sequence[str]) -> None:
         truth = np.full(made.shape, IGNORE) if mask is None else mask
         shown = [image[..., :3], np.repeat(grey[..., None], 3, -1)]
         rows.append([*shown, *(colorize(one, [*data.colors]) for one in (boxes, made, truth))])
-    save_grid(path, rows, ["image", "depth", "boxes", "proposal", "mask"])
+    save_grid(path, rows, ["image", "depth", "boxes", "proposal", "mask"], colors=128)

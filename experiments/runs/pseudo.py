@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.model.inference import as_float
 from common.model.metrics import SegmentationMetrics
 from common.model.module import SegmentationModule
+from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.ops.distributed import gather
 from common.training.files import clean, folder_written_whole, scratch_of
@@ -99,8 +101,7 @@ class PseudoWriter(Callback):
 
     def __init__(self, folder: Path, data: SegmentationDataModule) -> None:
         self.folder, self.data = folder, data
-        self.palette = np.full((256, 3), PALE, np.uint8)
-        self.palette[: data.num_classes] = np.array([*data.colors], np.uint8)
+        self.palette = palette_of(data)
         self.counts = np.zeros(256, np.int64)
         self.images = self.compared = 0
         self.metric = SegmentationMetrics(data.num_classes)
@@ -138,15 +139,27 @@ class PseudoWriter(Callback):
     def report(self) -> dict[str, Any]:
         """Of `pseudo.json`: shares of pixels, those of classes among the labelled ones; `miou_train` in per cent, over
         the pixels with a label in both, where masks are there to compare."""
-        total, labeled = int(self.counts.sum()), int(self.counts[:IGNORE].sum())
-        shares = zip(self.data.class_names, self.counts, strict=False)
-        found: dict[str, Any] = {
-            "images": self.images,
-            "unlabeled": round(1 - labeled / max(1, total), 6),
-            "per_class": {name: round(int(count) / max(1, labeled), 6) for name, count in shares},
-        }
+        found: dict[str, Any] = {"images": self.images, **shares(self.counts, self.data.class_names)}
         miou = float(self.metric.compute()["miou"]) if self.compared else float("nan")
         return found | ({"miou_train": round(miou, 4)} if np.isfinite(miou) else {})
+
+
+def palette_of(data: SegmentationDataModule) -> Array:
+    """Colours of the values of pseudo-masks, uint8 (256, 3)."""
+    palette = np.full((256, 3), PALE, np.uint8)
+    palette[: data.num_classes] = np.array([*data.colors], np.uint8)
+    return palette
+
+
+def shares(counts: NDArray[np.int64], class_names: Sequence[str]) -> dict[str, Any]:
+    """Of `pseudo.json`, by the number of pixels of each value (256): the share of those without a label, and of each
+    class among the others."""
+    total, labeled = int(counts.sum()), int(counts[:IGNORE].sum())
+    named = zip(class_names, counts, strict=False)
+    return {
+        "unlabeled": round(1 - labeled / max(1, total), 6),
+        "per_class": {name: round(int(count) / max(1, labeled), 6) for name, count in named},
+    }
 
 
 @contextmanager
