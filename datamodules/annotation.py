@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
@@ -27,11 +30,13 @@ from common.ops.batch import IGNORE
 from common.training.files import clean, folder_written_whole, written_whole
 from datamodules.boxes import placed
 from datamodules.images import check_sizes
+from datamodules.names import Files, Names, Stamps
+from datamodules.parallel import mapped
 from datamodules.pseudo import ABOUT
 from datamodules.simulate import paint_boxes
-from datamodules.splits import first_few
+from datamodules.splits import Split, first_few, in_hash_order
 from datamodules.supervision import TAGGED, dense_names, draw_annotation, known_protocol, shrink_mask
-from datamodules.survey import Survey
+from datamodules.survey import Look, Survey, look
 from datamodules.transforms import fit_size, resize_image
 
 if TYPE_CHECKING:
@@ -40,7 +45,9 @@ if TYPE_CHECKING:
 VERSION = 3  # of the drawing; raise it when reading, resizing or drawing gives other labels
 FINDINGS = "findings.json"  # of the survey, which is made once
 STATISTICS = "statistics.json"  # mean and standard deviation of each band, where there are more than three
+LOOKED_AT = 20_000  # unlabelled images before training: a look takes some ms, and there may be millions
 CLASSES = "classes.npy"  # labelled pixels of each image and class, where they are asked for
+BLOCK = 10_000  # files whose state becomes text at once
 State = dict[str, Any]
 
 
@@ -49,19 +56,6 @@ def state_of(data: SegmentationDataModule) -> State:
 
     Without paths, so that data that were moved are the same; no file is opened.
     """
-    known: dict[Path, list[int]] = {}  # one file may hold the labels of all images
-
-    def look(path: Path) -> list[int]:
-        if path not in known:
-            try:
-                found = path.stat()
-            except OSError as error:
-                raise FileNotFoundError(
-                    f"{path} cannot be read ({error.strerror}): put it back, or remove it"
-                ) from error
-            known[path] = [found.st_size, found.st_mtime_ns]
-        return known[path]
-
     parts = data.sources()
     if data.pseudo is not None:
         pseudo = {ABOUT: data.pseudo.folder / ABOUT, **data.pseudo.files(data.names("train"))}
@@ -69,13 +63,75 @@ def state_of(data: SegmentationDataModule) -> State:
     return {
         "classes": [*data.class_names],
         "colors": [[*color] for color in data.colors],
-        "splits": {split: sorted(names) for split, names in data.splits.items()},
-        "files": {part: {name: look(path) for name, path in sorted(files.items())} for part, files in parts.items()},
+        "splits": {split: Names(names) for split, names in data.splits.items()},
+        "files": {part: stamps_of(files) for part, files in parts.items()},
+    }
+
+
+def stamps_of(files: Mapping[str, Path]) -> Stamps:
+    """Size and time of change (ns) of files by their ids."""
+    if isinstance(files, Files):
+        names, paths = files.names, (f"{files.folder}/{path}" for path in files.paths())
+    else:
+        names = Names(files)
+        paths = (str(files[name]) for name in names)
+    values, last = np.empty((len(names), 2), np.int64), ""
+    for number, path in enumerate(paths):
+        if path == last:  # one file may hold the labels of all images
+            values[number] = values[number - 1]
+            continue
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise FileNotFoundError(f"{path} cannot be read ({error.strerror}): put it back, or remove it") from error
+        values[number], last = (found.st_size, found.st_mtime_ns), path
+    return Stamps(names, values)
+
+
+def plain(state: State) -> State:
+    """A state as files hold it."""
+    return {
+        **state,
+        "splits": {split: [*names] for split, names in state["splits"].items()},
+        "files": {part: stamps.plain() for part, stamps in state["files"].items()},
     }
 
 
 def digest_of(*content: Any) -> str:
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+
+
+def json_parts(value: Any) -> Iterator[str]:
+    """`json.dumps` of a state as files hold it, in parts: of a million files it is long."""
+    if isinstance(value, Names):
+        names = iter(value)
+        blocks = iter(lambda: [*islice(names, BLOCK)], [])
+        yield from _enclosed("[]", ([json.dumps(block)[1:-1]] for block in blocks))
+    elif isinstance(value, Stamps):
+        rows = zip(value.names, value.rows.tolist(), strict=True)
+        parts = iter(lambda: dict(islice(rows, BLOCK)), {})
+        yield from _enclosed("{}", ([json.dumps(part)[1:-1]] for part in parts))
+    elif isinstance(value, dict):
+        yield from _enclosed("{}", (chain([f"{json.dumps(key)}: "], json_parts(one)) for key, one in value.items()))
+    else:
+        yield json.dumps(value)
+
+
+def _enclosed(ends: str, texts: Iterable[Iterable[str]]) -> Iterator[str]:
+    yield ends[0]
+    for number, text in enumerate(texts):
+        yield ", " * (number > 0)
+        yield from text
+    yield ends[1]
+
+
+def digest_of_state(state: State) -> str:
+    """`digest_of` a state as files hold it."""
+    found = hashlib.sha256(b"[")
+    for part in json_parts(state):
+        found.update(part.encode())
+    found.update(b"]")
+    return found.hexdigest()
 
 
 def changes(before: State, now: State) -> str:
@@ -105,7 +161,7 @@ def shortly(values: Sequence[Any]) -> str:
 def folder_name(data: SegmentationDataModule) -> str:
     """The folder of a data module's annotation, named by all that it depends on."""
     name, what = type(data).__name__, data.supervision
-    drawn = [data.size, asdict(what), data.annotation_seed, data.lists()[0]]
+    drawn = [data.size, asdict(what), data.annotation_seed, [*data.lists()[0]]]
     return f"{name}-{what.kind}-{digest_of(VERSION, name, data.source(), data.reading(), data.digest(), drawn)[:16]}"
 
 
@@ -148,14 +204,15 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
     masked = [name for name in labeled if data.pseudo or data.has_mask(name)]  # tags alone do not need one
     dense, survey = dense_names(masked, data.supervision, data.annotation_seed), Survey(data)
     with folder_written_whole(folder) as scratch:
-        masks = ((name, *annotate(data, name, name in dense, survey)) for name in labeled)
-        write_annotation(scratch, masks, data.class_names, data.supervision.kind)
-        for name in sorted({*unlabeled} - {*labeled}):
-            survey.add("train", name, data.image(name), None)
-        for name in data.names("val"):
-            image, mask = data.image(name), data.mask(name)
-            check_sizes(name, image.shape, mask)
-            survey.add("val", name, image, mask)
+        drawn = []
+        for name, one in zip(labeled, mapped(partial(annotate, data, scratch, dense), labeled, "drawing"), strict=True):
+            survey.add("train", name, one.look)
+            drawn.append(one._replace(look=None))
+        write_report(scratch, labeled, drawn, data.class_names, data.supervision.kind)
+        lists: dict[Split, Sequence[str]] = {"train": rest(labeled, unlabeled), "val": data.names("val")}
+        for split, names in lists.items():
+            for name, seen in zip(names, mapped(partial(looked_at, data, split), names, "reading"), strict=True):
+                survey.add(split, name, seen)
         if data.channels > 3:
             (scratch / STATISTICS).write_text(json.dumps(survey.statistics()))
         findings = survey.findings()
@@ -164,13 +221,53 @@ def draw(data: SegmentationDataModule, folder: Path) -> None:
         (scratch / FINDINGS).write_text(json.dumps([[*one] for one in findings], indent=1))
 
 
-def annotate(data: SegmentationDataModule, name: str, dense: bool, survey: Survey) -> tuple[Array, Array, Array]:
-    """The mask of a labelled image at the training size, and what of it training may see (`dense`: all of it, whatever
-    the supervision says), both uint8 (h, w); and its tags, bool (K,), of the mask before it is shrunk."""
+class Drawn(NamedTuple):
+    """What is told of the drawn mask of an image."""
+
+    length: int  # of its file, in bytes
+    labeled: Array  # pixels of each class, (K,): in what training sees, and in the dense mask
+    dense: Array
+    pixels: int
+    tags: Array  # bool (K,)
+    look: Any  # of the image and its dense mask, see `datamodules.survey`
+
+
+def annotate(data: SegmentationDataModule, folder: Path, dense: Container[str], name: str) -> Drawn:
+    """Draw what training may see of a labelled image, of those in `dense` all, into its file in a folder."""
     image = data.image(name)
     mask = data.training_mask(name, image.shape)
     check_sizes(name, image.shape, mask)
-    survey.add("train", name, image, mask)
+    whole, drawn, tags = visible(data, name, image, mask, name in dense)
+    file = folder / f"{name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)  # ids may have folders
+    Image.fromarray(drawn).save(file)
+    counts, totals = (np.bincount(one[one != IGNORE], minlength=data.num_classes) for one in (drawn, whole))
+    return Drawn(file.stat().st_size, counts, totals, whole.size, tags, look(data, name, image, mask))
+
+
+def looked_at(data: SegmentationDataModule, split: Split, name: str) -> Look:
+    """What is seen of an image that training has no label of, or of one of another split with its mask."""
+    image = data.image(name)
+    mask = None if split == "train" else data.mask(name)
+    check_sizes(name, image.shape, mask)
+    return look(data, name, image, mask)
+
+
+def rest(labeled: Sequence[str], unlabeled: Sequence[str]) -> list[str]:
+    """The unlabelled images to look at: all, or of very many some, drawn by a hash of their names."""
+    known = {*labeled}
+    others = [name for name in unlabeled if name not in known]
+    if len(others) <= LOOKED_AT:
+        return others
+    rank_zero_only(print)(f"of {len(others)} unlabelled images {LOOKED_AT} are looked at before training")
+    return sorted(in_hash_order(others)[:LOOKED_AT])
+
+
+def visible(
+    data: SegmentationDataModule, name: str, image: Array, mask: Array | None, dense: bool
+) -> tuple[Array, Array, Array]:
+    """The mask of a labelled image at the training size, and what of it training may see (`dense`: all of it, whatever
+    the supervision says), both uint8 (h, w); and its tags, bool (K,), of the mask before it is shrunk."""
     tags = data.tags(name, mask)
     if mask is None:  # people have tagged it
         mask = np.full(image.shape[:2], IGNORE, np.uint8)
@@ -205,39 +302,28 @@ def people_boxes(
     return paint_boxes(drawn, placed(boxes, of, size), data.supervision.inside, image)
 
 
-def write_annotation(
-    folder: Path, masks: Iterable[tuple[str, Array, Array, Array]], class_names: Sequence[str], kind: str
+def write_report(
+    folder: Path, names: Sequence[str], drawn: Sequence[Drawn], class_names: Sequence[str], kind: str
 ) -> None:
-    """Write the masks, their counts and, for boxes and tags, the tags. `masks` gives each labelled image's name, its
-    dense mask and what of it is labelled, both uint8 (h, w) with class ids and 255, and its tags, bool (K,)."""
-    counts, totals = np.zeros(len(class_names), np.int64), np.zeros(len(class_names), np.int64)
-    tags: dict[str, list[bool]] = {}
-    lengths: dict[str, int] = {}
-    pixels = empty = 0
-    for name, dense, drawn, occur in masks:
-        file = folder / f"{name}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)  # ids may have folders
-        Image.fromarray(drawn).save(file)
-        lengths[f"{name}.png"] = file.stat().st_size
-        counts += np.bincount(drawn[drawn != IGNORE], minlength=len(class_names))
-        totals += np.bincount(dense[dense != IGNORE], minlength=len(class_names))
-        pixels += dense.size
-        empty += bool((drawn == IGNORE).all())
-        tags[name] = occur.tolist()
+    """Write what was drawn for each of the labelled images, in all and, for boxes and tags, the tags."""
+    none = np.zeros(len(class_names), np.int64)
+    counts, totals = (sum((getattr(one, what) for one in drawn), none) for what in ("labeled", "dense"))
     if not counts.any() and kind not in ("tags", "none"):
-        raise ValueError(f"no pixel of the {len(tags)} labelled images has a label: check the masks")
+        raise ValueError(f"no pixel of the {len(names)} labelled images has a label: check the masks")
+    lengths = {f"{name}.png": one.length for name, one in zip(names, drawn, strict=True)}
     report = {
-        "images": len(tags),
+        "images": len(names),
         "labeled_pixels": int(counts.sum()),
-        "pixels": pixels,
+        "pixels": sum(one.pixels for one in drawn),
         "per_class": {name: int(count) for name, count in zip(class_names, counts, strict=True)},
         "share_per_class": {
             name: round(float(count / total), 6) if total else None
             for name, count, total in zip(class_names, counts, totals, strict=True)
         },
-        "images_without_label": empty if kind != "tags" else 0,
+        "images_without_label": sum(not one.labeled.any() for one in drawn) if kind != "tags" else 0,
     }
     if kind in TAGGED:
+        tags = {name: one.tags.tolist() for name, one in zip(names, drawn, strict=True)}
         per_tag = np.sum([*tags.values()], 0)
         report["images_per_tag"] = {name: int(count) for name, count in zip(class_names, per_tag, strict=True) if count}
         file = folder / "tags.json"

@@ -25,9 +25,10 @@ from datamodules.annotation import (
     announce,
     changes,
     class_counts,
-    digest_of,
+    digest_of_state,
     folder_name,
     object_tags,
+    plain,
     prepare,
     state_of,
 )
@@ -36,6 +37,7 @@ from datamodules.cache import DiskCache, RamCache, Small, shrink, writing
 from datamodules.files import read_image, read_mask
 from datamodules.images import whole_image
 from datamodules.loaders import split_loader, training_loader
+from datamodules.names import Names
 from datamodules.pseudo import PseudoMasks
 from datamodules.samplers import group_counts
 from datamodules.splits import Split
@@ -158,13 +160,16 @@ class SegmentationDataModule(LightningDataModule):
         if self.group > 1 and class_sampling is not None:
             raise ValueError("data.group and data.class_sampling both say which images come: leave one of them out")
         self.kept: RamCache | DiskCache | None = None  # made with the first loader
-        self.known_state: State | None = None
+        self.known_state: tuple[State, str] | None = None
+        self.known_lists: dict[str, tuple[Names, Names]] = {}
+        self.turned: set[str] = set()  # images whose masks might have to be turned too, as far as they were read
         # One forward and backward sees this part of a step's batch; the CLI sets it from the trainer.
         self.accumulation = 1
 
-    def names(self, split: Split) -> list[str]:
+    def names(self, split: Split) -> Sequence[str]:
         """Image ids of a split, sorted."""
-        return sorted(self.splits[split])
+        names = self.splits[split]
+        return names if isinstance(names, Names) else sorted(names)
 
     def image(self, name: str) -> Array:
         """uint8 (H, W, `channels`), RGB first."""
@@ -240,15 +245,20 @@ class SegmentationDataModule(LightningDataModule):
         shared = inspect.signature(SegmentationDataModule.__init__).parameters
         return {name: value for name, value in plain_options(self.given).items() if name not in shared}
 
-    def state(self) -> State:
-        """What the data are, as they were first looked at, see `datamodules.annotation.state_of`."""
+    def looked_at(self) -> tuple[State, str]:
+        """What the data are, as they were first looked at, and its hash, see `datamodules.annotation.state_of`."""
         if self.known_state is None:
-            self.known_state = state_of(self)
+            state = state_of(self)
+            self.known_state = state, digest_of_state(state)
         return self.known_state
+
+    def state(self) -> State:
+        """What the data are, as they were first looked at."""
+        return plain(self.looked_at()[0])
 
     def digest(self) -> str:
         """A hash of `state`."""
-        return digest_of(self.state())
+        return self.looked_at()[1]
 
     def changes_since(self, file: Path) -> str:
         """What differs from the state that a run directory's `data.json` holds, in words."""
@@ -262,11 +272,16 @@ class SegmentationDataModule(LightningDataModule):
         """Number of classes; 255 is none of them."""
         return len(self.class_names)
 
-    def lists(self) -> tuple[list[str], list[str]]:
+    def lists(self) -> tuple[Names, Names]:
         """Labelled images, and those of the unlabelled stream."""
+        if self.unlabeled_pool not in self.known_lists:
+            self.known_lists[self.unlabeled_pool] = self._make_lists()
+        return self.known_lists[self.unlabeled_pool]
+
+    def _make_lists(self) -> tuple[Names, Names]:
         names = self.names("train")
         if self.supervision.kind == "none":
-            return [], sorted(names)
+            return Names(), Names(names)
         tagged = self.tagged if self.supervision.kind == "tags" else None
         with_mask = [name for name in names if self.pseudo or name in (tagged or ()) or self.has_mask(name)]
         if self.supervision.kind == "boxes" and self.supervision.real:
@@ -283,8 +298,8 @@ class SegmentationDataModule(LightningDataModule):
                 + ("; they have boxes: learn from these (supervision={kind: boxes, real: true})" if self.boxed else "")
             )
         labeled, rest = split_images(with_mask, self.supervision, self.annotation_seed, self.sequence)
-        unlabeled = {*names} - {*with_mask} | {*rest}
-        return labeled, sorted(names if self.unlabeled_pool == "all" else unlabeled)
+        unlabeled = names if self.unlabeled_pool == "all" else {*names} - {*with_mask} | {*rest}
+        return Names(labeled), unlabeled if isinstance(unlabeled, Names) else Names(unlabeled)
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from PIL import Image
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.decode import SUFFIXES, Picture, decode, from_pillow, stored_size, turned
+from datamodules.names import Files
 from datamodules.splits import first_few
 from datamodules.text import normal
 
@@ -41,7 +42,7 @@ DARK = 2**14  # a 16-bit file whose largest value is below uses fewer bits, or s
 
 def find_images(
     folder: str | Path, nested: bool = False, needed: bool = True, suffixes: Sequence[str] = SUFFIXES
-) -> dict[str, Path]:
+) -> Files:
     """Image files of a folder by id, sorted. The id is the file's name without its suffix, in Unicode's form C; with
     `nested` folders below are searched too, and the id is the path in the folder, such as `day1/a`.
 
@@ -54,18 +55,18 @@ def find_images(
     folder = Path(folder)
     if not folder.is_dir():
         if not needed:
-            return {}
+            return Files(folder, {})
         raise FileNotFoundError(f"folder {folder} does not exist: check the path")
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     others = []
-    for path in visible_files(folder, nested):
-        if path.suffix.lower() not in suffixes:
-            others += [path.name] if path.suffix.lower() in OTHER_SUFFIXES else []
+    for path in visible_paths(folder, nested):
+        start, suffix = os.path.splitext(path)
+        if suffix.lower() not in suffixes:
+            others += [os.path.basename(path)] if suffix.lower() in OTHER_SUFFIXES else []
             continue
-        name = image_id(path.relative_to(folder))
+        name = normal(start)
         if name in found:
-            both = f"{found[name].relative_to(folder)} and {path.relative_to(folder)}"
-            raise ValueError(f"{folder} holds both {both}: an id must be unique")
+            raise ValueError(f"{folder} holds both {found[name]} and {path}: an id must be unique")
         found[name] = path
     if needed and not found:
         inside = [path.name for path in folder.iterdir() if not nested and path.is_dir() and _is_shown(path.name)]
@@ -76,13 +77,13 @@ def find_images(
         raise ValueError(f"folder {folder} has no image ({', '.join(SUFFIXES)})" + "".join(reasons))
     if others:
         rank_zero_warn(f"{len(others)} pictures in {folder} are not read: {first_few(others)}; convert them to PNG")
-    return dict(sorted(found.items()))
+    return Files(folder, found)
 
 
 def unread_images(folder: Path, nested: bool = False) -> dict[str, Path]:
     """Pictures of a folder in formats that are not read, by id as in `find_images`; none if there is no such folder."""
-    files = visible_files(folder, nested) if folder.is_dir() else ()
-    return {image_id(path.relative_to(folder)): path for path in files if path.suffix.lower() in OTHER_SUFFIXES}
+    parts = ((*os.path.splitext(path), path) for path in (visible_paths(folder, nested) if folder.is_dir() else ()))
+    return {normal(start): folder / path for start, suffix, path in parts if suffix.lower() in OTHER_SUFFIXES}
 
 
 def image_id(path: Path) -> str:
@@ -90,16 +91,17 @@ def image_id(path: Path) -> str:
     return normal(path.with_suffix("").as_posix())
 
 
-def visible_files(folder: Path, nested: bool, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Files of a folder, hidden ones left out, in order. Not by `Path.rglob`, which passes over linked folders."""
+def visible_paths(folder: str | Path, nested: bool, above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Paths in a folder of its files, hidden ones left out, in order: text, since there may be a million. Not by
+    `Path.rglob`, which passes over linked folders."""
     above = above | {os.path.realpath(folder)}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if not _is_shown(entry.name):
-            continue
-        if not entry.is_dir():
-            yield Path(entry.path)
-        elif nested and os.path.realpath(entry.path) not in above:  # a link may lead back
-            yield from visible_files(Path(entry.path), nested, above)
+    with os.scandir(folder) as entries:
+        inside = sorted((entry.name, entry.is_dir()) for entry in entries if _is_shown(entry.name))
+    for name, is_folder in inside:
+        if not is_folder:
+            yield name
+        elif nested and os.path.realpath(below := os.path.join(folder, name)) not in above:  # a link may lead back
+            yield from (f"{name}/{path}" for path in visible_paths(below, nested, above))
 
 
 def _is_shown(name: str) -> bool:

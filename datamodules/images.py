@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,21 +37,21 @@ class TrainingImages(Dataset[dict[str, Any]]):
         annotations: folder of the drawn annotation.
         cut: that part, where `box` is None.
         superpixels: gives those of an image; None: none are needed.
+        tags: bool (N, K), the classes that occur in each image, where these are a label.
     """
 
     def __init__(
         self,
-        names: list[str],
+        names: Sequence[str],
         read: Callable[[str], Small],
         box: Box,
         annotations: Path | None,
         cut: Cut | None = None,
         superpixels: Superpixels | None = None,
+        tags: Array | None = None,
     ) -> None:
         self.names, self.read, self.box, self.annotations, self.cut = names, read, box, annotations, cut
-        self.superpixels = superpixels
-        tags = annotations / "tags.json" if annotations else None
-        self.tags = json.loads(tags.read_text()) if tags and tags.exists() else None
+        self.superpixels, self.tags = superpixels, tags
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,7 +76,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
         if self.superpixels is not None:
             found = pad_to(self.superpixels.get(name, small), box, 0)
             part["superpixels"] = torch.from_numpy(found.astype(np.int32))
-        tags = {} if self.tags is None else {"tags": torch.tensor(self.tags[name])}
+        tags = {} if self.tags is None else {"tags": torch.from_numpy(self.tags[draw.image])}
         return {
             "image": image,
             "mask": torch.from_numpy(pad_to(mask, box, IGNORE).copy()),
@@ -95,7 +94,7 @@ class WholeImages(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        names: list[str],
+        names: Sequence[str],
         image: Callable[[str], Small],
         mask: Callable[[str], Array | None],
         tags: Callable[[str, Array | None], Array] | None = None,
@@ -131,8 +130,3 @@ def check_sizes(name: str, size: Sequence[int], mask: Array | None) -> None:
             f"image '{name}' is {size[0]} x {size[1]} pixels but its mask {mask.shape[0]} x "
             f"{mask.shape[1]}: replace one of them"
         )
-
-
-def one_thread(worker: int) -> None:
-    """Loader processes share the machine with the training process: one thread each."""
-    torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,11 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
-from common.training.signals import blocked
 from datamodules.annotation import class_counts, object_tags
 from datamodules.augmentation import stream_seed
 from datamodules.cache import DiskCache, RamCache, Small
-from datamodules.images import Cut, TrainingImages, WholeImages, one_thread
+from datamodules.images import Cut, TrainingImages, WholeImages
+from datamodules.parallel import Loader, one_thread
 from datamodules.samplers import EpochSampler, Order, class_order, group_order
 from datamodules.splits import Split
 from datamodules.superpixels import Superpixels
@@ -22,15 +22,6 @@ from datamodules.supervision import TAGGED
 
 if TYPE_CHECKING:
     from datamodules.base import SegmentationDataModule
-
-
-class Loader(DataLoader[Any]):
-    """A loader whose processes never see the signals that ask a run to stop, which a terminal and schedulers send to
-    all of them: the training process ends them when it is through."""
-
-    def __iter__(self) -> Any:
-        with blocked():
-            return super().__iter__()
 
 
 def training_loader(data: SegmentationDataModule) -> CombinedLoader:
@@ -53,12 +44,12 @@ def training_loader(data: SegmentationDataModule) -> CombinedLoader:
     steps = max(max(1, len(names) // batch) for names, batch in streams.values())
     read, annotations = reader(data), data.annotation_dir()
     orders: dict[str, Order] = {}
+    tags = object_tags(annotations, labeled) if data.supervision.kind in TAGGED else None
     if data.class_sampling is not None:
         counts = class_counts(annotations, labeled, data.num_classes)
         orders["labeled"] = partial(class_order, counts, data.class_sampling)
     if data.group > 1:
-        tags = object_tags(annotations, labeled)
-        if not tags.any():
+        if tags is None or not tags.any():
             raise ValueError("no training image has a tag: there is nothing to make groups of, and nothing to learn")
         orders["labeled"] = partial(group_order, tags, data.group)
     superpixels = None
@@ -73,7 +64,7 @@ def training_loader(data: SegmentationDataModule) -> CombinedLoader:
                 names,
                 read,
                 data.size,
-                *((annotations, cuts[stream], superpixels) if stream == "labeled" else (None, cuts[stream])),
+                *((annotations, cuts[stream], superpixels, tags) if stream == "labeled" else (None, cuts[stream])),
             ),
             batch_sampler=EpochSampler(len(names), batch, steps, data.seed, data.trainer, orders.get(stream)),
         )
@@ -101,7 +92,7 @@ def split_loader(data: SegmentationDataModule, split: Split) -> DataLoader[Any]:
     return loader(data, images, batch_size=1)
 
 
-def shared(data: SegmentationDataModule, names: list[str]) -> list[str]:
+def shared(data: SegmentationDataModule, names: Sequence[str]) -> Sequence[str]:
     """This process's part of the images to evaluate. They are evaluated one by one, unpadded, none twice, so that the
     numbers are the same on any number of processes.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.ops.array import Array
 from datamodules.decode import Refused, check_pixels, naming
-from datamodules.files import ValueRange, to_bytes, visible_files
+from datamodules.files import ValueRange, to_bytes, visible_paths
 from datamodules.splits import first_few
 from datamodules.text import normal
 
@@ -174,10 +174,11 @@ def _told(spacing: tuple[float, ...]) -> str:
 
 def _found(place: Path) -> Iterator[tuple[str, Path]]:
     folder = place.parent if place.is_file() else place
-    for path in [place] if place.is_file() else visible_files(place, True) if place.is_dir() else ():
-        suffix = next((one for one in sorted(SUFFIXES, key=len)[::-1] if path.name.lower().endswith(one)), None)
+    inside = visible_paths(place, True) if place.is_dir() else [place.name] if place.is_file() else ()
+    for path in inside:
+        suffix = next((one for one in sorted(SUFFIXES, key=len)[::-1] if path.lower().endswith(one)), None)
         if suffix:
-            yield normal(path.relative_to(folder).as_posix()[: -len(suffix)]), path
+            yield normal(path[: -len(suffix)]), folder / path
 
 
 def read_header(path: Path) -> Volume:

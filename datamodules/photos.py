@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from datamodules.cache import shrink
 from datamodules.files import find_images, image_id
 from datamodules.images import whole_image
 from datamodules.loaders import loader, shared
+from datamodules.names import Names
 from datamodules.nifti import Volumes, check_alone
 
 
@@ -77,7 +78,7 @@ class Photos(SegmentationDataModule):
         """One image at a time, see `PhotoData`. Images at their own size are read by this process: each of several
         loader processes would hold some."""
         how = {} if self.size else {"num_workers": 0}
-        return loader(self, PhotoData(shared(self, [*self.images]), self), batch_size=1, **how)
+        return loader(self, PhotoData(shared(self, Names(self.images)), self), batch_size=1, **how)
 
 
 class PhotoData(Dataset[dict[str, Any]]):
@@ -85,7 +86,7 @@ class PhotoData(Dataset[dict[str, Any]]):
     they are one pixel. In the place of an image that cannot be read stands a pixel, with the reason as `error`: one bad
     photo of thousands is no end."""
 
-    def __init__(self, names: list[str], data: Photos) -> None:
+    def __init__(self, names: Sequence[str], data: Photos) -> None:
         self.names, self.read, self.size, self.channels = names, data.image, data.size, data.channels
 
     def __len__(self) -> int:

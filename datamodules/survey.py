@@ -46,8 +46,8 @@ class Seen:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     pixels: Array = field(default_factory=lambda: np.zeros(256, np.int64))  # of each value of the masks
     bilevel: int = 0  # masks of 0 and 255 alone
-    pictures: dict[str, str] = field(default_factory=dict)  # name of the first image with these pixels
-    labels: dict[str, str] = field(default_factory=dict)  # name of the first mask with these labels
+    pictures: dict[bytes, str] = field(default_factory=dict)  # name of the first image with these pixels
+    labels: dict[bytes, str] = field(default_factory=dict)  # name of the first mask with these labels
     thumbs: dict[str, Array] = field(default_factory=dict)
     tagged: int = 0  # images whose tags are known, and how many each class tags
     tags: Array = field(default_factory=lambda: np.zeros(256, np.int64))
@@ -58,8 +58,48 @@ class Seen:
         return int(self.pixels[:IGNORE].sum())
 
 
+class Look(NamedTuple):
+    """What is kept of an image and its mask: little more than a kilobyte."""
+
+    size: tuple[int, int]
+    grey: bool
+    picture: bytes  # a hash of the pixels
+    thumb: Array
+    moments: Array | None  # of an image with more bands than RGB: ones, and the mean of each band and of its square
+    tags: Array | None  # bool (K,), where they are known
+    pixels: Array | None  # of each value of the mask
+    labels: bytes | None  # a hash of the mask, where it has two values or more: others are alike by nature
+    turned: bool  # see `SegmentationDataModule.turned`
+
+
+def look(data: SegmentationDataModule, name: str, image: Array, mask: Array | None) -> Look:
+    """Look at an image, uint8 (H, W, C), and its mask, uint8 (H, W), if it has one."""
+    moments = None
+    if image.shape[2] > 3:
+        levels = image.reshape(-1, image.shape[2]).astype(np.float64) / 255
+        moments = np.stack([np.ones(levels.shape[1]), levels.mean(0), (levels**2).mean(0)])
+    colors = image[..., :3]
+    tagged = mask is not None or name in (data.tagged or ())
+    counts = None if mask is None else np.bincount(mask.reshape(-1), minlength=256)
+    labels = None
+    filled = name in (data.boxed or ()) and name not in data.masks
+    if mask is not None and counts is not None and (counts > 0).sum() > 1 and not filled:
+        labels = hashlib.sha256(mask.tobytes() + str(mask.shape).encode()).digest()
+    return Look(
+        size=(image.shape[0], image.shape[1]),
+        grey=bool((colors[..., 0] == colors[..., 1]).all() and (colors[..., 0] == colors[..., 2]).all()),
+        picture=hashlib.sha256(image.tobytes()).digest(),
+        thumb=np.asarray(Image.fromarray(colors).convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)),
+        moments=moments,
+        tags=data.tags(name, mask) if tagged else None,
+        pixels=counts,
+        labels=labels,
+        turned=name in data.turned,
+    )
+
+
 class Survey:
-    """Collects what findings are made of, one image after the other: no more than a kilobyte of each is kept."""
+    """Collects what findings are made of, one image after the other."""
 
     def __init__(self, data: SegmentationDataModule) -> None:
         self.data = data
@@ -67,33 +107,27 @@ class Survey:
         self.faults: list[Finding] = []  # of single files
         self.moments: Array = np.zeros((3, 1))  # of training images with more bands than RGB, summed over images
 
-    def add(self, split: Split, name: str, image: Array, mask: Array | None) -> None:
-        """Look at an image, uint8 (H, W, C), and its mask, uint8 (H, W), if it has one."""
-        if split == "train" and image.shape[2] > 3:
-            levels = image.reshape(-1, image.shape[2]).astype(np.float64) / 255
-            self.moments = self.moments + np.stack([np.ones(levels.shape[1]), levels.mean(0), (levels**2).mean(0)])
-        colors = image[..., :3]
+    def add(self, split: Split, name: str, one: Look) -> None:
+        """What was seen of an image."""
+        if split == "train" and one.moments is not None:
+            self.moments = self.moments + one.moments
+        if one.turned:  # the data module of another process knows it
+            self.data.turned.add(name)
         seen = self.seen.setdefault(split, Seen())
         seen.images += 1
-        seen.sizes[(image.shape[0], image.shape[1])] += 1
-        seen.grey += bool((colors[..., 0] == colors[..., 1]).all() and (colors[..., 0] == colors[..., 2]).all())
-        seen.pictures.setdefault(hashlib.sha256(image.tobytes()).hexdigest(), name)
-        seen.thumbs[name] = np.asarray(
-            Image.fromarray(colors).convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)
-        )
-        if mask is not None or name in (self.data.tagged or ()):
+        seen.sizes[one.size] += 1
+        seen.grey += one.grey
+        seen.pictures.setdefault(one.picture, name)
+        seen.thumbs[name] = one.thumb
+        if one.tags is not None:
             seen.tagged += 1
-            seen.tags[: self.data.num_classes] += self.data.tags(name, mask)
-        if mask is None:
-            return
-        seen.masks += 1
-        counts = np.bincount(mask.reshape(-1), minlength=256)
-        seen.pixels += counts
-        values = np.flatnonzero(counts)
-        seen.bilevel += values.tolist() == [0, IGNORE]
-        filled = name in (self.data.boxed or ()) and name not in self.data.masks
-        if len(values) > 1 and not filled:  # others are alike by nature
-            seen.labels.setdefault(hashlib.sha256(mask.tobytes() + str(mask.shape).encode()).hexdigest(), name)
+            seen.tags[: self.data.num_classes] += one.tags
+        if one.pixels is not None:
+            seen.masks += 1
+            seen.pixels += one.pixels
+            seen.bilevel += np.flatnonzero(one.pixels).tolist() == [0, IGNORE]
+        if one.labels is not None:
+            seen.labels.setdefault(one.labels, name)
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each band of the training images, which count alike, in units of [0, 1]."""

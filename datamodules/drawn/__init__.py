@@ -24,6 +24,7 @@ from datamodules.drawn import coco, cvat, label_studio, labelme, yolo
 from datamodules.drawn.content import BOXES, FORMATS, brief, naming, read_json, recognise, unread
 from datamodules.drawn.paint import Drawing, render
 from datamodules.files import TOOLS_FOLDERS
+from datamodules.names import Files
 from datamodules.text import normal
 
 # As the tools name a file of all images.
@@ -62,11 +63,14 @@ def find(
         ValueError: files that contradict each other, or one of all images that cannot be used; the rest is read later.
     """
     inside, masks, labels = root / "images", root / "masks", root / "labels"
-    ids = {parts_of(path.relative_to(inside).as_posix()): name for name, path in images.items()}
-    beside = [path for folder in {inside, *(path.parent for path in images.values())} for path in folder.glob("*.json")]
+    folders = images.folders() if isinstance(images, Files) else {path.parent for path in images.values()}
+    beside = [path for folder in {inside, *folders} for path in folder.glob("*.json")]
+    in_masks, texts = [*masks.rglob("*.json")], shown(labels.rglob("*.txt"), labels)
+    some = beside or in_masks or texts or files_of_all(root, [], [])  # there may be a million images, and nothing drawn
+    ids = {parts_of(path.relative_to(inside).as_posix()): name for name, path in images.items()} if some else {}
     below = []
     sources: Sources = {}
-    for folder, paths in ((inside, beside), (masks, masks.rglob("*.json"))):
+    for folder, paths in ((inside, beside), (masks, in_masks)):
         for path in shown(paths, folder):
             parts = parts_of_file(path, folder, ids)
             if parts in ids or path.name not in NAMES:
@@ -75,7 +79,7 @@ def find(
                 below.append(path)
             else:
                 raise ValueError(f"{path} is called like a file of all images: put it into {root}, or rename it")
-    texts = [path for path in shown(labels.rglob("*.txt"), labels) if path != labels / "classes.txt"]
+    texts = [path for path in texts if path != labels / "classes.txt"]
     values = yolo.numbering(root, class_names, fill) if texts else []
     for path in texts:
         add(sources, ids, parts_of_file(path, labels, ids), path, partial(yolo.read, path, values, class_names))

@@ -42,7 +42,7 @@ class ADE20K(SegmentationDataModule):
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
         train, test = (find_images(self.root / "images" / part) for part in ("training", "validation"))
-        self.images = train | test
+        self.images = dict(train.items()) | dict(test.items())
         parts = [find_images(self.root / "annotations" / part) for part in ("training", "validation")]
         self.masks = {name: path for part in parts for name, path in part.items()}
         if lost := missing(self.images, self.masks):

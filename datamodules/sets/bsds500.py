@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class BSDS500(SegmentationDataModule):
         self.splits = {split: list(files) for split, files in found.items()}
         self.images = {name: path for files in found.values() for name, path in files.items()}
 
-    def names(self, split: Split) -> list[str]:
+    def names(self, split: Split) -> Sequence[str]:
         if split not in self.splits:
             raise FileNotFoundError(f"folder {self.root / 'data' / 'images' / split} does not exist: check the path")
         return super().names(split)

@@ -58,9 +58,10 @@ class COCO(SegmentationDataModule):
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
         train, test = (find_images(self.root / f"{part}2017") for part in ("train", "val"))
-        self.images = train | test
+        self.images = dict(train.items()) | dict(test.items())
         maps = self.root / "stuffthingmaps"
-        self.masks = {**find_images(maps / "train2017"), **find_images(maps / "val2017")}
+        masks = (find_images(maps / f"{part}2017") for part in ("train", "val"))
+        self.masks = {name: path for part in masks for name, path in part.items()}
         if lost := missing(self.images, self.masks):
             raise ValueError(f"{maps} has no map of {lost}: unpack stuffthingmaps_trainval2017.zip anew")
         self.splits = hold_out(train, test, keep=self.supervision.listed(), official=official_val)

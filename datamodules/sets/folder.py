@@ -21,6 +21,7 @@ from datamodules.drawn import check_classes, find
 from datamodules.drawn.content import BOXES, naming
 from datamodules.drawn.paint import upright_size
 from datamodules.files import class_ids, find_images, read_mask, unread_images, upright_mask
+from datamodules.names import Names
 from datamodules.nifti import Volumes, check_alone
 from datamodules.simulate import paint_boxes
 from datamodules.splits import SPLITS, check_disjoint, first_few, in_hash_order, missing, read_list
@@ -105,7 +106,6 @@ class Folder(SegmentationDataModule):
         self.channels = channels
         self.reader = image_reader(channels, rgb, value_range)
         self.mask_values = None if mask_values is None else _given_ids(mask_values, self.class_names)
-        self.turned: set[str] = set()  # images whose masks might have to be turned too, as far as they were read
         self.value_range = value_range
         self.volumes = Volumes(self.root / "images")
         self.images = self._find_images()
@@ -137,7 +137,7 @@ class Folder(SegmentationDataModule):
         if self.tagged is not None:
             check_tagged(self.tagged, self.splits["train"], f"data.tags={tags}")
 
-    def _find_images(self) -> dict[str, Path]:
+    def _find_images(self) -> Mapping[str, Path]:
         """The file of each image, or of each slice of volumes."""
         folder, suffixes = self.root / "images", image_suffixes(self.channels)
         pictures = find_images(folder, nested=True, needed=not self.volumes.files, suffixes=suffixes)
@@ -161,7 +161,7 @@ class Folder(SegmentationDataModule):
             raise ValueError(f"{self.root} has volumes, and boxes, which are read of pictures alone: remove the boxes")
         return None if self.volumes.files else read_boxes(self.root, self.images, self.class_names)
 
-    def _find_masks(self) -> dict[str, Path]:
+    def _find_masks(self) -> Mapping[str, Path]:
         """The file of each mask: pictures, and drawings of annotation tools."""
         folder = self.root / "masks"
         if self.volumes.files:
@@ -180,9 +180,9 @@ class Folder(SegmentationDataModule):
         if self.drawn:
             masks = map(self._read_mask, pictures.values())
             check_classes(self.drawn.values(), self.class_names, self.fill, masks)
-        return pictures | {name: one.path for name, one in self.drawn.items()}
+        return dict(pictures.items()) | {name: one.path for name, one in self.drawn.items()} if self.drawn else pictures
 
-    def _make_splits(self) -> dict[str, list[str]]:
+    def _make_splits(self) -> dict[str, Names]:
         self._check_names_of_lists()
         files = {split: self.root / f"{split}.txt" for split in SPLITS}
         listed: dict[str, list[str]] = {split: self._read_list(file) for split, file in files.items() if file.exists()}
@@ -197,11 +197,11 @@ class Folder(SegmentationDataModule):
                 f"{self.root} has {len(spare)} {what}; 5 are needed to keep some for val and test, or list them"
             )
         # Images of one sequence are drawn together: each is a sequence of its own where `sequences` tells of none.
-        group = {name: self.sequence(name) if self.sequences else name for name in self.images}
-        order = in_hash_order({group[name] for name in spare})
+        group = self.sequence if self.sequences else str
+        order = in_hash_order({group(name) for name in spare})
         step = len(absent) if "train" in listed else 5
         held = {split: {*order[number::step]} for number, split in enumerate(absent)}
-        found = listed | {split: [name for name in spare if group[name] in groups] for split, groups in held.items()}
+        found = listed | {split: [name for name in spare if group(name) in groups] for split, groups in held.items()}
         for split in absent:
             if not found[split]:
                 raise ValueError(
@@ -216,12 +216,13 @@ class Folder(SegmentationDataModule):
                 f"{self.root} has lists of {', '.join(listed)}; of the other images are {' and '.join(rest)}"
             )
         taken = {name for names in found.values() for name in names}
-        if "train" not in listed:
-            beside = {name for name in self.images if any(group[name] in groups for groups in held.values())} - taken
+        if "train" not in listed and self.sequences:
+            beside = {name for name in self.images if any(group(name) in groups for groups in held.values())} - taken
             if beside:
                 rank_zero_warn(f"{len(beside)} images without a mask are of sequences of val or test, and are left out")
             taken |= beside
-        return {"train": sorted(self.images.keys() - taken), **found}
+        found["train"] = listed.get("train") or [name for name in self.images if name not in taken]
+        return {split: Names(names) for split, names in found.items()}
 
     def _check_names_of_lists(self) -> None:
         """Raise ValueError for a list under another name: it is not left unread."""

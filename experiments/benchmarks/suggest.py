@@ -105,7 +105,7 @@ def study(data: SegmentationDataModule, options: argparse.Namespace) -> list[dic
     pool, rows = options.output / "pool", []
     write_pool(data, pool)
     for seed in options.seeds:
-        order = data.names("train")
+        order = [*data.names("train")]
         random.Random(seed).shuffle(order)
         first = options.output / f"seed{seed}" / "first"
         start = arm_folder(pool, first / "data")  # of its own: what the other arm labels later is not known to its run

@@ -32,7 +32,7 @@ def table(summaries: dict[str, dict[str, float | None]], stage: str = "test") ->
     return "\n".join(rows)
 
 
-def picture(path: Path, runs: dict[str, Run], names: list[str]) -> None:
+def picture(path: Path, runs: dict[str, Run], names: Sequence[str]) -> None:
     """Training images in rows: image, labelled pixels, truth, and the prediction of each run."""
     data = next(iter(runs.values())).data
     rows = []

@@ -7,6 +7,7 @@ import json
 import platform
 import re
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +26,10 @@ from common.training.summary import PACKAGES
 from datamodules.annotation import told_tags
 from datamodules.base import SegmentationDataModule
 from datamodules.images import check_sizes
-from datamodules.splits import SPLITS
+from datamodules.parallel import mapped
+from datamodules.splits import SPLITS, Split
 from datamodules.supervision import Supervision, draw_annotation, shrink_mask
-from datamodules.survey import Finding, Survey
+from datamodules.survey import Finding, Look, Survey, look
 from datamodules.transforms import fit_size, resize_image
 from experiments.cli.configs import expand_configs
 from experiments.cli.messages import Parser
@@ -78,21 +80,29 @@ def examine(data: SegmentationDataModule) -> Survey:
     """Read every file of every split."""
     survey = Survey(data)
     for split in SPLITS:
-        for name in data.names(split):
-            try:
-                image = data.image(name)
-                if split == "train" and data.pseudo is not None:
-                    mask = data.training_mask(name, image.shape)
-                else:
-                    mask = data.mask(name) if data.has_mask(name) else None
-                check_sizes(name, image.shape, mask)
-                if name in (data.boxed or ()):
-                    data.boxes(name)
-            except (OSError, ValueError) as error:
-                survey.faults.append(Finding("stop", str(error)))
-                continue
-            survey.add(split, name, image, mask)
+        names = data.names(split)
+        for name, seen in zip(names, mapped(partial(seen_of, data, split), names, split), strict=True):
+            if isinstance(seen, Finding):
+                survey.faults.append(seen)
+            else:
+                survey.add(split, name, seen)
     return survey
+
+
+def seen_of(data: SegmentationDataModule, split: Split, name: str) -> Look | Finding:
+    """What is seen of an image, or what is wrong with it."""
+    try:
+        image = data.image(name)
+        if split == "train" and data.pseudo is not None:
+            mask = data.training_mask(name, image.shape)
+        else:
+            mask = data.mask(name) if data.has_mask(name) else None
+        check_sizes(name, image.shape, mask)
+        if name in (data.boxed or ()):
+            data.boxes(name)
+    except (OSError, ValueError) as error:
+        return Finding("stop", str(error))
+    return look(data, name, image, mask)
 
 
 def describe(survey: Survey) -> list[str]:

@@ -65,7 +65,7 @@ class Propose(TrainedCLI):
 
 def propose(
     data: SegmentationDataModule,
-    boxed: list[str],
+    boxed: Sequence[str],
     options: argparse.Namespace,
     number: int,
     predict: Predict | None = None,

@@ -254,7 +254,7 @@ class Round:
             return cut(maps.masked_fill(p.isnan().any(0), 0.5), labels(p, maps), image)
         return labels(p, maps)
 
-    def report(self, folder: Path, names: list[str]) -> dict[str, Any]:
+    def report(self, folder: Path, names: Sequence[str]) -> dict[str, Any]:
         """Of `pseudo.json`: shares, and mIoU in per cent where there are masks, of views with and without boxes, over
         pixels that have a label (`miou`), and with 255 as background (`miou_all`)."""
         counts = np.zeros(256, np.int64)

@@ -95,7 +95,7 @@ def test_names_in_another_normal_form_and_with_dots(root):
     (root / "test.txt").write_text("image,mask\nC:\\images\\y.jpg,y.png\nz\n")
     data = Folder(str(root))
     assert data.masks.keys() == data.images.keys()
-    assert data.splits == {"train": [*names[:4], "7", "8", "9"], "val": ["x"], "test": ["y", "z"]}
+    assert data.splits == {"train": sorted([*names[:4], "7", "8", "9"]), "val": ["x"], "test": ["y", "z"]}
 
 
 def test_pictures_in_formats_that_are_not_read_are_never_lost(root):
@@ -123,13 +123,13 @@ def test_images_of_no_list_take_the_place_of_a_missing_list(root):
         splits = Folder(str(root)).splits
     assert splits["test"] == ["8", "9"]
     assert len(splits["val"]) == 2
-    assert sorted(splits["train"] + splits["val"]) == [*"01234567"]
+    assert sorted([*splits["train"], *splits["val"]]) == [*"01234567"]
     (root / "test.txt").unlink()
     (root / "train.txt").write_text("\n".join("01234"))
     with pytest.warns(UserWarning, match="lists of train; of the other images are val 2, test 2"):
         splits = Folder(str(root)).splits
     assert splits["train"] == [*"01234"]
-    assert sorted(splits["val"] + splits["test"]) == [*"6789"]
+    assert sorted([*splits["val"], *splits["test"]]) == [*"6789"]
     (root / "train.txt").write_text("\n".join("01234678"))
     refused(root, "no test.txt", "too few images with a mask are in no list")
 

@@ -7,7 +7,7 @@ from PIL import Image
 from conftest import draw_folder
 from datamodules import Folder
 from datamodules.supervision import Supervision
-from datamodules.survey import THUMB, Survey, name_groups, near_duplicates
+from datamodules.survey import THUMB, Survey, look, name_groups, near_duplicates
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def survey(root, **options):
     found = Survey(data)
     for split in ("train", "val", "test"):
         for name in data.names(split):
-            found.add(split, name, data.image(name), data.mask(name))
+            found.add(split, name, look(data, name, data.image(name), data.mask(name)))
     return [(one.level, one.text) for one in found.findings()]
 
 
