@@ -221,8 +221,8 @@ class Folder(SegmentationDataModule):
             if beside:
                 rank_zero_warn(f"{len(beside)} images without a mask are of sequences of val or test, and are left out")
             taken |= beside
-        found["train"] = listed.get("train") or [name for name in self.images if name not in taken]
-        return {split: Names(names) for split, names in found.items()}
+        train = listed.get("train") or [name for name in self.images if name not in taken]
+        return {split: Names(names) for split, names in ({"train": train} | found).items()}
 
     def _check_names_of_lists(self) -> None:
         """Raise ValueError for a list under another name: it is not left unread."""

@@ -86,7 +86,7 @@ class RGBD(Views, SegmentationDataModule):
         self.depth_unit, self.depth_kind = depth_unit, depth_kind
         self.images = find_images(self.root / "images")
         self.masks = find_images(self.root / "masks", needed=False)
-        self.depths = find_images(self.root / "depth")
+        self.depths: Mapping[str, Path] = find_images(self.root / "depth")
         self.files = {name: self.root / f"{name}.json" for name in ("cameras", "boxes")}
         boxes = read_json(self.files["boxes"])
         self._name_classes(classes or boxes.get("classes"), str(self.files["boxes"]))
