@@ -173,7 +173,7 @@ class Folder(SegmentationDataModule):
             return self.mask_volumes.images()
         pictures = find_images(folder, nested=True, needed=not self.drawn and self.needed)
         others = unread_images(folder, nested=True)
-        if lost := _unread(others, self.images.keys() - pictures.keys() - self.drawn.keys()):
+        if others and (lost := _unread(others, self.images.keys() - pictures.keys() - self.drawn.keys())):
             raise ValueError(f"{self.root} has images whose masks are in another format{lost}")
         if twice := self.drawn.keys() & pictures.keys():
             raise ValueError(f"there are a picture and a JSON file for {first_few(twice)}: keep one of them")
