@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -30,6 +31,8 @@ class Loader(DataLoader[Any]):
 def one_thread(worker: int) -> None:
     """Loader processes share the machine with the training process: one thread each."""
     torch.set_num_threads(1)
+    if cv2 := sys.modules.get("cv2"):  # a forked process has its pool of threads without the threads
+        cv2.setNumThreads(0)
 
 
 def processors() -> int:
@@ -49,7 +52,7 @@ class Mapped(Dataset[Any]):
     def __getitem__(self, number: int) -> Any:
         try:
             return self.work(self.items[number])
-        except Exception as error:  # a loader would change its class and its text
+        except (ValueError, OSError, ArithmeticError) as error:  # a loader would change its class and its text
             return error
 
 

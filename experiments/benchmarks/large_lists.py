@@ -1,34 +1,32 @@
 """Folders of very many images: what the start of a run costs, and what each of its processes keeps of the lists.
 
-    python -m experiments.benchmarks.large_lists --images 20000 200000 1000000 --output FILE
-
 The images are hard links to eight pictures, a tenth of them (20,000 at most) with a mask. Each number is of a process
-of its own, and less what the same costs with a list of 400 images. Memory is what the process itself holds (its private
-pages), after twenty batches also that of its loader processes together.
+of its own, less what the same costs with a list of 400 images.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import gc
-import json
 import os
 import shutil
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from common.training.files import write_csv
+from datamodules.annotation import LOOKED_AT
+from datamodules.parallel import processors
+from datamodules.sets.folder import Folder
+from experiments.benchmarks.measure import machine, options
+from experiments.compare.columns import markdown
 
 FEW = 400
 PICTURES, SIDE, MASKS, WORKERS, BATCHES = 8, 64, 20_000, 2, 20
-COLUMNS = ("images", "masks", "first_drawing_s", "start_s", "cpu_s", "bytes_per_image", "loader_bytes_per_image")
 
 
 def make_folder(root: Path, images: int) -> Path:
@@ -71,8 +69,6 @@ def private(process: int | str = "self") -> int:
 
 def measure(folder: Path, cache: Path) -> dict[str, float]:
     """A start in this process, up to the loaders, and batches from them."""
-    from datamodules.sets.folder import Folder
-
     gc.collect()
     before, since, cpu = private(), time.perf_counter(), time.process_time()
     data = Folder(
@@ -90,39 +86,33 @@ def measure(folder: Path, cache: Path) -> dict[str, float]:
     return found | {"loader_bytes": sum(map(private, children))}
 
 
+def in_a_process(folder: Path, cache: Path) -> dict[str, float]:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measure, folder, cache).result()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[20_000, 200_000, 1_000_000])
-    parser.add_argument("--folder", type=Path, default=Path("runs/large_lists"))
-    parser.add_argument("--output", type=Path, default=Path("large_lists.csv"))
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    cache = options.folder / "cache"
-    if options.measure:
-        print("\n" + json.dumps(measure(options.measure, cache)))
-        return
-    rows: list[dict[str, Any]] = []
-    few: dict[str, float] = {}
-    for images in (FEW, *options.images):
-        folder = make_folder(options.folder, images)
-        command = [sys.executable, "-m", "experiments.benchmarks.large_lists", "--folder", str(options.folder)]
+    args = options(__doc__, images=[20_000, 200_000, 1_000_000], folder="runs/large_lists")
+    root = Path(args.folder)
+    rows, few = [], dict[str, float]()
+    for images in (FEW, *args.images):
+        folder, cache = make_folder(root, images), root / "cache"
         shutil.rmtree(cache, ignore_errors=True)
-        first, found = (
-            json.loads(
-                subprocess.run([*command, "--measure", str(folder)], check=True, stdout=subprocess.PIPE, text=True)
-                .stdout.splitlines()[-1]
-            )
-            for _ in range(2)
-        )  # fmt: skip
+        first, found = (in_a_process(folder, cache) for _ in range(2))
         few = few or found
-        rows.append({
-            "images": images, "masks": len(os.listdir(folder / "masks")), "first_drawing_s": round(first["start_s"], 1),
-            "start_s": round(found["start_s"], 1), "cpu_s": round(found["cpu_s"] - few["cpu_s"], 1),
-            "bytes_per_image": round((found["bytes"] - few["bytes"]) / images),
-            "loader_bytes_per_image": round((found["loader_bytes"] - few["loader_bytes"]) / images),
-        })  # fmt: skip
-        print(rows[-1], flush=True)
-    write_csv(options.output, rows[1:])
+        held, loaders = ((found[name] - few[name]) / images for name in ("bytes", "loader_bytes"))
+        cells = [images, len(os.listdir(folder / "masks")), f"{first['start_s']:.0f}", f"{found['start_s']:.1f}"]
+        rows.append([*map(str, cells), f"{found['cpu_s'] - few['cpu_s']:.1f}", f"{held:.0f}", f"{loaders:.0f}"])
+        print(*rows[-1], file=sys.stderr, flush=True)
+    head = "images, with a mask, first drawing (s), start (s), CPU (s), bytes an image, in loader processes"
+    print(f"""# Very many images
+
+A start up to the loaders, of a folder of hard links to {PICTURES} pictures of {SIDE} px. Memory: the private pages of
+the training process, and after {BATCHES} batches those of its {WORKERS} loader processes together. CPU time and bytes
+are less those of {FEW} images. The first drawing reads every image with a label and up to {LOOKED_AT} without, on all
+processors. {processors()} cores; {machine()}. Made by `python -m experiments.benchmarks.large_lists`.
+
+{markdown(head.split(", "), rows[1:])}""")
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ def run(verb: str, rest: list[str]) -> int:
 
         print(help_page(), end="")
         return 0
-    if os.environ.get(LAUNCHER) == str(os.getppid()):
-        die_with_parent()
+    if os.environ.get(LAUNCHER) == str(os.getppid()) or "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()  # an agent of torchrun that is killed leaves its processes, which would train on without it
     os.environ[LAUNCHER] = str(os.getpid())
     try:
         return import_module(f"experiments.cli.{verb}").main(rest) or 0

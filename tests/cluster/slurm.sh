@@ -41,7 +41,7 @@ JobRequeue=1
 JobAcctGatherType=jobacct_gather/none
 NodeName=n1 NodeAddr=127.0.0.1 NodeHostname=$(hostname -s) Port=17818 CPUs=2 State=UNKNOWN
 NodeName=n2 NodeAddr=127.0.0.1 NodeHostname=$(hostname -s) Port=17819 CPUs=2 State=UNKNOWN
-PartitionName=low Nodes=n1,n2 Default=YES MaxTime=60 PriorityTier=1 GraceTime=60 State=UP
+PartitionName=low Nodes=n1,n2 Default=YES MaxTime=60 PriorityTier=1 GraceTime=60 LLN=YES State=UP
 PartitionName=high Nodes=n1,n2 MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 CONF
 }
