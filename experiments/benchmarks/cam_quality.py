@@ -5,12 +5,14 @@
 Prints a table: the mIoU in per cent over the images at the best threshold of that row, the threshold, and the mIoU at
 the threshold that the run's validation found. Masks and tags of the split are those of the run's data set. IRN's seeds
 have no threshold to sweep: their row says what share of the pixels is sure, and the mIoU of these; `--crf` is how many
-images, since a dense CRF takes seconds for each. `--picture` draws image, CAM, labels and truth of the first images.
+images, since a dense CRF takes seconds for each. `--json` is a file for the rows. `--picture` draws image, CAM, labels
+and truth of the first images.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,6 +27,7 @@ from common.model.cam_module import CamModule
 from common.model.metrics import CamMetrics, SegmentationMetrics
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from common.training.files import write_text
 from common.training.pictures import colorize, save_grid, to_uint8
 from datamodules.images import whole_image
 from experiments.runs.load import Run, load_run
@@ -63,36 +66,46 @@ def images(run: Run, split: Any, count: int) -> Iterator[tuple[Tensor, Tensor, T
         yield sample["image"].float() / 255, torch.tensor(data.tags(names[place], mask)), sample["mask"].long()
 
 
-def measure(run: Run, split: Any, count: int, seeds: int) -> list[str]:
-    """Rows of the table."""
+def measure(run: Run, split: Any, count: int, seeds: int) -> list[dict[str, Any]]:
+    """Rows of the table, on the device of the model: what made the `map`, its `miou`, the best `threshold`, the mIoU at
+    the run's `own`, and `seconds` an image; of IRN's seeds also how many `images`, and which share is `sure`."""
     model: Any = run.model
-    found = {name: CamMetrics(model.num_classes) for name in kinds(model)}
+    device = model.classifier.background.device
+    found = {name: CamMetrics(model.num_classes).to(device) for name in kinds(model)}
     seconds = dict.fromkeys(found, 0.0)
     seen = 0
     for image, tags, mask in images(run, split, count):
         seen += 1
         for name, maps in kinds(model).items():
             start = time.perf_counter()
-            cam = maps(image, tags, (mask.shape[0], mask.shape[1]))
+            cam = maps(image.to(device), tags.to(device), (mask.shape[0], mask.shape[1]))
+            found[name].update(cam[None], mask[None].to(device))  # waits for the device
             seconds[name] += time.perf_counter() - start
-            found[name].update(cam[None], mask[None])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, metric in found.items():
         result = metric.compute()
         own = result["curve"][round(model.pseudo_threshold * metric.steps)]
-        each = f"{seconds[name] / seen:.2f}"
-        rows.append(f"| {name} | {result['miou']:.1f} | {result['threshold']:.2f} | {own:.1f} | {each} |")
+        told = {key: round(float(value), 4) for key, value in (*result.items(), ("own", own)) if value.ndim == 0}
+        rows.append({"map": name, **told, "seconds": round(seconds[name] / seen, 3)})
     certain, sure, pixels, start = SegmentationMetrics(model.num_classes), 0, 0, time.perf_counter()
     for image, tags, mask in images(run, split, seeds):
-        labels = model.pseudo_labels(image, tags, tuple(mask.shape), "crf", model.pseudo_threshold)
+        size = (mask.shape[0], mask.shape[1])
+        labels = model.pseudo_labels(image.to(device), tags, size, "crf", model.pseudo_threshold).cpu()
         both = (labels != IGNORE) & (mask != IGNORE)
         sure, pixels = sure + int(both.sum()), pixels + int((mask != IGNORE).sum())
         certain.update(labels.masked_fill(~both, 0)[None], mask.masked_fill(~both, IGNORE)[None])
     if seeds:
-        each = f"{(time.perf_counter() - start) / seeds:.2f}"
-        miou = certain.compute()["miou"]
-        rows.append(f"| IRN's seeds, {seeds} images, {sure / pixels:.1%} sure |  |  | {miou:.1f} | {each} |")
+        miou = round(float(certain.compute()["miou"]), 4)
+        each = round((time.perf_counter() - start) / seeds, 3)
+        rows.append({"map": "IRN's seeds", "own": miou, "seconds": each, "images": seeds, "sure": sure / pixels})
     return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    name = row["map"] if "sure" not in row else f"{row['map']}, {row['images']} images, {row['sure']:.1%} sure"
+    best = f"{row['miou']:.1f} | {row['threshold']:.2f}" if "miou" in row else " | "
+    return f"| {name} | {best} | {row['own']:.1f} | {row['seconds']:.2f} |"
 
 
 def heat(cam: Tensor, image: Tensor, size: tuple[int, int]) -> Array:
@@ -127,6 +140,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["train", "val", "test"], default="val")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--crf", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--picture", type=Path, help="PNG to draw instead of the table")
     parser.add_argument("--network", help="run of a network trained on the pseudo-masks, for the picture")
     options = parser.parse_args()
@@ -136,8 +150,13 @@ def main() -> None:
     if options.picture:
         draw(run, load_run(options.network) if options.network else None, options.split, options.picture)
         return
+    if torch.cuda.is_available():
+        run.model.cuda()
+    rows = measure(run, options.split, options.images, options.crf)
     print("| map | mIoU | best threshold | at the run's threshold | s an image |\n|---|---|---|---|---|")
-    print("\n".join(measure(run, options.split, options.images, options.crf)))
+    print("\n".join(map(line, rows)))
+    if options.json:
+        write_text(options.json, json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,237 @@
+"""From image tags to segmentation on VOC: maps, labels made of them, networks that learn from these, and the bound.
+
+    python -m experiments.benchmarks.tags --root data/VOC2012_val --weights FILE --output runs/tags --jobs 2
+    python -m experiments.benchmarks.tags --output runs/tags --page
+
+Maps are compared with the masks of val and of as many training images (with the tags of each image, at their best
+threshold); labels, made at the threshold that was best on val, with those of all training images; networks with those
+of val and test, `last`. All of one encoder, with the same steps. What is behind `--` goes to every training.
+All is written below `--output`; a step that is done is not done again, and one that was stopped goes on. `tags.csv` and
+`tags.md` are made of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from common.training.files import write_csv, write_text
+from experiments.benchmarks.chain import Step, Words, work
+from experiments.compare.columns import markdown
+
+MAPS: dict[str, list[str]] = {
+    "CAM": ["--config", "cam"],
+    "CAM, 500 steps": ["--config", "cam", "--trainer.max_steps", "500", "--trainer.val_check_interval", "500"],
+    "CPN": ["--config", "cpn"],
+    "CPN without TCP": ["--config", "cpn", "--model.tcp_weight", "0"],
+    "CPN without CPCR": ["--config", "cpn", "--model.cpcr_weight", "0"],
+    "CPN, PCM alone": ["--config", "cpn", "--model.prcm", "false"],
+    "Group-WSSS": ["--config", "group_wsss", "--data.batch_size", "5"],  # groups of three: 15 images
+    "Group-WSSS, groups of one": ["--config", "group_wsss", "--model.group", "1"],
+    "Group-WSSS without dropout": ["--config", "group_wsss", "--data.batch_size", "5", "--model.drop_rate", "0"],
+}
+LABELS = ("none", "pamr", "walk")  # --refine
+OF_MAPS = {"none": "all scales, mirrored", "pamr": "PAMR", "walk": "walk"}  # their rows of cam_quality
+AFFINITY = "CAM, learned affinity"
+LEARNED: dict[str, tuple[str, ...]] = {  # by networks
+    "CAM": LABELS,
+    AFFINITY: ("walk",),
+    "CPN": ("pamr",),
+    "Group-WSSS": ("pamr",),
+}
+NETWORK = [
+    *("--data.size", "256", "--data.crop", "[192, 192]", "--data.batch_size", "8"),
+    *("--trainer.max_steps", "1000", "--trainer.val_check_interval", "250"),
+    *("--model.network.arch", "DeepLabV3Plus", "--model.network.encoder", "tu-tf_efficientnet_lite0"),
+    *("--model.encoder_lr_scale", "0.3"),
+    *("--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 0.001, weight_decay: 0.0001}}"),
+]
+AALR = {
+    "AA&LR, cross entropy alone": ["--model.affinity_weight", "0", "--model.reassign_weight", "0"],
+    "AA&LR, affinity": ["--model.reassign_weight", "0"],
+    "AA&LR, reassigning": ["--model.affinity_weight", "0"],
+    "AA&LR": [],
+    "AA&LR, no adapting": ["--model.adapt", "none"],
+}
+BOUND = "all masks"
+COLUMNS = ("what", "labels", "seed", "score", "percent", "threshold", "seconds", "devices", "commit")
+Row = dict[str, Any]
+
+
+class Bed:
+    """What the steps of one seed need to know."""
+
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        self.options, self.seed, self.place = options, seed, options.output / f"seed{seed}"
+
+    def run(self, name: str) -> Path:
+        return Path(self.place / file_name(name))
+
+    def fit(self, name: str, *how: str | Path, after: Path | None = None) -> Words:
+        """Go on with a run, or start it, perhaps from a checkpoint of another one."""
+        options, run = self.options, self.run(name)
+        begun = (run / "checkpoints" / "last.ckpt").exists()
+        start = (
+            ["--init_from", after, *(["--overwrite"] if run.exists() else [])]
+            if after and not begun
+            else ["--resume", "auto"]
+        )
+        data = ["--data.root", options.root, "--model.network.weights", options.weights]
+        words = [*how, *data, "--seed_everything", str(self.seed), "--run_dir", run, *start]
+        return weakseg("fit", *words, "--trainer.enable_progress_bar", "false", *options.more)
+
+    def best(self, name: str, refine: str) -> Row:
+        """The row of the maps on val."""
+        rows = json.loads((self.run(name) / "quality_val.json").read_text())
+        return next(row for row in rows if row["map"] == OF_MAPS[refine])
+
+    # Steps -----------------------------------------------------------------------------------------------------------
+
+    def maps(
+        self, name: str, how: Sequence[str | Path], after: Path | None = None, needs: Sequence[str] = ()
+    ) -> Iterator[Step]:
+        run, key = self.run(name), f"{self.seed}: {name}"
+        fit = ("--config", "voc_tags", *how)
+        yield Step(key, lambda: [self.fit(name, *fit, after=after)], run / "summary.json", needs)
+        for split in ("val", "train"):
+            made = run / f"quality_{split}.json"
+            words = ["-m", "experiments.benchmarks.cam_quality", run, "--split", split]
+            words += ["--images", self.options.images, "--json", made]
+            yield Step(f"{key}, {split}", lambda words=words: [words], made, [key])  # type: ignore[misc]
+
+    def labels(self, name: str, refine: str) -> Step:
+        output, key = self.labels_of(name, refine), f"{self.seed}: {name}"
+        return Step(f"{key}, {refine}", lambda: [self.pseudo(name, refine, output)], output / "pseudo.json",
+                    [f"{key}, val"])  # fmt: skip
+
+    def labels_of(self, name: str, refine: str) -> Path:
+        return self.run(f"{name}, labels by {refine}")
+
+    def pseudo(self, name: str, refine: str, output: Path, *more: str) -> Words:
+        threshold = min(max(self.best(name, refine)["threshold"], 0.01), 0.99)
+        how: Words = ["--refine", refine, "--threshold", str(threshold), "--output", output, *more]
+        return weakseg("pseudo", "--run", self.run(name), *how)
+
+    def network(self, name: str, *how: str | Path, needs: Sequence[str] = ()) -> Step:
+        run, regime = self.run(name), ("--config", "base", "--config", "voc_local", "--config", "supervised")
+
+        def commands() -> list[Words]:
+            fit = [] if read(run / "summary.json") else [self.fit(name, *regime, *NETWORK, *how)]
+            return [*fit, weakseg("test", "--run", run, "--which", "last")]
+
+        return Step(f"{self.seed}: {name}", commands, run / "test_last_images.npz", needs)
+
+    def steps(self) -> Iterator[Step]:
+        yield from self.maps("CAM", MAPS["CAM"])
+        for refine in LABELS:
+            yield self.labels("CAM", refine)
+        seeds, learned = self.run("seeds"), self.run("CAM") / "checkpoints" / "best.ckpt"
+        key = f"{self.seed}: seeds"
+        yield Step(key, lambda: [self.pseudo("CAM", "none", seeds, "--seeds")], seeds / "pseudo.json",
+                   [f"{self.seed}: CAM, val"])  # fmt: skip
+        affinity = ("--config", "all_labels", "--config", "cam", "--model.affinity", "true")
+        yield from self.maps(AFFINITY, (*affinity, "--data.pseudo_masks", seeds), learned, [key])
+        yield self.labels(AFFINITY, "walk")
+        yield self.network(BOUND)
+        for name, ways in LEARNED.items():
+            if name not in ("CAM", AFFINITY):
+                yield from self.maps(name, MAPS[name])
+                yield from (self.labels(name, refine) for refine in ("none", "pamr"))
+            for refine in ways:
+                labels, need = self.labels_of(name, refine), f"{self.seed}: {name}, {refine}"
+                yield self.network(f"{name}, learned by {refine}", "--data.pseudo_masks", labels, needs=[need])
+        for name, how in AALR.items():
+            yield self.network(name, "--config", "tags", "--config", "aalr", *how)
+        for name in (name for name in MAPS if name not in LEARNED):
+            yield from self.maps(name, MAPS[name])
+
+    # Results ---------------------------------------------------------------------------------------------------------
+
+    def rows(self) -> Iterator[Row]:
+        for name in [*MAPS, AFFINITY]:
+            about = read(self.run(name) / "summary.json")
+            told = {"seed": self.seed, "devices": about.get("devices"), "commit": about.get("commit")}
+            for split in ("val", "train"):
+                for row in read(self.run(name) / f"quality_{split}.json") or ():
+                    found = {"score": f"maps on {split}", "percent": row["miou"], "threshold": row["threshold"]}
+                    yield {"what": name, "labels": row["map"], **told, **found, "seconds": row["seconds"]}
+            for refine in LABELS:
+                if made := read(self.labels_of(name, refine) / "pseudo.json"):
+                    found = {"score": "labels of train", "percent": made["miou_train"], "threshold": made["threshold"]}
+                    yield {"what": name, "labels": OF_MAPS[refine], **told, **found}
+                yield from self.scores(f"{name}, learned by {refine}", name, OF_MAPS[refine])
+        for name in (BOUND, *AALR):
+            yield from self.scores(name, name, "")
+
+    def scores(self, run: str, what: str, labels: str) -> Iterator[Row]:
+        if not (about := read(self.run(run) / "summary.json")):
+            return
+        told = {"what": what, "labels": labels, "seed": self.seed, "devices": about["devices"]}
+        told |= {"seconds": about["seconds"], "commit": about["commit"]}
+        yield {**told, "score": "network on val", "percent": about["last"]["val/miou"]}
+        if tested := about.get("test", {}).get("last"):
+            yield {**told, "score": "network on test", "percent": tested["test/miou"]}
+
+
+def file_name(name: str) -> str:
+    return name.replace(",", "").replace("&", "").replace(" ", "_").lower()
+
+
+def weakseg(*words: str | Path) -> Words:
+    return ["-m", "experiments.cli", *words]
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def page(rows: Sequence[Row]) -> str:
+    scores = [*dict.fromkeys(row["score"] for row in rows)]
+    table = []
+    for key in dict.fromkeys((row["what"], row["labels"]) for row in rows):
+        mine = [row for row in rows if (row["what"], row["labels"]) == key]
+        found = [[row["percent"] for row in mine if row["score"] == score] for score in scores]
+        seeds = len({row["seed"] for row in mine})
+        table.append([*key, str(seeds), *(f"{mean(v):.1f}{spread(v)}" if v else "" for v in found)])
+    return markdown(["what", "labels", "seeds", *scores], table) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    return f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+
+
+def main() -> None:
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="folder with VOCdevkit and local_splits")
+    parser.add_argument("--weights", type=Path, help="file of tf_efficientnet_lite0")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--images", type=int, default=200, help="of each split, for the maps")
+    parser.add_argument("--jobs", type=int, default=1, help="steps at a time")
+    parser.add_argument("--only", nargs="+", default=[], help="steps whose name holds one of these, and what they need")
+    parser.add_argument("--page", action="store_true", help="only write what is there")
+    parser.add_argument("--dry", action="store_true", help="only say what is left")
+    options = parser.parse_args(given[:cut])
+    options.more = given[cut + 1 :]
+    beds = [Bed(options, seed) for seed in options.seeds]
+    failed = []
+    if not options.page:
+        if not options.root or not options.weights:
+            parser.error("give --root and --weights")
+        steps = [step for group in zip(*(bed.steps() for bed in beds), strict=True) for step in group]
+        failed = work(steps, options.output / "logs", options.jobs, options.dry, options.only)
+    if rows := [row for bed in beds for row in bed.rows()]:
+        write_csv(options.output / "tags.csv", rows, COLUMNS)
+        write_text(options.output / "tags.md", page(rows))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
