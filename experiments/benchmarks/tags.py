@@ -36,7 +36,8 @@ MAPS: dict[str, list[str]] = {
     "Group-WSSS without dropout": ["--config", "group_wsss", "--data.batch_size", "5", "--model.drop_rate", "0"],
 }
 LABELS = ("none", "pamr", "walk")  # --refine
-OF_MAPS = {"none": "all scales, mirrored", "pamr": "PAMR", "walk": "walk"}  # their rows of cam_quality
+EVALUATED = "all scales, mirrored"  # the maps that validation scores
+OF_MAPS = {"none": EVALUATED, "pamr": "PAMR", "walk": "walk"}  # their rows of cam_quality
 AFFINITY = "CAM, learned affinity"
 LEARNED: dict[str, tuple[str, ...]] = {  # by networks
     "CAM": LABELS,
@@ -154,12 +155,19 @@ class Bed:
 
     def rows(self) -> Iterator[Row]:
         for name in [*MAPS, AFFINITY]:
-            about = read(self.run(name) / "summary.json")
-            told = {"seed": self.seed, "devices": about.get("devices"), "commit": about.get("commit")}
+            if not (about := read(self.run(name) / "summary.json")):
+                continue
+            told = {"seed": self.seed, "devices": about["devices"], "commit": about["commit"]}
+            trained = {"what": name, **told, "seconds": about["seconds"]}
+            yield {**trained, "labels": "", "score": "tags on val, mAP", "percent": about["last"]["val/map"]}
+            maps = {"percent": about["last"]["val/cam_miou"], "threshold": about["last"]["val/cam_threshold"]}
+            scored = "walk" if name == AFFINITY else EVALUATED
+            yield {**trained, "labels": scored, "score": "maps on val", **maps}
             for split in ("val", "train"):
                 for row in read(self.run(name) / f"quality_{split}.json") or ():
                     found = {"score": f"maps on {split}", "percent": row["miou"], "threshold": row["threshold"]}
-                    yield {"what": name, "labels": row["map"], **told, **found, "seconds": row["seconds"]}
+                    if (row["map"], split) != (scored, "val"):
+                        yield {"what": name, "labels": row["map"], **told, **found, "seconds": row["seconds"]}
             for refine in LABELS:
                 if made := read(self.labels_of(name, refine) / "pseudo.json"):
                     found = {"score": "labels of train", "percent": made["miou_train"], "threshold": made["threshold"]}

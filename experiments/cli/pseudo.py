@@ -39,6 +39,12 @@ class Pseudo(TrainedCLI):
         labels = PseudoLabels(self.model, options.refine, options.threshold, options.seeds)
         images = images_of(data, options.split, labels.by_tags)
         first = self.trainer.is_global_zero
+        scored = getattr(self.model, "scored_refinement", options.refine)
+        if first and options.threshold is None and options.refine in ("pamr", "walk") and options.refine != scored:
+            print(
+                f"threshold {labels.threshold:.2f} is that of maps by --refine {scored}, which the run scored: after "
+                f"{options.refine} another is best; python -m experiments.benchmarks.cam_quality RUN finds it on val"
+            )
         with pseudo_folder(options.output, options.overwrite) if first else nullcontext(options.output) as folder:
             writer = PseudoWriter(folder, data)
             self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
