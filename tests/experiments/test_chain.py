@@ -1,0 +1,59 @@
+"""Steps that need each other, and those of the benchmark from tags to masks."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from experiments.benchmarks.chain import Step, chosen, work
+from experiments.benchmarks.tags import Bed
+
+
+def step(folder: Path, name: str, needs: tuple[str, ...] = (), fails: bool = False) -> Step:
+    """Copies the files of what it needs behind its name, or leaves with a word."""
+    read = "+".join(f"open(r'{folder / need}').read()" for need in needs) or "''"
+    code = (
+        "raise SystemExit('too bad')"
+        if fails
+        else f"text = '{name}' + {read}; open(r'{folder / name}', 'w').write(text)"
+    )
+    return Step(name, lambda: [["-c", code]], folder / name, needs)
+
+
+def test_steps_wait_for_what_they_need_and_are_made_once(tmp_path, capfd):
+    steps = [step(tmp_path, "c", ("a", "b")), step(tmp_path, "a"), step(tmp_path, "b", ("a",))]
+    assert work(steps, tmp_path / "logs", jobs=3) == []
+    assert (tmp_path / "c").read_text() == "caba"
+    (tmp_path / "b").write_text("kept")
+    (tmp_path / "c").unlink()
+    assert work(steps, tmp_path / "logs", jobs=1) == []
+    assert (tmp_path / "c").read_text() == "cakept"
+    assert "1 of 1 made" in capfd.readouterr().out
+
+
+def test_a_failed_step_stops_only_those_that_need_it(tmp_path, capfd):
+    steps = [step(tmp_path, "a", fails=True), step(tmp_path, "b", ("a",)), step(tmp_path, "c")]
+    assert work(steps, tmp_path / "logs", jobs=1) == ["a"]
+    said = capfd.readouterr().out
+    assert "failed: a (too bad; see" in said
+    assert "not made: b" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"logs", "c"}
+
+
+def test_what_is_asked_for_brings_what_it_needs(tmp_path):
+    steps = [
+        step(tmp_path, "one"),
+        step(tmp_path, "two", ("one",)),
+        step(tmp_path, "three", ("two",)),
+        step(tmp_path, "x"),
+    ]
+    assert [one.name for one in chosen(steps, ["three"])] == ["one", "two", "three"]
+    assert chosen(steps, []) == steps
+
+
+def test_every_step_from_tags_to_masks_comes_after_what_it_needs(tmp_path):
+    options = Namespace(output=tmp_path, images=2, root=tmp_path, weights=tmp_path, more=[])
+    seen: set[str] = set()
+    for one in Bed(options, 0).steps():
+        assert one.name not in seen
+        assert {*one.needs} <= seen, one.name
+        seen.add(one.name)
+    assert len({one.made for one in Bed(options, 0).steps()}) == len(seen)
