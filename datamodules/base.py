@@ -19,19 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from common.model.options import given_options, plain_options
 from common.ops.array import Array
-from datamodules.annotation import (
-    STATISTICS,
-    State,
-    announce,
-    changes,
-    class_counts,
-    digest_of_state,
-    folder_name,
-    object_tags,
-    plain,
-    prepare,
-    state_of,
-)
+from datamodules.annotation import STATISTICS, announce, class_counts, folder_name, object_tags, prepare
 from datamodules.augmentation import STREAMS, augmented, whole, with_draws
 from datamodules.cache import DiskCache, RamCache, Small, shrink, writing
 from datamodules.files import read_image, read_mask
@@ -41,6 +29,7 @@ from datamodules.names import Names
 from datamodules.pseudo import PseudoMasks
 from datamodules.samplers import group_counts
 from datamodules.splits import Split
+from datamodules.state import State, changes, digest_of_state, plain, state_of
 from datamodules.supervision import TAGGED, Supervision, split_images
 from datamodules.transforms import Box
 
@@ -246,7 +235,7 @@ class SegmentationDataModule(LightningDataModule):
         return {name: value for name, value in plain_options(self.given).items() if name not in shared}
 
     def looked_at(self) -> tuple[State, str]:
-        """What the data are, as they were first looked at, and its hash, see `datamodules.annotation.state_of`."""
+        """What the data are, as they were first looked at, and its hash, see `datamodules.state.state_of`."""
         if self.known_state is None:
             state = state_of(self)
             self.known_state = state, digest_of_state(state)

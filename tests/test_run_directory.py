@@ -425,7 +425,7 @@ def test_a_broken_annotation_is_named_and_drawn_anew(row, tmp_path):
 
 def test_looking_at_twenty_thousand_files_is_quick(tmp_path):
     """No file is opened. A generous limit: half a second was measured."""
-    from datamodules.annotation import state_of
+    from datamodules.state import state_of
 
     class Many:
         class_names, colors, splits, pseudo = ("a", "b"), ((0, 0, 0), (1, 1, 1)), {}, None

@@ -232,7 +232,7 @@ def test_predictions_in_one_process_in_shares_and_under_srun_are_the_same(tmp_pa
     fit_tiny(tmp_path / "run")
     images = tmp_path / "images"
     images.mkdir()
-    make_images(images, 60)
+    make_images(images, 500)
     told = ["predict", "--run", tmp_path / "run", "--images", images]
     weakseg(*told, "--output", tmp_path / "one")
     for share in ("3/3", "1/3", "2/3"):
@@ -249,7 +249,7 @@ def test_predictions_in_one_process_in_shares_and_under_srun_are_the_same(tmp_pa
     status, said = srun("-n2", *words, "--resume")
     assert status == 0, said
     assert snapshot_of(tmp_path / "one") == snapshot_of(tmp_path / "shares") == snapshot_of(tmp_path / "tasks")
-    assert len(snapshot_of(tmp_path / "one")) == 120
+    assert len(snapshot_of(tmp_path / "one")) == 1000
 
 
 def snapshot_of(folder):

@@ -10,10 +10,10 @@ import pytest
 
 from conftest import draw_folder
 from datamodules import Folder
-from datamodules.annotation import digest_of, digest_of_state, plain
 from datamodules.files import find_images
 from datamodules.names import Files, Names
 from datamodules.parallel import FEW, mapped
+from datamodules.state import digest_of, digest_of_state, plain
 
 WORDS = ["", "a", "aa", "b/a", "b/ä", "日本", "\udcff", *(f"frame_{number}" for number in range(500))]
 
