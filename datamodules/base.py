@@ -287,8 +287,8 @@ class SegmentationDataModule(LightningDataModule):
                 + ("; they have boxes: learn from these (supervision={kind: boxes, real: true})" if self.boxed else "")
             )
         labeled, rest = split_images(with_mask, self.supervision, self.annotation_seed, self.sequence)
-        unlabeled = names if self.unlabeled_pool == "all" else {*names} - {*with_mask} | {*rest}
-        return Names(labeled), unlabeled if isinstance(unlabeled, Names) else Names(unlabeled)
+        taken = set() if self.unlabeled_pool == "all" else {*with_mask} - {*rest}
+        return Names(labeled), Names(name for name in names if name not in taken)
 
     @property
     def streams(self) -> tuple[str, ...]:

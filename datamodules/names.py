@@ -23,20 +23,37 @@ CODE = ("utf-8", "surrogateescape")  # as the names of files
 class Names(Sequence[str]):
     """Sorted strings, each once."""
 
+    text: bytes
+    ends: NDArray[np.int64]
+    order: NDArray[np.uint32]  # numbers of the names by their hash
+    hashes: array[int]  # sorted
+
     def __init__(self, names: Iterable[str] = ()) -> None:
-        every = sorted({*names})
+        if isinstance(names, Names):
+            self.text, self.ends, self.order, self.hashes = names.text, names.ends, names.order, names.hashes
+            return
+        every = [*names]
+        if any(one >= after for one, after in pairwise(every)):  # most often they come in order
+            every = sorted({*every})
         parts = [name.encode(*CODE) for name in every]
         self.text = b"".join(parts)
         self.ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-        hashes = np.fromiter(map(hash, every), np.int64, len(every))
-        self.order = hashes.argsort().astype(np.uint32)  # numbers of the names by their hash
+        self._find(every)
+
+    def _find(self, every: Iterable[str]) -> None:
+        hashes = np.fromiter(map(hash, every), np.int64, len(self))
+        self.order = hashes.argsort().astype(np.uint32)
         self.hashes = array("q", hashes[self.order].tobytes())
 
-    def __reduce__(self) -> Any:
-        return Names, ([*self],)  # another process has other hashes
+    def __getstate__(self) -> Any:
+        return self.text, self.ends  # another process has other hashes
+
+    def __setstate__(self, state: Any) -> None:
+        self.text, self.ends = state
+        self._find(self)
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.ends) - 1
 
     @overload
     def __getitem__(self, at: int) -> str: ...
@@ -49,6 +66,11 @@ class Names(Sequence[str]):
         return self.text[self.ends[at] : self.ends[at + 1]].decode(*CODE)
 
     def __iter__(self) -> Iterator[str]:
+        if self.text.isascii():  # bytes are letters: decoded at once
+            text = self.text.decode()
+            for start, end in pairwise(self.ends.tolist()):
+                yield text[start:end]
+            return
         for start, end in pairwise(self.ends.tolist()):
             yield self.text[start:end].decode(*CODE)
 

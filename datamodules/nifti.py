@@ -175,9 +175,10 @@ def _told(spacing: tuple[float, ...]) -> str:
 def _found(place: Path) -> Iterator[tuple[str, Path]]:
     folder = place.parent if place.is_file() else place
     inside = visible_paths(place, True) if place.is_dir() else [place.name] if place.is_file() else ()
+    suffixes = tuple(sorted(SUFFIXES, key=len)[::-1])
     for path in inside:
-        suffix = next((one for one in sorted(SUFFIXES, key=len)[::-1] if path.lower().endswith(one)), None)
-        if suffix:
+        if path.lower().endswith(suffixes):
+            suffix = next(one for one in suffixes if path.lower().endswith(one))
             yield normal(path[: -len(suffix)]), folder / path
 
 

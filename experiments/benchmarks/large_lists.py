@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import multiprocessing
 import os
 import shutil
 import sys
@@ -69,6 +70,7 @@ def private(process: int | str = "self") -> int:
 
 def measure(folder: Path, cache: Path) -> dict[str, float]:
     """A start in this process, up to the loaders, and batches from them."""
+    multiprocessing.set_start_method(None, force=True)  # of the loaders, as in a training: this one was spawned
     gc.collect()
     before, since, cpu = private(), time.perf_counter(), time.process_time()
     data = Folder(
