@@ -77,11 +77,8 @@ class Bed:
         """Go on with a run, or start it, perhaps from a checkpoint of another one."""
         options, run = self.options, self.run(name)
         begun = (run / "checkpoints" / "last.ckpt").exists()
-        start = (
-            ["--init_from", after, *(["--overwrite"] if run.exists() else [])]
-            if after and not begun
-            else ["--resume", "auto"]
-        )
+        anew = ["--overwrite"] if run.exists() else []
+        start = ["--init_from", after, *anew] if after and not begun else ["--resume", "auto"]
         data = ["--data.root", options.root, "--model.network.weights", options.weights]
         words = [*how, *data, "--seed_everything", str(self.seed), "--run_dir", run, *start]
         return weakseg("fit", *words, "--trainer.enable_progress_bar", "false", *options.more)
