@@ -287,7 +287,9 @@ class SegmentationDataModule(LightningDataModule):
                 + ("; they have boxes: learn from these (supervision={kind: boxes, real: true})" if self.boxed else "")
             )
         labeled, rest = split_images(with_mask, self.supervision, self.annotation_seed, self.sequence)
-        taken = set() if self.unlabeled_pool == "all" else {*with_mask} - {*rest}
+        if self.unlabeled_pool == "all":
+            return Names(labeled), Names(names)
+        taken = {*with_mask} - {*rest}
         return Names(labeled), Names(name for name in names if name not in taken)
 
     @property

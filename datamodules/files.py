@@ -96,10 +96,8 @@ def visible_paths(folder: str | Path, nested: bool, above: frozenset[str] = froz
     `Path.rglob`, which passes over linked folders."""
     above = above | {os.path.realpath(folder)}
     with os.scandir(folder) as entries:
-        is_folder = {entry.name: entry.is_dir() for entry in entries}
+        is_folder = {entry.name: entry.is_dir() for entry in entries if _is_shown(entry.name)}
     for name in sorted(is_folder):
-        if not _is_shown(name):
-            continue
         if not is_folder[name]:
             yield name
         elif nested and os.path.realpath(below := os.path.join(folder, name)) not in above:  # a link may lead back

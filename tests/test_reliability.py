@@ -422,6 +422,7 @@ def test_the_fp16_scaler_skips_what_overflows_and_training_goes_on(method, tmp_p
         ("torch.optim.SGD", [], 0.02),
         ("torch.optim.SGD", ["--model.init_args.optimizer.init_args.lr", "0.3"], 0.3),
         ("torch.optim.SGD", ["--model.optimizer.lr=0.3"], 0.3),
+        ("torch.optim.SGD", ["--model.optimizer", "{class_path: torch.optim.SGD, init_args: {lr: 0.3}}"], 0.3),
         ("torch.optim.SGD", ["--trainer.accumulate_grad_batches", "2"], 0.02),
     ],
 )

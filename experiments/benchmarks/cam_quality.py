@@ -32,6 +32,7 @@ from common.training.pictures import colorize, save_grid, to_uint8
 from datamodules.images import whole_image
 from experiments.runs.load import Run, load_run
 
+EVALUATED = "all scales, mirrored"  # the maps that validation scores
 Maps = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 
 
@@ -48,7 +49,7 @@ def kinds(model: CamModule) -> dict[str, Maps]:
 
     return {
         "one scale": single,
-        "all scales, mirrored": model.cam_of,
+        EVALUATED: model.cam_of,
         "PAMR": partial(model.refined_cam, refine="pamr"),
         "walk": partial(model.refined_cam, refine="walk"),
     }
@@ -71,16 +72,16 @@ def measure(run: Run, split: Any, count: int, seeds: int) -> list[dict[str, Any]
     the run's `own`, and `seconds` an image; of IRN's seeds also how many `images`, and which share is `sure`."""
     model: Any = run.model
     device = model.classifier.background.device
-    found = {name: CamMetrics(model.num_classes).to(device) for name in kinds(model)}
+    found = {name: CamMetrics(model.num_classes) for name in kinds(model)}
     seconds = dict.fromkeys(found, 0.0)
     seen = 0
     for image, tags, mask in images(run, split, count):
         seen += 1
         for name, maps in kinds(model).items():
             start = time.perf_counter()
-            cam = maps(image.to(device), tags.to(device), (mask.shape[0], mask.shape[1]))
-            found[name].update(cam[None], mask[None].to(device))  # waits for the device
+            cam = maps(image.to(device), tags.to(device), (mask.shape[0], mask.shape[1])).cpu()
             seconds[name] += time.perf_counter() - start
+            found[name].update(cam[None], mask[None])
     rows: list[dict[str, Any]] = []
     for name, metric in found.items():
         result = metric.compute()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from common.training.signals import die_with_parent
 from experiments.studies.runner import last_line
+from experiments.studies.spec import folder_name
 
 Words = list[str | Path]  # behind `python`
 
@@ -47,7 +49,7 @@ def work(steps: Sequence[Step], logs: Path, jobs: int, dry: bool = False, parts:
     those that do not need them.
 
     Raises:
-        KeyboardInterrupt: it was stopped, and its commands with it.
+        KeyboardInterrupt: it was stopped, and its commands with it: the same call goes on.
     """
     left = [step for step in chosen(steps, parts) if not step.made.exists()]
     print(f"{len(left)} steps to make", flush=True)
@@ -55,43 +57,60 @@ def work(steps: Sequence[Step], logs: Path, jobs: int, dry: bool = False, parts:
         print(*(step.name for step in left), sep="\n")
         return []
     logs.mkdir(parents=True, exist_ok=True)
-    missing, failed, total, count = {step.name for step in left}, list[str](), len(left), 0
+    missing, failed, total = {step.name for step in left}, list[str](), len(left)
     running: dict[Future[bool], Step] = {}
-    with ThreadPoolExecutor(jobs) as pool:
+    called: set[subprocess.Popen[bytes]] = set()
+    pool = ThreadPoolExecutor(jobs)
+    try:
         while True:
             for step in [one for one in left if not missing & {*one.needs}][: jobs - len(running)]:
                 left.remove(step)
-                running[pool.submit(make, step, logs, jobs)] = step
+                running[pool.submit(make, step, logs, jobs, called)] = step
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                step, count = running.pop(future), count + 1
+                step = running.pop(future)
                 if future.result():
                     missing.remove(step.name)
                 else:
                     failed.append(step.name)
+    except BaseException:
+        for process in [*called]:
+            process.kill()  # its step goes on from there as the unbroken one would have
+        raise
+    finally:
+        pool.shutdown()
     for step in left:
         print(f"not made: {step.name}, which needs a step that failed")
-    print(f"{count - len(failed)} of {total} made", flush=True)
+    print(f"{total - len(left) - len(failed)} of {total} made", flush=True)
     return failed
 
 
-def make(step: Step, logs: Path, jobs: int) -> bool:
-    """Call the commands of a step; whether all went well."""
-    file, since = logs / f"{step.name.replace(', ', '_').replace(': ', '_').replace(' ', '_')}.log", time.monotonic()
+def make(step: Step, logs: Path, jobs: int, called: set[subprocess.Popen[bytes]]) -> bool:
+    """Call the commands of a step, each in `called` as long as it runs; whether all went well."""
+    file, since = logs / f"{folder_name(step.name)}.log", time.monotonic()
     environment = dict(os.environ)
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    status = 0
     with file.open("a") as log:
-        for words in step.commands():
-            command = [sys.executable, *map(str, words)]
-            print("$", *command, file=log, flush=True)
-            # Stopped with its parent, a command goes on next time as the unbroken one would have.
-            called = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=die_with_parent
-            )
-            if called.returncode:
-                print(f"failed: {step.name} ({last_line(file)}; see {file})", flush=True)
-                return False
+        try:
+            for words in step.commands():
+                command = [sys.executable, *map(str, words)]
+                print("$", *command, file=log, flush=True)
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=die_with_parent
+                )
+                called.add(process)
+                status = process.wait()
+                called.remove(process)
+                if status:
+                    break
+        except Exception:  # of what the commands are made from
+            traceback.print_exc(file=log)
+            status = 1
+    if status or not step.made.exists():
+        print(f"failed: {step.name} ({last_line(file)}; see {file})", flush=True)
+        return False
     print(f"made: {step.name} ({time.monotonic() - since:.0f} s)", flush=True)
     return True

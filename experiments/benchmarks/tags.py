@@ -5,7 +5,8 @@
 
 Maps are compared with the masks of val and of as many training images (with the tags of each image, at their best
 threshold); labels, made at the threshold that was best on val, with those of all training images; networks with those
-of val and test, `last`. All of one encoder, with the same steps. What is behind `--` goes to every training.
+of val and test, `last`. One encoder; maps are trained for 250 steps unless a name says otherwise, networks for 1000.
+What is behind `--` goes to every training.
 All is written below `--output`; a step that is done is not done again, and one that was stopped goes on. `tags.csv` and
 `tags.md` are made of what is there.
 """
@@ -21,9 +22,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from common.training.files import write_csv, write_text
+from experiments.benchmarks.cam_quality import EVALUATED
 from experiments.benchmarks.chain import Step, Words, work
 from experiments.compare.columns import markdown
+from experiments.studies.spec import folder_name
 
+GROUPS = ["--data.batch_size", "5", "--model.optimizer.lr", "0.003"]  # of three: 15 images where others take 16
 MAPS: dict[str, list[str]] = {
     "CAM": ["--config", "cam"],
     "CAM, 500 steps": ["--config", "cam", "--trainer.max_steps", "500", "--trainer.val_check_interval", "500"],
@@ -31,12 +35,11 @@ MAPS: dict[str, list[str]] = {
     "CPN without TCP": ["--config", "cpn", "--model.tcp_weight", "0"],
     "CPN without CPCR": ["--config", "cpn", "--model.cpcr_weight", "0"],
     "CPN, PCM alone": ["--config", "cpn", "--model.prcm", "false"],
-    "Group-WSSS": ["--config", "group_wsss", "--data.batch_size", "5"],  # groups of three: 15 images
+    "Group-WSSS": ["--config", "group_wsss", *GROUPS],
     "Group-WSSS, groups of one": ["--config", "group_wsss", "--model.group", "1"],
-    "Group-WSSS without dropout": ["--config", "group_wsss", "--data.batch_size", "5", "--model.drop_rate", "0"],
+    "Group-WSSS without dropout": ["--config", "group_wsss", *GROUPS, "--model.drop_rate", "0"],
 }
 LABELS = ("none", "pamr", "walk")  # --refine
-EVALUATED = "all scales, mirrored"  # the maps that validation scores
 OF_MAPS = {"none": EVALUATED, "pamr": "PAMR", "walk": "walk"}  # their rows of cam_quality
 AFFINITY = "CAM, learned affinity"
 LEARNED: dict[str, tuple[str, ...]] = {  # by networks
@@ -50,7 +53,7 @@ NETWORK = [
     *("--trainer.max_steps", "1000", "--trainer.val_check_interval", "250"),
     *("--model.network.arch", "DeepLabV3Plus", "--model.network.encoder", "tu-tf_efficientnet_lite0"),
     *("--model.encoder_lr_scale", "0.3"),
-    *("--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 0.001, weight_decay: 0.0001}}"),
+    *("--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 0.0007, weight_decay: 0.0001}}"),
 ]
 AALR = {
     "AA&LR, cross entropy alone": ["--model.affinity_weight", "0", "--model.reassign_weight", "0"],
@@ -60,7 +63,7 @@ AALR = {
     "AA&LR, no adapting": ["--model.adapt", "none"],
 }
 BOUND = "all masks"
-COLUMNS = ("what", "labels", "seed", "score", "percent", "threshold", "seconds", "devices", "commit")
+COLUMNS = ("what", "labels", "seed", "score", "percent", "threshold", "own", "seconds", "devices", "commit")
 Row = dict[str, Any]
 
 
@@ -71,7 +74,7 @@ class Bed:
         self.options, self.seed, self.place = options, seed, options.output / f"seed{seed}"
 
     def run(self, name: str) -> Path:
-        return Path(self.place / file_name(name))
+        return Path(self.place / folder_name(name))
 
     def fit(self, name: str, *how: str | Path, after: Path | None = None) -> Words:
         """Go on with a run, or start it, perhaps from a checkpoint of another one."""
@@ -97,10 +100,13 @@ class Bed:
         fit = ("--config", "voc_tags", *how)
         yield Step(key, lambda: [self.fit(name, *fit, after=after)], run / "summary.json", needs)
         for split in ("val", "train"):
-            made = run / f"quality_{split}.json"
-            words = ["-m", "experiments.benchmarks.cam_quality", run, "--split", split]
-            words += ["--images", self.options.images, "--json", made]
-            yield Step(f"{key}, {split}", lambda words=words: [words], made, [key])  # type: ignore[misc]
+            yield self.quality(run, split, key)
+
+    def quality(self, run: Path, split: str, key: str) -> Step:
+        made = run / f"quality_{split}.json"
+        words: Words = ["-m", "experiments.benchmarks.cam_quality", run, "--split", split, "--json", made]
+        words += ["--images", str(self.options.images)]
+        return Step(f"{key}, {split}", lambda: [words], made, [key])
 
     def labels(self, name: str, refine: str) -> Step:
         output, key = self.labels_of(name, refine), f"{self.seed}: {name}"
@@ -156,15 +162,17 @@ class Bed:
                 continue
             told = {"seed": self.seed, "devices": about["devices"], "commit": about["commit"]}
             trained = {"what": name, **told, "seconds": about["seconds"]}
-            yield {**trained, "labels": "", "score": "tags on val, mAP", "percent": about["last"]["val/map"]}
-            maps = {"percent": about["last"]["val/cam_miou"], "threshold": about["last"]["val/cam_threshold"]}
             scored = "walk" if name == AFFINITY else EVALUATED
+            tags = {"score": "tags on val, mAP", "percent": about["last"]["val/map"]}
+            yield {**trained, "labels": scored, **tags}
+            maps = {"percent": about["last"]["val/cam_miou"], "threshold": about["last"]["val/cam_threshold"]}
             yield {**trained, "labels": scored, "score": "maps on val", **maps}
             for split in ("val", "train"):
                 for row in read(self.run(name) / f"quality_{split}.json") or ():
-                    found = {"score": f"maps on {split}", "percent": row["miou"], "threshold": row["threshold"]}
+                    found = {"score": f"maps on {split}", "percent": row["miou"]}
+                    found |= {key: row[key] for key in ("threshold", "own", "seconds")}
                     if (row["map"], split) != (scored, "val"):
-                        yield {"what": name, "labels": row["map"], **told, **found, "seconds": row["seconds"]}
+                        yield {"what": name, "labels": row["map"], **told, **found}
             for refine in LABELS:
                 if made := read(self.labels_of(name, refine) / "pseudo.json"):
                     found = {"score": "labels of train", "percent": made["miou_train"], "threshold": made["threshold"]}
@@ -181,10 +189,6 @@ class Bed:
         yield {**told, "score": "network on val", "percent": about["last"]["val/miou"]}
         if tested := about.get("test", {}).get("last"):
             yield {**told, "score": "network on test", "percent": tested["test/miou"]}
-
-
-def file_name(name: str) -> str:
-    return name.replace(",", "").replace("&", "").replace(" ", "_").lower()
 
 
 def weakseg(*words: str | Path) -> Words:

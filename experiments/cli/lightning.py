@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -94,8 +96,7 @@ class WeaksegCLI(LightningCLI):
         batch, optimizer = self.settings.data.init_args.batch_size, self.settings.model.init_args.optimizer
         before = stated(self.arguments, "data", "init_args", "batch_size") or batch
         rate, ratio = optimizer.init_args.lr, batch / before
-        given = re.compile(r"--model\.(init_args\.)?optimizer\.(init_args\.)?lr(=|$)")
-        if ratio != 1 and not any(map(given.match, self.arguments)):
+        if ratio != 1 and not gives_rate(self.arguments):
             optimizer.init_args.lr = rate * (ratio if optimizer.class_path.endswith(".SGD") else ratio**0.5)
             rank_zero_only(print)(f"batch {before} -> {batch}: learning rate {rate:g} -> {optimizer.init_args.lr:g}")
 
@@ -143,7 +144,20 @@ def run(cli: type[WeaksegCLI], arguments: list[str], *more: Any) -> None:
 
 
 NO_MEMORY = "there is not enough memory: lower data.batch_size, data.size or data.num_workers"
+
+
 # What torch and Lightning say of things that happen, and what to do about them.
+def gives_rate(words: Sequence[str]) -> bool:
+    """Whether a command line gives the learning rate, by itself or among the options of an optimizer."""
+    optimizer = re.compile(r"--model\.(init_args\.)?optimizer(\.init_args)?(\.lr)?")
+    for word, after in pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        found = optimizer.fullmatch(option)
+        if found and (found[3] or re.search(r"\blr\b", value if equals else after)):
+            return True
+    return False
+
+
 KNOWN = {
     r"could not be downloaded": None,
     r"EADDRINUSE|[Aa]ddress already in use": (

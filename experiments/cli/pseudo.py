@@ -39,11 +39,11 @@ class Pseudo(TrainedCLI):
         labels = PseudoLabels(self.model, options.refine, options.threshold, options.seeds)
         images = images_of(data, options.split, labels.by_tags)
         first = self.trainer.is_global_zero
-        scored = getattr(self.model, "scored_refinement", options.refine)
-        if first and options.threshold is None and options.refine in ("pamr", "walk") and options.refine != scored:
+        scored = getattr(self.model, "scored_refinement", None)
+        if first and options.threshold is None and options.refine == "walk" and scored == "none":
             print(
-                f"threshold {labels.threshold:.2f} is that of maps by --refine {scored}, which the run scored: after "
-                f"{options.refine} another is best; python -m experiments.benchmarks.cam_quality RUN finds it on val"
+                f"threshold {labels.threshold:.2f} was chosen for the maps as they are: after the walk a higher one is "
+                "best; python -m experiments.benchmarks.cam_quality RUN finds it where val has masks"
             )
         with pseudo_folder(options.output, options.overwrite) if first else nullcontext(options.output) as folder:
             writer = PseudoWriter(folder, data)

@@ -49,6 +49,31 @@ def test_what_is_asked_for_brings_what_it_needs(tmp_path):
     assert chosen(steps, []) == steps
 
 
+def test_a_step_that_does_not_make_its_file_or_has_no_commands_fails(tmp_path, capfd):
+    def none():
+        raise FileNotFoundError("no such threshold")
+
+    steps = [Step("a", none, tmp_path / "a"), Step("b", lambda: [["-c", "print('nothing')"]], tmp_path / "b")]
+    assert work([*steps, step(tmp_path, "c", ("b",))], tmp_path / "logs", jobs=1) == ["a", "b"]
+    said = capfd.readouterr().out
+    assert "failed: a (FileNotFoundError: no such threshold" in said
+    assert "not made: c" in said
+
+
+def test_a_run_that_starts_from_another_goes_on_once_it_has_a_checkpoint(tmp_path):
+    bed = Bed(Namespace(output=tmp_path, root=tmp_path, weights=tmp_path, more=[]), 0)
+
+    def start():
+        words = bed.fit("a", after=tmp_path / "best.ckpt")
+        return words[words.index(bed.run("a")) + 1 : words.index("--trainer.enable_progress_bar")]
+
+    assert start() == ["--init_from", tmp_path / "best.ckpt"]
+    (bed.run("a") / "checkpoints").mkdir(parents=True)
+    assert start() == ["--init_from", tmp_path / "best.ckpt", "--overwrite"]
+    (bed.run("a") / "checkpoints" / "last.ckpt").touch()
+    assert start() == ["--resume", "auto"]
+
+
 def test_every_step_from_tags_to_masks_comes_after_what_it_needs(tmp_path):
     options = Namespace(output=tmp_path, images=2, root=tmp_path, weights=tmp_path, more=[])
     seen: set[str] = set()
