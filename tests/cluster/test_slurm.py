@@ -91,7 +91,7 @@ def test_a_batch_script_without_srun_is_a_process_like_any_other(tmp_path):
 STUDY = f"""
 title: Tiny scenes
 regimes:
-  pixels: {{configs: [{TINY}], set: {{trainer.max_steps: 3000, trainer.val_check_interval: 1500,
+  pixels: {{configs: [{TINY}], set: {{trainer.max_steps: 2400, trainer.val_check_interval: 1200,
             trainer.log_every_n_steps: 20}}}}
 seeds: [0, 1]
 baseline: base
@@ -108,7 +108,7 @@ JOBS = "partition: low\ntime: 2\nwarning: 30\ncpus: 1\nat_once: 2\n"  # the mach
 def study(folder, *words, expect=0):
     done = subprocess.run(
         [*COMMAND, "study", "few.yaml", "--runs", "runs", "--output", "page", *words], cwd=folder, text=True,
-        capture_output=True, timeout=1500,
+        capture_output=True, timeout=2400,
     )  # fmt: skip
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
