@@ -354,3 +354,17 @@ def test_a_share_that_is_none_and_options_that_exclude_each_other(words, run_dir
     text = predict(run_dir, photos, tmp_path / "out", *words, expect=2 if "--shard" in words else 1)
     assert "a share is I/N" in text or "give one of them" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_an_overlay_does_not_depend_on_the_number_of_threads():
+    image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(pictures.shown_image(image, (240, 320), 1))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert found[0].shape == (3, 240, 320)

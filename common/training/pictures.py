@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from common.model.inference import as_float
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.files import written_whole
@@ -22,7 +21,9 @@ SIDE = 2048  # to fit a square of this side
 
 
 def to_uint8(image: Tensor) -> Array:
-    """(C, H, W) float in [0, 1], RGB first, to (H, W, 3) uint8."""
+    """(C, H, W), float in [0, 1] or uint8, RGB first, to (H, W, 3) uint8."""
+    if image.dtype == torch.uint8:
+        return image[:3].detach().cpu().permute(1, 2, 0).numpy()
     return (image[:3].detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
@@ -32,12 +33,14 @@ def picture_step(height: int, width: int) -> int:
 
 
 def shown_image(image: Tensor, size: tuple[int, int], step: int) -> Tensor:
-    """An image (C, h, w), float in [0, 1] or uint8, as floats (C, *size), bilinear; with a `step` above 1 of every few
-    of its pixels, without a float copy of all of them."""
+    """An image (C, h, w), float in [0, 1] or uint8, as uint8 (3, *size), bilinear; with a `step` above 1 of every few
+    of its pixels, without a float copy of all of them. By Pillow: what torch rounds depends on the number of threads,
+    and processes that share the images are to write the same bytes."""
     if step > 1:
         rows, columns = (max(1, have // want) for have, want in zip(image.shape[-2:], size, strict=True))
         image = image[..., ::rows, ::columns]
-    return interpolate(as_float(image)[None], size, mode="bilinear", align_corners=False)[0]
+    resized = Image.fromarray(to_uint8(image)).resize(size[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def every_few(labels: Tensor, top: int, step: int) -> Array:
