@@ -216,10 +216,10 @@ def test_affinities_are_learned_from_seeds_while_the_classifier_stays(run, tmp_p
     kept = before.keys() - {"network.background"}  # the best threshold is that after the walk
     assert all(torch.equal(before[name], after[name]) for name in kept)
     assert "test/cam_miou" in weakseg("test", "--run", tmp_path / "run")
-    words = ["--output", grown, "--refine", "walk"]
-    assert "after the walk" not in weakseg("pseudo", "--run", tmp_path / "run", *words)  # it was scored after it
-    assert "after the walk" in weakseg("pseudo", "--run", folder, *words, "--overwrite")
-    weakseg("pseudo", "--run", tmp_path / "run", *words, "--overwrite")
+    walk = ["--output", grown, "--refine", "walk"]
+    assert "after the walk" not in weakseg("pseudo", "--run", tmp_path / "run", *walk)  # it was scored after it
+    assert "after the walk" in weakseg("pseudo", "--run", folder, *walk, "--overwrite")
+    weakseg("pseudo", "--run", tmp_path / "run", *walk, "--overwrite")
     learn_affinities(tmp_path / "run", "dense", *words[:2], "--trainer.max_steps", "9", "--resume", "auto")
     from PIL import Image
 
