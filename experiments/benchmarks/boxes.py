@@ -37,7 +37,7 @@ from common.training.memory import reset_peak, resident_gb
 from datamodules.annotation import people_boxes
 from datamodules.sets.rooms import Rooms
 from datamodules.supervision import Supervision
-from experiments.benchmarks.measure import machine
+from experiments.benchmarks.measure import machine, spread
 from experiments.cli import main as weakseg
 from experiments.cli.doctor import load_data
 from experiments.compare.columns import markdown
@@ -300,10 +300,7 @@ def work(bed: Bed, file: Path, dry: bool, kinds: Sequence[str]) -> None:
 
 
 def cell(rows: Sequence[Row], column: str, factor: float = 1) -> str:
-    values = [factor * float(row[column]) for row in rows if row[column]]
-    if not values:
-        return ""
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+    return spread([factor * float(row[column]) for row in rows if row[column]])
 
 
 def page(rows: Sequence[Row]) -> str:

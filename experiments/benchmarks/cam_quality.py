@@ -30,6 +30,7 @@ from common.ops.batch import IGNORE
 from common.training.files import write_text
 from common.training.pictures import colorize, save_grid, to_uint8
 from datamodules.images import whole_image
+from experiments.compare.columns import markdown
 from experiments.runs.load import Run, load_run
 
 EVALUATED = "all scales, mirrored"  # the maps that validation scores
@@ -102,11 +103,11 @@ def measure(run: Run, split: Any, count: int, seeds: int) -> list[dict[str, Any]
     return rows
 
 
-def line(row: dict[str, Any]) -> str:
+def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table."""
     name = row["map"] if "sure" not in row else f"{row['map']}, {row['images']} images, {row['sure']:.1%} sure"
-    best = f"{row['miou']:.1f} | {row['threshold']:.2f}" if "miou" in row else " | "
-    return f"| {name} | {best} | {row['own']:.1f} | {row['seconds']:.2f} |"
+    best = [f"{row['miou']:.1f}", f"{row['threshold']:.2f}"] if "miou" in row else ["", ""]
+    return [name, *best, f"{row['own']:.1f}", f"{row['seconds']:.2f}"]
 
 
 def heat(cam: Tensor, image: Tensor, size: tuple[int, int]) -> Array:
@@ -154,8 +155,8 @@ def main() -> None:
     if torch.cuda.is_available():
         run.model.cuda()
     rows = measure(run, options.split, options.images, options.crf)
-    print("| map | mIoU | best threshold | at the run's threshold | s an image |\n|---|---|---|---|---|")
-    print("\n".join(map(line, rows)))
+    head = ["map", "mIoU", "best threshold", "at the run's threshold", "s an image"]
+    print(markdown(head, [*map(cells, rows)]))
     if options.json:
         write_text(options.json, json.dumps(rows, indent=1) + "\n")
 

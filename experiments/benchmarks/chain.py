@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.training.signals import die_with_parent
-from experiments.studies.runner import last_line
+from experiments.studies.runner import environment, last_line
 from experiments.studies.spec import folder_name
 
 Words = list[str | Path]  # behind `python`
@@ -89,9 +88,6 @@ def work(steps: Sequence[Step], logs: Path, jobs: int, dry: bool = False, parts:
 def make(step: Step, logs: Path, jobs: int, called: set[subprocess.Popen[bytes]]) -> bool:
     """Call the commands of a step, each in `called` as long as it runs; whether all went well."""
     file, since = logs / f"{folder_name(step.name)}.log", time.monotonic()
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     status = 0
     with file.open("a") as log:
         try:
@@ -99,7 +95,7 @@ def make(step: Step, logs: Path, jobs: int, called: set[subprocess.Popen[bytes]]
                 command = [sys.executable, *map(str, words)]
                 print("$", *command, file=log, flush=True)
                 process = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=die_with_parent
+                    command, stdout=log, stderr=subprocess.STDOUT, env=environment(jobs), preexec_fn=die_with_parent
                 )
                 called.add(process)
                 status = process.wait()

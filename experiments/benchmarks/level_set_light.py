@@ -9,7 +9,6 @@ Free logits (no network) are fitted to synthetic images by the loss alone; write
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from common.ops.array import Array
 from common.ops.losses import total_variation_sum
 from common.training.pictures import colorize, save_grid, to_uint8
-from experiments.benchmarks.measure import options
+from experiments.benchmarks.measure import options, spread
 from experiments.compare.columns import markdown
 from experiments.compare.report import fill
 from methods.level_set.losses import (
@@ -94,10 +93,7 @@ def main() -> None:
         rows.append(row)
     titles = ["image", "truth", "light", "no field", "closed form", "its light", "free field", "its light"]
     save_grid(Path(args.picture), rows[:4], titles)
-    lines = [
-        [bias, *(f"{mean(one):.1f} ± {stdev(one):.1f}" for one in zip(*scores, strict=True))]
-        for bias, scores in found.items()
-    ]
+    lines = [[bias, *map(spread, zip(*scores, strict=True))] for bias, scores in found.items()]
     setting = f"lambda {args.length_weight:g}, gamma {args.gamma:g}, {args.steps} Adam steps on free logits"
     shown = markdown(["field", "accuracy, %", "mean error of the light, %"], lines)
     fill(Path(args.page), "light", f"{shown}\n\n{args.images} images of {args.side} px, {setting}.")

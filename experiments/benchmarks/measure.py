@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any, TypeVar
 
 import torch
@@ -58,6 +58,13 @@ def alternate(forms: Mapping[Name, Callable[[], Found]], rounds: int) -> dict[Na
         for name, run in forms.items():
             found[name].append(run())
     return found
+
+
+def spread(values: Sequence[float]) -> str:
+    """`mean ± standard deviation` of seeds; of one the value, of none nothing."""
+    if not values:
+        return ""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def ratio(times: Sequence[float], base: Sequence[float], digits: int = 2) -> list[str]:

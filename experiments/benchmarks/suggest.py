@@ -18,7 +18,6 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -27,6 +26,7 @@ from PIL import Image
 import datamodules
 from common.training.files import write_csv, write_text
 from datamodules.base import SegmentationDataModule
+from experiments.benchmarks.measure import spread
 from experiments.cli import main as weakseg
 from experiments.compare.columns import markdown
 
@@ -131,14 +131,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     def scores(arm: str, count: int) -> list[float]:
         return [row["test_miou"] for row in rows if row["arm"] == arm and row["labelled"] == count]
 
-    def told(values: Sequence[float]) -> str:
-        return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
     cells = []
     for count in sorted({row["labelled"] for row in rows}):
         one, other = scores("random", count), scores("suggest", count)
         gains = [b - a for a, b in zip(one, other, strict=True)]
-        cells.append([str(count), told(one), told(other), ", ".join(f"{gain:+.1f}" for gain in gains)])
+        cells.append([str(count), spread(one), spread(other), ", ".join(f"{gain:+.1f}" for gain in gains)])
     return markdown(["labelled images", "random", "suggest", "difference at each seed"], cells)
 
 

@@ -18,12 +18,12 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from common.training.files import write_csv, write_text
 from experiments.benchmarks.cam_quality import EVALUATED
 from experiments.benchmarks.chain import Step, Words, work
+from experiments.benchmarks.measure import spread
 from experiments.compare.columns import markdown
 from experiments.studies.spec import folder_name
 
@@ -206,12 +206,8 @@ def page(rows: Sequence[Row]) -> str:
         mine = [row for row in rows if (row["what"], row["labels"]) == key]
         found = [[row["percent"] for row in mine if row["score"] == score] for score in scores]
         seeds = len({row["seed"] for row in mine})
-        table.append([*key, str(seeds), *(f"{mean(v):.1f}{spread(v)}" if v else "" for v in found)])
+        table.append([*key, str(seeds), *map(spread, found)])
     return markdown(["what", "labels", "seeds", *scores], table) + "\n"
-
-
-def spread(values: Sequence[float]) -> str:
-    return f" ± {stdev(values):.1f}" if len(values) > 1 else ""
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage import measure
 
-from common.model.inference import as_float
 from common.model.metrics import scores
 from common.model.module import SegmentationModule
 from common.ops.array import Array
@@ -186,7 +185,7 @@ class Review(Callback):
     ) -> None:  # fmt: skip
         found, confusion = outputs
         image = batch["image"][0]
-        image = shown_image(image, found.mask.shape, found.step) if found.step > 1 else as_float(image)
+        image = shown_image(image, found.mask.shape, found.step) if found.step > 1 else image
         self.look_at(batch["name"][0], to_uint8(image), found, confusion)
 
     def look_at(self, name: str, image: Array, seen: Seen, confusion: Array) -> None:

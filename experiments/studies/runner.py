@@ -91,6 +91,14 @@ def is_claimed(run_dir: Path) -> bool:
     return False
 
 
+def environment(jobs: int) -> dict[str, str]:
+    """Of one of several commands at a time: its share of the cores, unless OMP_NUM_THREADS is set."""
+    found = dict(os.environ)
+    if jobs > 1:
+        found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    return found
+
+
 class Runner:
     """Makes runs.
 
@@ -104,9 +112,7 @@ class Runner:
         self.failed: list[Path] = []
         self.running: set[subprocess.Popen[bytes]] = set()
         self.count, self.stopped = itertools.count(1), Event()
-        self.environment = dict(os.environ)
-        if jobs > 1:
-            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        self.environment = environment(jobs)
 
     def tell(self, run_dir: Path, what: str) -> None:
         left = remaining(time.monotonic() - self.since, self.before, self.done(), len(self.tasks))
