@@ -178,7 +178,9 @@ class SegmentationDataModule(LightningDataModule):
 
     def sequence(self, name: str) -> str:
         """The video that an image is a frame of."""
-        raise ValueError(f"{type(self).__name__} does not say which images are of one video: leave by_sequence out")
+        raise ValueError(
+            f"{type(self).__name__} does not say which images are of one video: leave by_sequence or evenly out"
+        )
 
     def knows_sequences(self) -> bool:
         """Whether `sequence` tells which images belong together."""

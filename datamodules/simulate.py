@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.draw import disk
 from skimage.graph import MCP
+from skimage.measure import find_contours
 from skimage.morphology import skeletonize
 
 from common.ops.array import Array
@@ -23,6 +24,11 @@ EIGHT = np.ones((3, 3), bool)
 Inside = Literal["filled", "grabcut"]
 KEPT = 0.2  # of a box, that an object fills at least
 SURELY_NOT, SURELY, LIKELY_NOT, LIKELY = range(4)  # the object, as OpenCV's GrabCut numbers it
+# Strokes of people, as measured on ACDC (experiments/results/human_scribbles.md).
+DEPTHS = (0.4, 0.75)  # of an object's stroke: its distance from the border, in parts of the largest there
+AROUND = (0.1, 0.45)  # distance of the background's stroke from the objects, in parts of the root of their area
+DRAWN = (0.6, 1.0)  # of such a line
+THICK = 0.0065  # the width of a stroke, in parts of the image's longer side: of 500 pixels the 3 of ScribbleSup's
 SMALLEST = 9  # pixels; an annotator overlooks a smaller component unless its class has no other
 
 
@@ -71,18 +77,39 @@ def draw_scribbles(mask: Array, length: float, width: int, rng: np.random.Genera
     The stroke is the longest path through the skeleton of the component, cut to a random stretch of the share
     `length`, and drawn `width` pixels wide, but never beyond the component.
 
-    [ours]: how people scribble in a data set is known only by its files; this is a stand-in with two knobs.
+    [ours]: a stand-in with two knobs; people draw nearer to borders, see `draw_human_scribbles`.
     """
     drawn = np.full_like(mask, IGNORE)
     for label, region in components(mask):
         path = _longest_path(skeletonize(np.pad(region, 1))[1:-1, 1:-1])
         count = max(1, round(length * len(path)))
         start = int(rng.integers(0, len(path) - count + 1))
-        stroke = np.zeros(mask.shape, bool)
-        for row, column in path[start : start + count]:
-            stroke[disk((row, column), width / 2, shape=mask.shape)] = True
-        stroke[tuple(np.array(path[start : start + count]).T)] = True
-        drawn[stroke & region] = label
+        drawn[_stroke(np.array(path[start : start + count]), width, mask.shape) & region] = label
+    return drawn
+
+
+def draw_human_scribbles(mask: Array, background: int | None, width: int | None, rng: np.random.Generator) -> Array:
+    """Strokes as the experts of ACDC drew them: one in each component of an object, along its border and well inside,
+    and one around the objects, so that most of the background has no stroke near it.
+
+    [ours]: lines of equal distance from a border, of which a random stretch is drawn. Their distances, lengths and
+    shares of the pixels are close to those of ACDC's strokes (experiments/results/human_scribbles.md).
+
+    Args:
+        background: class id; None where every class is an object's.
+        width: of a stroke in pixels; None: as `THICK` says, at least one.
+    """
+    width = width or max(1, round(THICK * max(mask.shape)))
+    drawn, objects = np.full_like(mask, IGNORE), np.zeros(mask.shape, bool)
+    for label, region in components(mask):
+        if label != background:
+            drawn[_stroke_inside(region, width, rng)] = label
+            objects |= region
+    if background is not None and (ground := mask == background).any():
+        far = ndimage.distance_transform_edt(~objects) if objects.any() else np.zeros(mask.shape)
+        level = float(np.exp(rng.uniform(*np.log(AROUND)))) * float(objects.sum()) ** 0.5
+        around = _stroke(_stretch(far, level, rng), width, mask.shape) & ground
+        drawn[around if around.any() else _stroke_inside(ground, width, rng)] = background
     return drawn
 
 
@@ -177,6 +204,36 @@ def _keep(mask: Array, pixels: Array) -> Array:
 def _depth(region: Array) -> Array:
     """Distance to the region's border; beyond the image there is none of it."""
     return ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+
+
+def _stroke(path: Array, width: int, shape: tuple[int, ...]) -> Array:
+    """The pixels (H, W) of a stroke along `path`, rows and columns (N, 2)."""
+    stroke = np.zeros(shape, bool)
+    for row, column in path:
+        stroke[disk((row, column), width / 2, shape=shape)] = True
+    stroke[tuple(np.rint(path).astype(int).T)] = True
+    return stroke
+
+
+def _stroke_inside(region: Array, width: int, rng: np.random.Generator) -> Array:
+    """A stroke (H, W) along the border of a region, at a drawn depth; at least its deepest pixel."""
+    depth = _depth(region)
+    line = _stretch(np.pad(depth, 1), rng.uniform(*DEPTHS) * depth.max(), rng) - 1  # closed also at the image's border
+    stroke = _stroke(np.clip(line, 0, np.array(region.shape) - 1), width, region.shape) & region
+    return stroke if stroke.any() else depth == depth.max()
+
+
+def _stretch(height: Array, level: float, rng: np.random.Generator) -> Array:
+    """Points, rows and columns (N, 2), of a drawn stretch of the longest line on which `height` (H, W) is `level`; of
+    none where there is no such line."""
+    lines = find_contours(height, level) if min(height.shape) > 1 else []
+    if not lines:
+        return np.zeros((0, 2))
+    line = max(lines, key=len)
+    closed = (line[0] == line[-1]).all()
+    count = max(1, round(rng.uniform(*DRAWN) * len(line)))
+    start = int(rng.integers(len(line) if closed else len(line) - count + 1))
+    return np.roll(line, -start, axis=0)[:count]
 
 
 def _longest_path(skeleton: Array) -> list[tuple[int, int]]:

@@ -12,21 +12,31 @@ import numpy as np
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.simulate import Inside, draw_boxes, draw_clicks, draw_pixels, draw_points, draw_scribbles
+from datamodules.simulate import (
+    Inside,
+    draw_boxes,
+    draw_clicks,
+    draw_human_scribbles,
+    draw_pixels,
+    draw_points,
+    draw_scribbles,
+)
 from datamodules.splits import first_few, in_hash_order, read_list
 from datamodules.transforms import nearest_rows
 
 # Which options each kind takes, apart from `seed`. `Supervision` says which of them it needs.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "dense": (),
-    "image_subset": ("fraction", "number", "list_file", "by_sequence"),
+    "image_subset": ("fraction", "number", "list_file", "by_sequence", "evenly"),
     "pixels": ("fraction", "dense_images"),
     "points": ("per_class", "real", "dense_images"),
     "scribbles": ("length", "width", "real", "dense_images"),
+    "human_scribbles": ("width", "dense_images"),
     "boxes": ("inside", "real", "fraction", "number", "dense_images"),
     "tags": ("dense_images",),
     "none": (),
 }
+Kind = Literal["dense", "image_subset", "pixels", "points", "scribbles", "human_scribbles", "boxes", "tags", "none"]
 TAGGED = ("boxes", "tags")  # kinds that say which classes occur in an image; elsewhere nobody gave that label
 NEEDED = {"image_subset": ("fraction", "number", "list_file"), "pixels": ("fraction",)}  # exactly one of these
 
@@ -37,19 +47,23 @@ class Supervision:
 
     Args:
         kind: `dense`: every pixel that the masks label; `image_subset`: some images densely, the others not at all;
-            `pixels`: a share of the pixels of every image; `points`: single pixels; `scribbles`: strokes; `boxes`: what
-            the bounding boxes say: background outside, what `inside` says in them; `tags`: no pixel at all; `none`: no
-            image is labelled, for methods that learn without. With boxes and tags the batch has `tags`, the classes
-            that occur in each image.
+            `pixels`: a share of the pixels of every image; `points`: single pixels; `scribbles`: strokes, simulated in
+            every component; `human_scribbles`: simulated as people draw them, which leaves most of the background open;
+            `boxes`: what the bounding boxes say: background outside, what `inside` says in them; `tags`: no pixel at
+            all; `none`: no image is labelled, for methods that learn without. With boxes and tags the batch has
+            `tags`, the classes that occur in each image.
         fraction: of the images (`image_subset`, `boxes`) or of the pixels (`pixels`), above 0 and up to 1; without it
             every image has boxes.
         number: of labelled images (`image_subset`, `boxes`).
         list_file: file with the labelled images' ids, such as a published list (`image_subset`).
         by_sequence: the images are drawn sequence after sequence, frames in order, for video, whose neighbouring frames
             are near-duplicates (`image_subset` with `fraction` or `number`; CamVid, Cityscapes).
+        evenly: the images are frames at even intervals of each video, as annotators choose them (`image_subset` with
+            `fraction` or `number`; where `by_sequence` works).
         per_class: labelled pixels per class and image (`points`); None is one in every connected component.
         length: share of the longest path through a component that its simulated stroke covers (`scribbles`).
-        width: of a simulated stroke in pixels (`scribbles`).
+        width: of a simulated stroke in pixels: `scribbles`, 3 unless given; `human_scribbles`, then 0.65 % of the
+            image's longer side.
         real: use the points, scribbles or boxes that people drew, which the data set must come with, instead of
             simulating.
         inside: of boxes, what labels the pixels in them: None: nothing; `filled`: the box's class, the simplest guess;
@@ -58,11 +72,12 @@ class Supervision:
         seed: of the draw; None is the run's seed.
     """
 
-    kind: Literal["dense", "image_subset", "pixels", "points", "scribbles", "boxes", "tags", "none"] = "dense"
+    kind: Kind = "dense"
     fraction: float | None = None
     number: int | None = None
     list_file: str | None = None
     by_sequence: bool = False
+    evenly: bool = False
     per_class: int | None = None
     length: float | None = None
     width: int | None = None
@@ -87,8 +102,9 @@ class Supervision:
                 "leave it out, or set it to null where a config gives it"
             )
         needed = NEEDED.get(self.kind, ())
-        if self.by_sequence and self.list_file:
-            raise ValueError("supervision.by_sequence is without effect together with list_file: leave one of them out")
+        ways = [name for name in ("by_sequence", "evenly", "list_file") if getattr(self, name)]
+        if len(ways) > 1:
+            raise ValueError(f"supervision.{ways[0]} is without effect together with {ways[1]}: leave one of them out")
         if needed and len([name for name in given if name in needed]) != 1:
             raise ValueError(f"supervision kind {self.kind} needs one of {', '.join(needed)}, got {given or 'none'}")
         if self.kind == "boxes" and self.fraction and self.number:
@@ -118,7 +134,8 @@ def split_images(
     The draw orders the names by a hash of seed and name and takes the first ones: it does not depend on the order of
     `names`, and with one seed a smaller share is contained in a larger one. A fraction is rounded to the nearest
     number of images (halves up), at least one. With `by_sequence` the sequences are so ordered, each with its frames in
-    order of name; `sequence` says which one an image belongs to.
+    order of name; `evenly` takes frames at equal distances in that order, from a drawn one on. `sequence` names that of
+    an image.
     """
     some = supervision.fraction or supervision.number
     if supervision.kind != "image_subset" and not (supervision.kind == "boxes" and some):
@@ -135,9 +152,13 @@ def split_images(
         count = supervision.number or max(1, int((supervision.fraction or 0) * len(names) + 0.5))
         if count > len(names):
             raise ValueError(f"supervision.number asks for {count} of {len(names)} training images: ask for fewer")
-        if supervision.by_sequence:
+        if supervision.by_sequence or supervision.evenly:
             place = {one: number for number, one in enumerate(in_hash_order({*map(sequence, names)}, f"{seed}/"))}
-            chosen = sorted(names, key=lambda name: (place[sequence(name)], name))[:count]
+            frames = sorted(names, key=lambda name: (place[sequence(name)], name))
+            chosen = frames[:count]
+            if supervision.evenly:
+                start = int(hashlib.sha256(f"{seed}/".encode()).hexdigest()[:8], 16) / 16**8
+                chosen = [frames[int((number + start) * len(frames) / count)] for number in range(count)]
         else:
             chosen = in_hash_order(names, f"{seed}/")[:count]
     return sorted(chosen), sorted({*names} - {*chosen})
@@ -157,7 +178,7 @@ def draw_annotation(
         mask: uint8 (H, W), class id or 255, at the size at which it is used.
         seed: of the draw.
         name: the image's id: each image has its own stream of random numbers.
-        background: class id of the background, for boxes.
+        background: class id of the background, if the data set has one; for boxes and `human_scribbles`.
         image: uint8 (H, W, C), for boxes whose inside goes by colour.
 
     Returns:
@@ -172,6 +193,8 @@ def draw_annotation(
         return draw_points(mask, supervision.per_class, rng) if supervision.per_class else draw_clicks(mask, rng)
     if kind == "scribbles":
         return draw_scribbles(mask, supervision.length or 0.5, supervision.width or 3, rng)
+    if kind == "human_scribbles":
+        return draw_human_scribbles(mask, background, supervision.width, rng)
     if kind == "boxes":
         if background is None:
             raise ValueError(

@@ -11,7 +11,7 @@ IGNORE = 255
 """Mask value of a pixel without a label: unlabelled, or void in the data set. Padding is not a value but `valid`."""
 
 
-PIXELS = ("dense", "image_subset", "pixels", "points", "scribbles", "boxes")
+PIXELS = ("dense", "image_subset", "pixels", "points", "scribbles", "human_scribbles", "boxes")
 """Kinds of supervision that label pixels."""
 
 

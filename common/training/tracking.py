@@ -125,7 +125,7 @@ def partition(supervision: Mapping[str, Any]) -> str:
     amount = next((supervision[key] for key in ("fraction", "number", "per_class") if supervision.get(key)), None)
     if supervision.get("list_file"):
         amount = Path(supervision["list_file"]).stem
-    how = "_by_sequence" if supervision.get("by_sequence") else ""
+    how = "".join(f"_{name}" for name in ("by_sequence", "evenly") if supervision.get(name))
     how += f"_{inside}" if (inside := supervision.get("inside")) else ""
     return f"{supervision['kind']}{how}" + ("" if amount is None else f"-{amount}")
 

@@ -261,7 +261,7 @@ class Folder(SegmentationDataModule):
 
     def sequence(self, name: str) -> str:
         if self.sequences is None:
-            raise ValueError("which images are of one video? give data.sequences, or leave by_sequence out")
+            raise ValueError("which images are of one video? give data.sequences, or leave by_sequence or evenly out")
         found = self.sequences.search(name)
         if not found:
             raise ValueError(f"data.sequences '{self.sequences.pattern}' finds nothing in '{name}': correct it")

@@ -39,6 +39,7 @@ REGIMES = [
     Supervision("points", per_class=1),
     Supervision("points"),
     Supervision("scribbles"),
+    Supervision("human_scribbles"),
     Supervision("boxes"),
     Supervision("tags"),
 ]

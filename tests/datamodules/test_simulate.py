@@ -12,7 +12,16 @@ from scipy import ndimage
 from common.ops.batch import IGNORE
 from conftest import fit_tiny
 from datamodules.scenes import draw_scene
-from datamodules.simulate import EIGHT, components, draw_boxes, draw_clicks, draw_scribbles
+from datamodules.simulate import (
+    AROUND,
+    DEPTHS,
+    EIGHT,
+    components,
+    draw_boxes,
+    draw_clicks,
+    draw_human_scribbles,
+    draw_scribbles,
+)
 from datamodules.supervision import Supervision, dense_names, draw_annotation, known_protocol
 
 masks = arrays(np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.sampled_from([0, 1, 2, 255]))
@@ -20,6 +29,7 @@ KINDS = [
     Supervision("points"),
     Supervision("points", per_class=2),
     Supervision("scribbles", length=0.7, width=2),
+    Supervision("human_scribbles"),
     Supervision("pixels", fraction=0.3),
 ]
 
@@ -30,15 +40,15 @@ def generator(seed=0):
 
 @pytest.mark.parametrize("supervision", KINDS, ids=lambda one: f"{one.kind}{one.per_class or ''}")
 @settings(max_examples=60, deadline=None)
-@given(mask=masks, seed=st.integers(0, 1000))
-def test_labels_are_true_and_every_class_present_is_touched(supervision, mask, seed):
+@given(mask=masks, seed=st.integers(0, 1000), background=st.sampled_from([0, None]))
+def test_labels_are_true_and_every_class_present_is_touched(supervision, mask, seed, background):
     before = mask.copy()
-    drawn = draw_annotation(mask, supervision, seed, "name")
+    drawn = draw_annotation(mask, supervision, seed, "name", background)
     labelled = drawn != IGNORE
     assert (mask == before).all()
     assert (drawn[labelled] == mask[labelled]).all()
     assert set(np.unique(drawn)) - {IGNORE} == set(np.unique(mask)) - {IGNORE}
-    assert (drawn == draw_annotation(mask, supervision, seed, "name")).all()
+    assert (drawn == draw_annotation(mask, supervision, seed, "name", background)).all()
 
 
 def test_components_leave_out_specks_only_where_their_class_has_more():
@@ -80,6 +90,36 @@ def test_a_bar_gets_a_stroke_along_its_length():
     columns = np.flatnonzero((drawn == 1).any(0))
     assert columns[-1] - columns[0] >= 40
     assert set(np.flatnonzero((drawn == 1).any(1))) <= {9, 10, 11}
+
+
+def test_people_draw_inside_each_object_and_around_all_of_them():
+    y, x = np.mgrid[:300, :300]
+    mask = np.zeros((300, 300), np.uint8)
+    mask[(y - 150) ** 2 + (x - 120) ** 2 < 20**2], mask[(y - 150) ** 2 + (x - 180) ** 2 < 16**2] = 1, 2
+    deep = [ndimage.distance_transform_edt(mask == label) for label in (1, 2)]
+    far = ndimage.distance_transform_edt(mask == 0)
+    root = (mask > 0).sum() ** 0.5
+    found = []
+    for seed in range(40):
+        drawn = draw_human_scribbles(mask, 0, None, generator(seed))
+        for label, depth in zip((1, 2), deep, strict=True):
+            assert ndimage.label(drawn == label, EIGHT)[1] == 1
+            assert DEPTHS[0] * depth.max() - 2 <= depth[drawn == label].min()
+            assert depth[drawn == label].max() <= DEPTHS[1] * depth.max() + 2
+        around = far[drawn == 0]
+        assert AROUND[0] * root - 2 <= around.min() <= around.max() <= AROUND[1] * root + 2
+        assert np.ptp(around) < 4  # one line, two pixels wide
+        found.append(around.mean() / root)
+    assert min(found) < 0.15 < 0.35 < max(found)
+    # Most of the background is far from each of its strokes: `scribbles` goes right through it.
+    assert (ndimage.distance_transform_edt(drawn != 0)[mask == 0] > 20).mean() > 0.7
+
+
+def test_people_draw_in_the_background_where_there_is_no_object_or_no_room_around():
+    for objects in (np.zeros((30, 40), bool), np.pad(np.ones((26, 36), bool), 2)):
+        drawn = draw_human_scribbles(objects.astype(np.uint8), 0, None, generator())
+        assert (drawn == 0).sum() >= 2
+        assert (drawn[objects] != 0).all()
 
 
 def test_boxes_say_background_outside_and_nothing_inside():

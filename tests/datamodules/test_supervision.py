@@ -1,5 +1,6 @@
 """What is labelled: which images, which of their pixels, and what a stream then holds."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,21 @@ def test_by_sequence_one_video_is_labelled_from_its_start_before_the_next():
     assert firsts == {*"abc"}
 
 
+def test_evenly_each_video_is_labelled_at_equal_intervals():
+    ids = [
+        f"{sequence}_{frame:03d}" for sequence, frames in (("a", 40), ("b", 20), ("c", 60)) for frame in range(frames)
+    ]
+    starts = set()
+    for seed in range(20):
+        chosen = split_images(ids, Supervision(kind="image_subset", fraction=0.1, evenly=True), seed, video)[0]
+        assert [*map(video, chosen)] == ["a"] * 4 + ["b"] * 2 + ["c"] * 6
+        frames = [int(name.split("_")[1]) for name in chosen]
+        gaps = {b - a for a, b in pairwise(frames) if b > a}
+        assert gaps == {10}
+        starts.add(frames[0])
+    assert len(starts) > 5
+
+
 def test_by_sequence_needs_sequences_and_a_number():
     with pytest.raises(ValueError, match="Synthetic does not say which images are of one video"):
         Synthetic(train=8, supervision=Supervision(kind="image_subset", number=2, by_sequence=True)).lists()
@@ -118,6 +134,8 @@ def test_by_sequence_needs_sequences_and_a_number():
         Supervision(kind="pixels", fraction=0.1, by_sequence=True)
     with pytest.raises(ValueError, match="by_sequence is without effect together with list_file"):
         Supervision(kind="image_subset", list_file="list.txt", by_sequence=True)
+    with pytest.raises(ValueError, match="by_sequence is without effect together with evenly"):
+        Supervision(kind="image_subset", number=2, by_sequence=True, evenly=True)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ def test_a_sweeps_agent_gives_the_id_and_a_resumed_run_keeps_it(tmp_path, monkey
         ({"kind": "image_subset", "fraction": 0.125, "number": None}, "image_subset-0.125"),
         ({"kind": "image_subset", "fraction": 0.125, "by_sequence": False}, "image_subset-0.125"),
         ({"kind": "image_subset", "fraction": 0.125, "by_sequence": True}, "image_subset_by_sequence-0.125"),
+        ({"kind": "image_subset", "fraction": 0.125, "evenly": True}, "image_subset_evenly-0.125"),
         ({"kind": "points", "fraction": None, "per_class": 1}, "points-1"),
         ({"kind": "image_subset", "list_file": "lists/sixteenth.txt"}, "image_subset-sixteenth"),
         ({"kind": "dense", "fraction": None}, "dense"),
