@@ -26,18 +26,20 @@ class Step(NamedTuple):
         commands: gives what to call; asked for when all that the step needs is there.
         made: a file that is there once all is done.
         needs: names of other steps.
+        wanted: for itself; else it is made only where a wanted one needs it.
     """
 
     name: str
     commands: Callable[[], list[Words]]
     made: Path
     needs: Sequence[str] = ()
+    wanted: bool = True
 
 
 def chosen(steps: Sequence[Step], parts: Sequence[str]) -> list[Step]:
-    """The steps whose name holds one of `parts`, all if there are none, and those that they need, in order."""
+    """The wanted steps whose name holds one of `parts`, all if there are none, and those that they need, in order."""
     by_name = {step.name: step for step in steps}
-    names = [step.name for step in steps if not parts or any(part in step.name for part in parts)]
+    names = [step.name for step in steps if step.wanted and (not parts or any(part in step.name for part in parts))]
     for name in names:  # grows
         names += [need for need in by_name[name].needs if need not in names]
     return [step for step in steps if step.name in names]

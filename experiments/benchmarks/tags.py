@@ -8,15 +8,16 @@ threshold); labels, made at the threshold that was best on val, with those of al
 of val and test, `last`. One encoder; maps are trained for 250 steps unless a name says otherwise, networks for 1000.
 What is behind `--` goes to every training.
 All is written below `--output`; a step that is done is not done again, and one that was stopped goes on. `tags.csv` and
-`tags.md` are made of what is there.
+`tags.md` are made of what is there and of what `--recorded` has, which is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,18 @@ AALR = {
 BOUND = "all masks"
 COLUMNS = ("what", "labels", "seed", "score", "percent", "threshold", "own", "seconds", "devices", "commit")
 Row = dict[str, Any]
+Key = tuple[str, str, int, str]  # what, labels, seed, score
 
 
 class Bed:
     """What the steps of one seed need to know."""
 
-    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+    def __init__(self, options: argparse.Namespace, seed: int, recorded: Collection[Key] = ()) -> None:
         self.options, self.seed, self.place = options, seed, options.output / f"seed{seed}"
+        self.recorded = recorded
+
+    def missing(self, what: str, labels: str, score: str) -> bool:
+        return (what, labels, self.seed, score) not in self.recorded
 
     def run(self, name: str) -> Path:
         return Path(self.place / folder_name(name))
@@ -98,20 +104,24 @@ class Bed:
     ) -> Iterator[Step]:
         run, key = self.run(name), f"{self.seed}: {name}"
         fit = ("--config", "voc_tags", *how)
-        yield Step(key, lambda: [self.fit(name, *fit, after=after)], run / "summary.json", needs)
+        yield Step(key, lambda: [self.fit(name, *fit, after=after)], run / "summary.json", needs,
+                   self.missing(name, scored(name), "maps on val"))  # fmt: skip
         for split in ("val", "train"):
-            yield self.quality(run, split, key)
+            yield self.quality(name, split)
 
-    def quality(self, run: Path, split: str, key: str) -> Step:
+    def quality(self, name: str, split: str) -> Step:
+        run, key = self.run(name), f"{self.seed}: {name}"
         made = run / f"quality_{split}.json"
         words: Words = ["-m", "experiments.benchmarks.cam_quality", run, "--split", split, "--json", made]
         words += ["--images", str(self.options.images)]
-        return Step(f"{key}, {split}", lambda: [words], made, [key])
+        missing = self.missing(name, OF_MAPS["pamr"], f"maps on {split}")
+        return Step(f"{key}, {split}", lambda: [words], made, [key], missing)
 
     def labels(self, name: str, refine: str) -> Step:
         output, key = self.labels_of(name, refine), f"{self.seed}: {name}"
+        missing = self.missing(name, OF_MAPS[refine], "labels of train")
         return Step(f"{key}, {refine}", lambda: [self.pseudo(name, refine, output)], output / "pseudo.json",
-                    [f"{key}, val"])  # fmt: skip
+                    [f"{key}, val"], missing)  # fmt: skip
 
     def labels_of(self, name: str, refine: str) -> Path:
         return self.run(f"{name}, labels by {refine}")
@@ -121,14 +131,16 @@ class Bed:
         how: Words = ["--refine", refine, "--threshold", str(threshold), "--output", output, *more]
         return weakseg("pseudo", "--run", self.run(name), *how)
 
-    def network(self, name: str, *how: str | Path, needs: Sequence[str] = ()) -> Step:
+    def network(self, what: str, refine: str, *how: str | Path, needs: Sequence[str] = ()) -> Step:
+        name = f"{what}, learned by {refine}" if refine else what
         run, regime = self.run(name), ("--config", "base", "--config", "voc_local", "--config", "supervised")
 
         def commands() -> list[Words]:
             fit = [] if read(run / "summary.json") else [self.fit(name, *regime, *NETWORK, *how)]
             return [*fit, weakseg("test", "--run", run, "--which", "last")]
 
-        return Step(f"{self.seed}: {name}", commands, run / "test_last_images.npz", needs)
+        missing = self.missing(what, OF_MAPS.get(refine, ""), "network on test")
+        return Step(f"{self.seed}: {name}", commands, run / "test_last_images.npz", needs, missing)
 
     def steps(self) -> Iterator[Step]:
         yield from self.maps("CAM", MAPS["CAM"])
@@ -137,20 +149,20 @@ class Bed:
         seeds, learned = self.run("seeds"), self.run("CAM") / "checkpoints" / "best.ckpt"
         key = f"{self.seed}: seeds"
         yield Step(key, lambda: [self.pseudo("CAM", "none", seeds, "--seeds")], seeds / "pseudo.json",
-                   [f"{self.seed}: CAM, val"])  # fmt: skip
+                   [f"{self.seed}: CAM, val"], wanted=False)  # fmt: skip
         affinity = ("--config", "all_labels", "--config", "cam", "--model.affinity", "true")
         yield from self.maps(AFFINITY, (*affinity, "--data.pseudo_masks", seeds), learned, [key])
         yield self.labels(AFFINITY, "walk")
-        yield self.network(BOUND)
+        yield self.network(BOUND, "")
         for name, ways in LEARNED.items():
             if name not in ("CAM", AFFINITY):
                 yield from self.maps(name, MAPS[name])
                 yield from (self.labels(name, refine) for refine in ("none", "pamr"))
             for refine in ways:
                 labels, need = self.labels_of(name, refine), f"{self.seed}: {name}, {refine}"
-                yield self.network(f"{name}, learned by {refine}", "--data.pseudo_masks", labels, needs=[need])
+                yield self.network(name, refine, "--data.pseudo_masks", labels, needs=[need])
         for name, how in AALR.items():
-            yield self.network(name, "--config", "tags", "--config", "aalr", *how)
+            yield self.network(name, "", "--config", "tags", "--config", "aalr", *how)
         for name in (name for name in MAPS if name not in LEARNED):
             yield from self.maps(name, MAPS[name])
 
@@ -162,16 +174,15 @@ class Bed:
                 continue
             told = {"seed": self.seed, "devices": about["devices"], "commit": about["commit"]}
             trained = {"what": name, **told, "seconds": about["seconds"]}
-            scored = "walk" if name == AFFINITY else EVALUATED
             tags = {"score": "tags on val, mAP", "percent": about["last"]["val/map"]}
-            yield {**trained, "labels": scored, **tags}
+            yield {**trained, "labels": scored(name), **tags}
             maps = {"percent": about["last"]["val/cam_miou"], "threshold": about["last"]["val/cam_threshold"]}
-            yield {**trained, "labels": scored, "score": "maps on val", **maps}
+            yield {**trained, "labels": scored(name), "score": "maps on val", **maps}
             for split in ("val", "train"):
                 for row in read(self.run(name) / f"quality_{split}.json") or ():
                     found = {"score": f"maps on {split}", "percent": row["miou"]}
                     found |= {key: row[key] for key in ("threshold", "own", "seconds")}
-                    if (row["map"], split) != (scored, "val"):
+                    if (row["map"], split) != (scored(name), "val"):
                         yield {"what": name, "labels": row["map"], **told, **found}
             for refine in LABELS:
                 if made := read(self.labels_of(name, refine) / "pseudo.json"):
@@ -189,6 +200,27 @@ class Bed:
         yield {**told, "score": "network on val", "percent": about["last"]["val/miou"]}
         if tested := about.get("test", {}).get("last"):
             yield {**told, "score": "network on test", "percent": tested["test/miou"]}
+
+
+def scored(name: str) -> str:
+    """The maps that validation scores."""
+    return "walk" if name == AFFINITY else EVALUATED
+
+
+def cell(row: Row) -> Key:
+    return row["what"], row["labels"], row["seed"], row["score"]
+
+
+def read_recorded(file: Path) -> list[Row]:
+    with file.open(newline="") as opened:
+        return [{**row, "seed": int(row["seed"]), "percent": float(row["percent"])} for row in csv.DictReader(opened)]
+
+
+def together(rows: Sequence[Row], recorded: Sequence[Row]) -> list[Row]:
+    """What was measured, and what was recorded of the rest; by seed, in the order of this file."""
+    measured, names = {cell(row) for row in rows}, [*MAPS, AFFINITY, BOUND, *AALR]
+    both = [*rows, *(row for row in recorded if cell(row) not in measured)]
+    return sorted(both, key=lambda row: (row["seed"], names.index(row["what"])))
 
 
 def weakseg(*words: str | Path) -> Words:
@@ -220,19 +252,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--images", type=int, default=200, help="of each split, for the maps")
     parser.add_argument("--jobs", type=int, default=1, help="steps at a time")
+    parser.add_argument("--recorded", type=Path, help="a table of before, such as experiments/results/tags.csv")
     parser.add_argument("--only", nargs="+", default=[], help="steps whose name holds one of these, and what they need")
     parser.add_argument("--page", action="store_true", help="only write what is there")
     parser.add_argument("--dry", action="store_true", help="only say what is left")
     options = parser.parse_args(given[:cut])
     options.more = given[cut + 1 :]
-    beds = [Bed(options, seed) for seed in options.seeds]
+    recorded = read_recorded(options.recorded) if options.recorded else []
+    beds = [Bed(options, seed, {*map(cell, recorded)}) for seed in options.seeds]
     failed = []
     if not options.page:
         if not options.root or not options.weights:
             parser.error("give --root and --weights")
         steps = [step for group in zip(*(bed.steps() for bed in beds), strict=True) for step in group]
         failed = work(steps, options.output / "logs", options.jobs, options.dry, options.only)
-    if rows := [row for bed in beds for row in bed.rows()]:
+    if rows := together([row for bed in beds for row in bed.rows()], recorded):
         write_csv(options.output / "tags.csv", rows, COLUMNS)
         write_text(options.output / "tags.md", page(rows))
     sys.exit(1 if failed else 0)

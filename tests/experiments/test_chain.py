@@ -1,10 +1,11 @@
 """Steps that need each other, and those of the benchmark from tags to masks."""
 
 from argparse import Namespace
+from itertools import product
 from pathlib import Path
 
 from experiments.benchmarks.chain import Step, chosen, work
-from experiments.benchmarks.tags import Bed
+from experiments.benchmarks.tags import AALR, AFFINITY, BOUND, MAPS, OF_MAPS, Bed, together
 
 
 def step(folder: Path, name: str, needs: tuple[str, ...] = (), fails: bool = False) -> Step:
@@ -82,3 +83,32 @@ def test_every_step_from_tags_to_masks_comes_after_what_it_needs(tmp_path):
         assert {*one.needs} <= seen, one.name
         seen.add(one.name)
     assert len({one.made for one in Bed(options, 0).steps()}) == len(seen)
+
+
+def test_what_a_table_has_is_not_measured_again_but_where_something_else_needs_it(tmp_path):
+    options = Namespace(output=tmp_path, images=2, root=tmp_path, weights=tmp_path, more=[])
+
+    def left(*missing):
+        names = [*MAPS, AFFINITY, BOUND, *AALR]
+        labels, splits = [*OF_MAPS.values(), ""], ["maps on val", "maps on train", "labels of train", "network on test"]
+        known = {(*key, 0, score) for key in product(names, labels) for score in splits} - {*missing}
+        return [one.name for one in chosen([*Bed(options, 0, known).steps()], [])]
+
+    assert left() == []
+    assert left(("CAM", "walk", 0, "network on test")) == [
+        "0: CAM", "0: CAM, val", "0: CAM, walk", "0: CAM, learned by walk",
+    ]  # fmt: skip
+    assert left(("AA&LR", "", 0, "network on test")) == ["0: AA&LR"]
+    needed = ["0: CAM", "0: CAM, val", "0: seeds", f"0: {AFFINITY}", f"0: {AFFINITY}, val"]
+    assert left((AFFINITY, "walk", 0, "labels of train")) == [*needed, f"0: {AFFINITY}, walk"]
+    assert len(left(*product(["CPN"], [*OF_MAPS.values(), ""], [0], ["maps on val"]))) == 2
+
+
+def test_measured_rows_take_the_place_of_recorded_ones():
+    told = {"labels": "", "seed": 0, "score": "network on test"}
+    rows = [{**told, "what": "AA&LR", "percent": 30.0}, {**told, "what": "CAM", "percent": 20.0}]
+    recorded = [{**told, "what": BOUND, "percent": 50.0}, {**told, "what": "CAM", "percent": 10.0}]
+    found = together(rows, [*recorded, {**told, "what": "CAM", "seed": 1, "percent": 11.0}])
+    assert [(row["what"], row["seed"], row["percent"]) for row in found] == [
+        ("CAM", 0, 20.0), (BOUND, 0, 50.0), ("AA&LR", 0, 30.0), ("CAM", 1, 11.0),
+    ]  # fmt: skip
