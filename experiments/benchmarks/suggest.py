@@ -29,6 +29,8 @@ from datamodules.base import SegmentationDataModule
 from experiments.benchmarks.measure import spread
 from experiments.cli import main as weakseg
 from experiments.compare.columns import markdown
+from experiments.compare.runs import read_images
+from experiments.compare.tables import DRAWS, bootstrap
 
 ARMS = ("random", "suggest")
 
@@ -114,7 +116,7 @@ def study(data: SegmentationDataModule, options: argparse.Namespace) -> list[dic
             folder, labelled = arm_folder(pool, place / "data"), order[: options.each]
             for number in range(options.rounds):
                 label(data, folder if number else start, labelled)
-                run_dir = place / f"round{number}" if number else first / "run"  # the first one is that of both
+                run_dir = run_of(options.output, seed, arm, number)
                 miou = trained(run_dir, folder if number else start, seed, options.fit)
                 rows.append({"seed": seed, "arm": arm, "round": number, "labelled": len(labelled), "test_miou": miou})
                 print(rows[-1], flush=True)
@@ -125,18 +127,28 @@ def study(data: SegmentationDataModule, options: argparse.Namespace) -> list[dic
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and standard deviation over the seeds, and the mean of their differences."""
+def run_of(output: Path, seed: int, arm: str, number: int) -> Path:
+    """The run of a round; the first one is that of both arms."""
+    place = output / f"seed{seed}"
+    return place / arm / f"round{number}" if number else place / "first" / "run"
 
-    def scores(arm: str, count: int) -> list[float]:
-        return [row["test_miou"] for row in rows if row["arm"] == arm and row["labelled"] == count]
 
-    cells = []
-    for count in sorted({row["labelled"] for row in rows}):
-        one, other = scores("random", count), scores("suggest", count)
+def table(rows: Sequence[dict[str, Any]], output: Path) -> str:
+    """Mean and standard deviation over the seeds, their differences, and the interval of the mean difference over other
+    test images, with the networks as they are."""
+    seeds, cells = sorted({row["seed"] for row in rows}), []
+    for number in sorted({row["round"] for row in rows}):
+        mine = [row for row in rows if row["round"] == number]
+        one, other = ([row["test_miou"] for row in mine if row["arm"] == arm] for arm in ARMS)
         gains = [b - a for a, b in zip(one, other, strict=True)]
-        cells.append([str(count), spread(one), spread(other), ", ".join(f"{gain:+.1f}" for gain in gains)])
-    return markdown(["labelled images", "random", "suggest", "difference at each seed"], cells)
+        images = [
+            [read_images(run_of(output, seed, arm, number) / "test_best_images.npz").confusion for seed in seeds]
+            for arm in ARMS
+        ]
+        low, high = bootstrap(images[1], images[0], DRAWS)
+        shown = [", ".join(f"{gain:+.1f}" for gain in gains), f"{low:+.1f} to {high:+.1f}"] if number else ["", ""]
+        cells.append([str(mine[0]["labelled"]), spread(one), spread(other), *shown])
+    return markdown(["labelled images", "random", "suggest", "gain, seed by seed", "95 % over images"], cells)
 
 
 def main() -> None:
@@ -154,7 +166,7 @@ def main() -> None:
     options.fit = words[at + 1 :]
     rows = study(getattr(datamodules, options.data)(**options.options), options)
     write_csv(options.output / "suggest.csv", rows)
-    print(table(rows))
+    print(table(rows, options.output))
 
 
 if __name__ == "__main__":
