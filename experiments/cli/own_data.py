@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,7 +37,6 @@ LEAST, MOST = 256, 512  # pixels of the longer side, where images have as many
 BATCHES = (16, 8, 4, 2)
 EPOCHS, STEPS = 60, (1000, 20000)
 LOOKED_AT = 40  # images
-BOXES = "{kind: boxes, real: true, inside: filled}"
 DOT = 0.02  # of an image's longer side: labels of up to this length are dots
 CLICKS = 3  # dots of a class in an image, on average; more are pixels that were drawn at random
 MISSING = object()
@@ -65,13 +65,16 @@ def with_choices(words: Sequence[str]) -> list[str]:
         )
     data = load_data([*own, *_of(rest, "--data.")])
     kind = kind_of(data)
-    if kind == "boxes" and not _says(rest, "--data.supervision"):
-        own += ["--data.supervision", BOXES]
     weights = _value(rest, "--model.network.weights", NETWORK["weights"])
     pretrained = "from scratch" if weights in ("null", "~") else "pretrained"
     advice = yaml.safe_load(TABLE.read_text())[kind]
     method = advice[pretrained]
     named = named_config(rest, "methods") or _value(rest, "--model", None)
+    if kind == "boxes" and not _says(rest, "--data.supervision"):
+        opencv = find_spec("cv2") is not None
+        method = method if opencv else advice["without OpenCV"]
+        inside = "grabcut" if opencv and (named or method).lower() != "box" else "filled"  # `Box` makes its own of them
+        own += ["--data.supervision", f"{{kind: boxes, real: true, inside: {inside}}}"]
     run_dir = _value(rest, "--run_dir", None)
     if run_dir is None:
         name = _value(rest, "--name", None) or f"seed{_value(rest, '--seed_everything', '0')}"

@@ -262,17 +262,23 @@ def test_doctor_names_each_fault_and_what_boxes_are_for(root):
     assert len(re.findall("problem: .*boxes.json, image [ab]: the box from pixel", said)) == 2
 
 
-def test_fit_takes_a_folder_of_boxes_alone(root, monkeypatch):
+@pytest.mark.parametrize("opencv", [True, False])
+def test_fit_takes_a_folder_of_boxes_alone(root, monkeypatch, opencv):
+    if opencv:
+        pytest.importorskip("cv2")
+    else:
+        monkeypatch.setattr(own_data, "find_spec", lambda name: None)
     write_voc(root)
     monkeypatch.chdir(root.parent)
     tiny = ["--model.network.encoder", "tu-test_resnet", "--trainer.max_steps", "2", "--data.num_workers", "0",
             "--trainer.enable_progress_bar", "false"]  # fmt: skip
     said = weakseg("fit", "--data", root, *tiny)
     assert "boxes; 6 training images (0 with a mask, 6 with boxes), 2 for val, 2 for test; 2 classes" in said
-    row = yaml.safe_load(own_data.TABLE.read_text())["boxes"]
-    assert f"chosen: {row['from scratch']}" in said
-    config = yaml.safe_load((root.parent / "runs" / "data" / row["from scratch"] / "seed0" / "config.yaml").read_text())
+    method = yaml.safe_load(own_data.TABLE.read_text())["boxes"]["from scratch" if opencv else "without OpenCV"]
+    assert f"chosen: {method}" in said
+    config = yaml.safe_load((root.parent / "runs" / "data" / method / "seed0" / "config.yaml").read_text())
     chosen = config["data"]["init_args"]["supervision"]
-    assert (chosen["kind"], chosen["real"], chosen["inside"]) == ("boxes", True, "filled")
+    assert (chosen["kind"], chosen["real"]) == ("boxes", True)
+    assert chosen["inside"] == ("grabcut" if opencv else "filled")
     data = Folder(str(root), supervision=Supervision("dense"))
     assert own_data.kind_of(data) == "boxes"
