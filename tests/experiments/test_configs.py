@@ -1,11 +1,13 @@
 """Shipped configs: found by name, composed, and each of them runs."""
 
 import re
+from dataclasses import fields
 
 import pytest
 import yaml
 
 from conftest import ROOT, TINY, slow_but_for, weakseg
+from datamodules.supervision import Supervision
 from experiments.cli.configs import SHIPPED, compose, expand_configs, find_config, shipped_configs
 from experiments.cli.fit import Fit
 
@@ -147,6 +149,12 @@ def test_null_on_the_command_line_undoes_what_a_file_sets(words):
     assert settings.model.init_args.network.weights is None
     assert settings.model.init_args.network.encoder == "mobilenet_v2"
     assert settings.model.class_path == "methods.TV"
+
+
+@pytest.mark.parametrize("name", LAID_OVER)
+def test_a_config_that_is_laid_over_regimes_says_every_option_of_supervision(name):
+    said = yaml.safe_load(find_config(name).read_text())["data"]["init_args"]["supervision"]
+    assert said.keys() == {field.name for field in fields(Supervision)} - {"seed"}
 
 
 @pytest.mark.parametrize("name", ["weizmann_few", "camvid_few", "voc_clicks", "weizmann_sparse"])
