@@ -1,4 +1,5 @@
-"""Synthetic scenes drawn from a seed: textured shapes (`Synthetic`), and two textures of equal colours (`Textures`).
+"""Synthetic scenes drawn from a seed: textured shapes (`Synthetic`), two textures of equal colours (`Textures`), and
+slices of a heart among other organs (`Hearts`).
 
 A scene of shapes is a two-part background, up to two ragged blobs of clutter (background too) and two to five objects
 that hide each other, under uneven light, with shadows and noise. The class of an object is its shape; texture and
@@ -24,6 +25,7 @@ from datamodules.splits import SPLITS
 
 CLASSES: tuple[str, ...] = ("background", "disc", "box", "triangle", "ring", "cross")
 TEXTURES: tuple[str, ...] = ("rows", "columns")
+CHAMBERS: tuple[str, ...] = ("background", "right", "wall", "left")
 
 _Ints = NDArray[np.int64]
 
@@ -78,7 +80,48 @@ def draw_textures(seed: int, index: int, size: int = 64) -> tuple[NDArray[np.uin
     pattern = np.where(mask, stripes(0), stripes(24))
     hue, saturation, value = _pick(bits, 0, 1536), _pick(bits, 20, 150), _pick(bits, 90, 200)
     one, two = (_rgb(hue, saturation, value + step) for step in (0, _pick(bits, 35, 55)))
-    return _noisy(bits, (one << 4) + ((two - one) * (pattern + 256) >> 5)), mask.astype(np.uint8)
+    image = (one << 4) + ((two - one) * (pattern + 256) >> 5)
+    return _noisy(bits, image, _pick(bits, 1, 8)), mask.astype(np.uint8)
+
+
+def draw_heart(seed: int, index: int, size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Grey image (size, size, 3) and mask (size, size) with ids into `CHAMBERS`; `seed` and `index` as in `draw_scene`.
+
+    Two bright chambers, the left one in a dark wall; other organs of the same tones lie around, and are background.
+    """
+    bits = PCG64([seed, index])
+    axis = ((2 * np.arange(size, dtype=np.int64) + 1) << 11) // size
+    tone, mask = np.full((1, size, size), 31 << 4, np.int64), np.zeros((size, size), np.uint8)
+
+    def oval(x: int, y: int, radius: int, squeeze: int) -> _Ints:
+        return _disc(bits, radius, squeeze, axis - x, (axis - y)[:, None])
+
+    def paint(depth: _Ints, value: int) -> None:
+        tone[0] += ((value << 4) - tone[0]) * _soft_step(depth, axis) >> 8
+
+    paint(oval(2048, 2048, _pick(bits, 1800, 2150), 1060), _pick(bits, 105, 125))  # the body
+    (x, y), blood, muscle = (_pick(bits, 1475, 2621) for _ in range(2)), _pick(bits, 178, 218), _pick(bits, 52, 76)
+    inner, right = _pick(bits, 246, 410), _pick(bits, 410, 614)
+    outer = inner + _pick(bits, 143, 205)
+    for _ in range(_pick(bits, 6, 12)):  # organs
+        a, b, radius = _pick(bits, 200, 3896), _pick(bits, 200, 3896), _pick(bits, 150, 480)
+        depth = oval(a, b, radius, _pick(bits, 1024, 1800))
+        value = (blood, blood, muscle, 153, 31)[_pick(bits, 0, 5)]
+        if (a - x) ** 2 + (b - y) ** 2 > (outer + right + radius) ** 2:
+            paint(depth, value)
+    cos, sin = _direction(_pick(bits, 0, 96))
+    away = outer + right * _pick(bits, 20, 50) // 100
+    places = (
+        (x + (away * cos >> 10), y + (away * sin >> 10), right, blood),
+        (x, y, outer, muscle),
+        (x, y, inner, blood),
+    )
+    for label, (a, b, radius, value) in enumerate(places, 1):
+        depth = oval(a, b, radius, _pick(bits, 1024, 1300 if label == 1 else 1090))
+        paint(depth, value)
+        mask[depth >= 0] = label
+    image = _noisy(bits, tone * _light(bits, axis) >> 8, _pick(bits, 8, 14))
+    return image.repeat(3, axis=2), mask
 
 
 def draw_scene(seed: int, index: int, size: int = 96) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -143,6 +186,13 @@ def _depth(bits: PCG64, label: int, radius: int, x: _Ints, y: _Ints) -> _Ints:
     return (radius * radius - far) // (2 * radius)  # disc, and clutter
 
 
+def _disc(bits: PCG64, radius: int, squeeze: int, x: _Ints, y: _Ints) -> _Ints:
+    """As `_depth`, of a disc that is narrower by 1024 / squeeze in a drawn direction."""
+    cos, sin = _direction(_pick(bits, 0, 96))
+    x, y = x * cos + y * sin >> 10, (y * cos - x * sin >> 10) * squeeze >> 10
+    return (radius * radius - x * x - y * y) // (2 * radius)
+
+
 def _surface(bits: PCG64, rows: _Ints, cols: _Ints, label: int) -> _Ints:
     """Colours (3, h, w), in 1/16 grey levels: a texture between two shades."""
     kind = _TEXTURE[label] if _pick(bits, 0, 100) < 90 else _pick(bits, 0, 6)
@@ -176,14 +226,18 @@ def _texture(bits: PCG64, kind: int, rows: _Ints, cols: _Ints) -> _Ints:
 
 def _photograph(bits: PCG64, axis: _Ints, color: _Ints) -> NDArray[np.uint8]:
     """Uneven light, then noise: bytes, (size, size, 3)."""
+    return _noisy(bits, color * _light(bits, axis) >> 8, _pick(bits, 1, 8))
+
+
+def _light(bits: PCG64, axis: _Ints) -> _Ints:
+    """Uneven light (size, size), 256 is full."""
     x, y = axis - 2048, axis[:, None] - 2048
-    light = 235 + (x * _pick(bits, -80, 80) + y * _pick(bits, -80, 80) >> 11) + (_noise(bits, axis, axis, 3) >> 3)
-    return _noisy(bits, color * light >> 8)
+    return 235 + (x * _pick(bits, -80, 80) + y * _pick(bits, -80, 80) >> 11) + (_noise(bits, axis, axis, 3) >> 3)
 
 
-def _noisy(bits: PCG64, color: _Ints) -> NDArray[np.uint8]:
-    """Bytes (h, w, 3) of colours (3, h, w) in 1/16 grey levels, with noise."""
-    strength = _pick(bits, 1, 8)  # the noise's deviation in grey levels
+def _noisy(bits: PCG64, color: _Ints, strength: int) -> NDArray[np.uint8]:
+    """Bytes (h, w, C) of colours (C, h, w) in 1/16 grey levels, with noise of the deviation `strength` in grey
+    levels."""
     # one 64-bit number gives the noise of four values: the sum of two bytes is a triangle of deviation 104
     words = bits.random_raw((color.size + 3) // 4).astype("<u8").view("<u2")[: color.size].astype(np.int64)
     noise = ((words & 255) + (words >> 8) - 255).reshape(color.shape)

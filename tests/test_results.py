@@ -62,3 +62,11 @@ def test_the_index_says_where_each_recorded_table_comes_from():
         page, name = table.split("/")
         about = blocks(RESULTS / f"{page}.md")
         assert runs in ("", about.get(f"{name}_runs"), about.get("runs"))
+
+
+def test_the_first_table_of_readme_is_that_of_the_study_that_the_demo_shows():
+    head, *rows = read(RESULTS / "hearts.csv")
+    found = [dict(zip(head, row, strict=True)) for row in rows]
+    of = {row["row"]: f"{float(row['test_miou_last']):.1f} ± {float(row['test_miou_last_sd']):.1f}" for row in found}
+    names = ("partial cross entropy", "+ MRF", "TV", "level set", "Gated CRF", "all labels")
+    assert cells((ROOT / "README.md").read_text().split("`make test` runs")[0])[1] == [of[name] for name in names]

@@ -67,5 +67,5 @@ def test_the_installed_command_trains_compares_and_shows(installed):
     weakseg("compare runs --test --output comparison")
     assert (desk / "comparison/report.html").stat().st_size > 10_000
     text = weakseg(f"demo -- {FEW}")
-    assert "2 test scenes" in text
+    assert "2 test slices" in text
     assert (desk / "demo/comparison.png").exists()

@@ -1,10 +1,13 @@
-"""`weakseg demo`: the baseline and TV on synthetic scenes with few labelled pixels, then a table and a picture."""
+"""`weakseg demo`: strokes on synthetic slices of a heart. The baseline, its best MRF, TV and Gated CRF, then a table
+and a picture."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +18,24 @@ from common.training.pictures import colorize, mark_pixels, save_grid
 from datamodules.cache import shrink
 from experiments.cli import main as weakseg
 from experiments.runs.load import Run, load_run
-from experiments.studies.plan import find_place, row_run
-from experiments.studies.spec import read_study
+from experiments.studies.plan import as_words, find_place, row_run
+from experiments.studies.postprocess import make_config
+from experiments.studies.spec import KIND, folder_name, read_study
+
+ROWS = ("partial cross entropy", "+ MRF", "TV", "Gated CRF")  # of the study `hearts`
+SHOWN = 5  # slices in the picture
 
 
 def table(summaries: dict[str, dict[str, float | None]], stage: str = "test") -> str:
     """Rows of metrics, a column per run."""
-    rows = [f"{'per cent':22}" + "".join(f"{name:>12}" for name in summaries)]
+    widths = {name: max(12, len(name) + 2) for name in summaries}
+    rows = [f"{'per cent':22}" + "".join(f"{name:>{width}}" for name, width in widths.items())]
     metrics = dict.fromkeys(key for values in summaries.values() for key in values)
     order = sorted(metrics, key=lambda key: (key != f"{stage}/miou", key != f"{stage}/accuracy", key))
     for key in order:
-        cells = [values.get(key) for values in summaries.values()]
-        rows.append(
-            f"{key.removeprefix(f'{stage}/'):22}" + "".join(f"{'' if c is None else f'{c:.1f}':>12}" for c in cells)
-        )
+        values = [(widths[name], values.get(key)) for name, values in summaries.items()]
+        cells = "".join(f"{'' if value is None else f'{value:.1f}':>{width}}" for width, value in values)
+        rows.append(f"{key.removeprefix(f'{stage}/'):22}{cells}")
     return "\n".join(rows)
 
 
@@ -47,7 +54,7 @@ def picture(path: Path, runs: dict[str, Run], names: Sequence[str]) -> None:
 
 
 def demo(folder: Path, more: Sequence[str] = ()) -> int:
-    """Train the rows of the study `quickstart` into `folder`, then compare them on the test scenes.
+    """Train and test rows of the study `hearts`, first seed, into `folder`, then compare them on the test slices.
 
     Args:
         folder: of the run directories and the picture.
@@ -56,27 +63,37 @@ def demo(folder: Path, more: Sequence[str] = ()) -> int:
     Returns:
         The exit status.
     """
-    study = read_study("quickstart")
+    study = read_study("hearts")
     (regime,), place = study.regimes, find_place(folder, None, None, more)
-    summaries, runs = {}, {}
-    for number, row in enumerate(study.rows.values(), 1):
-        words = ["fit", *row_run(study, place, regime, row, study.seeds[0]).fit]
-        print(f"\n[{number}/{len(study.rows)}] weakseg {' '.join(words)}\n", flush=True)
-        run_dir = folder / row.name.lower()
-        status = weakseg([*words, "--run_dir", str(run_dir), "--overwrite"])
-        status = status or weakseg(["test", "--run", str(run_dir), "--trainer.enable_progress_bar", "false"])
+    rows = [study.rows[name] for name in ROWS]
+    trained = [row for row in rows if row.of is None]
+    for number, row in enumerate(trained, 1):
+        run, run_dir = row_run(study, place, regime, row, study.seeds[0]), folder / folder_name(row.name)
+        print(f"\n[{number}/{len(trained)}] weakseg fit {' '.join(run.fit)}\n", flush=True)
+        status = weakseg(["fit", *run.fit, "--run_dir", str(run_dir), "--overwrite"])
+        for name, options in run.tests.items():
+            which = ["--which", name.partition("+")[0], "--trainer.enable_progress_bar", "false"]
+            with redirect_stdout(StringIO()):  # the table at the end has it all
+                status = status or weakseg(["test", "--run", str(run_dir), *which, *as_words(options)])
         if status:
             return status
-        summaries[row.name] = json.loads((run_dir / "summary.json").read_text())["test"]["best"]
-        runs[row.name] = load_run(run_dir)
-    path, data = folder / "comparison.png", next(iter(runs.values())).data
-    picture(path, runs, data.lists()[0][:5])
-    print(f"\n{len(data.names('test'))} test scenes\n\n{table(summaries)}\n\npicture: {path.resolve()}")
+    scores, runs = {}, {}
+    for row in rows:
+        run_dir = folder / folder_name(row.of or row.name)
+        runs[row.name] = load_run(run_dir, "last")
+        if row.of:
+            runs[row.name].model.postprocess = make_config(vars(runs[row.name].model.postprocess), row.test)
+        name = f"last+{row.test[KIND]}" if row.of else "last"
+        scores[row.name] = json.loads((run_dir / "summary.json").read_text())["test"][name]
+    path, data = folder / "comparison.png", runs[ROWS[0]].data
+    picture(path, {name: runs[name] for name in ROWS[:-1]}, data.lists()[0][:SHOWN])
+    print(f"\n{len(data.names('test'))} test slices\n\n{table(scores)}\n\npicture: {path.resolve()}")
     return 0
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="weakseg demo", description=__doc__.partition(": ")[2].capitalize())
+    about = str(__doc__).partition(": ")[2]
+    parser = argparse.ArgumentParser(prog="weakseg demo", description=about[0].upper() + about[1:])
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the runs and the picture (demo)")
     parser.add_argument("fit", nargs="*", metavar="-- OPTION VALUE", help="options of `weakseg fit`")
     options = parser.parse_args(arguments)
