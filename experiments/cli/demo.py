@@ -86,7 +86,7 @@ def demo(folder: Path, more: Sequence[str] = ()) -> int:
         name = f"last+{row.test[KIND]}" if row.of else "last"
         scores[row.name] = json.loads((run_dir / "summary.json").read_text())["test"][name]
     path, data = folder / "comparison.png", runs[ROWS[0]].data
-    picture(path, {name: runs[name] for name in ROWS[:-1]}, data.lists()[0][:SHOWN])
+    picture(path, runs, data.lists()[0][:SHOWN])
     print(f"\n{len(data.names('test'))} test slices\n\n{table(scores)}\n\npicture: {path.resolve()}")
     return 0
 
