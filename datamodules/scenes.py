@@ -169,8 +169,7 @@ def _add(bits: PCG64, axis: _Ints, color: _Ints, mask: NDArray[np.uint8], label:
 def _depth(bits: PCG64, label: int, radius: int, x: _Ints, y: _Ints) -> _Ints:
     """About the distance of x (w,), y (h, 1) to the outline, (h, w), positive inside."""
     cos, sin = _direction(_pick(bits, 0, 96))
-    squeeze = _pick(bits, 1024, 1500)  # the shape is narrower by 1024 / squeeze in one direction
-    x, y = x * cos + y * sin >> 10, (y * cos - x * sin >> 10) * squeeze >> 10
+    x, y = _turned(x, y, cos, sin, _pick(bits, 1024, 1500))
     far = x * x + y * y
     if CLASSES[label] == "box":
         return radius * 7 // 8 - np.maximum(np.abs(x), np.abs(y))
@@ -189,8 +188,13 @@ def _depth(bits: PCG64, label: int, radius: int, x: _Ints, y: _Ints) -> _Ints:
 def _disc(bits: PCG64, radius: int, squeeze: int, x: _Ints, y: _Ints) -> _Ints:
     """As `_depth`, of a disc that is narrower by 1024 / squeeze in a drawn direction."""
     cos, sin = _direction(_pick(bits, 0, 96))
-    x, y = x * cos + y * sin >> 10, (y * cos - x * sin >> 10) * squeeze >> 10
+    x, y = _turned(x, y, cos, sin, squeeze)
     return (radius * radius - x * x - y * y) // (2 * radius)
+
+
+def _turned(x: _Ints, y: _Ints, cos: int, sin: int, squeeze: int) -> tuple[_Ints, _Ints]:
+    """Coordinates along the axes of a shape that is narrower by 1024 / squeeze along the second one."""
+    return x * cos + y * sin >> 10, (y * cos - x * sin >> 10) * squeeze >> 10
 
 
 def _surface(bits: PCG64, rows: _Ints, cols: _Ints, label: int) -> _Ints:
