@@ -1,6 +1,7 @@
 # Two commands need nothing but Python >= 3.11 and make: `make demo` and `make test`. Each makes .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+CLUSTER ?= cluster
 
 .PHONY: demo test slow soak cluster gpu check notebooks site lock clean
 
@@ -11,7 +12,7 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not cluster"
 
 # Minutes of kills, signals, full disks and moved directories at random moments; docs/reliability.md has the figures.
 soak: .venv/installed
@@ -21,7 +22,7 @@ soak: .venv/installed
 cluster: .venv/installed
 	command -v slurmctld > /dev/null || { apt-get update -qq && apt-get install -qq -y slurm-wlm munge > /dev/null; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[cluster]'
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m "$(CLUSTER)"
 
 # At most ten minutes on the GPU at hand: every method, the speed of two networks; one line where there is none.
 gpu: .venv/installed

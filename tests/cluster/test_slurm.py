@@ -130,6 +130,7 @@ def state_of(folder, row, seed):
     return next(line for line in lines if re.match(rf"pixels/{row} +{seed} ", line))
 
 
+@pytest.mark.slow
 def test_a_study_that_is_disturbed_in_every_way_gives_the_page_of_an_undisturbed_one(tmp_path, slurm):
     """Time limits that each element reaches, a job that preempts, a requeue by hand, a cancelled element, a node that
     dies with its processes."""
