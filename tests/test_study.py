@@ -236,6 +236,14 @@ def test_csv_and_page_hold_the_statistics_of_the_summaries(done):
             assert float(one["gain_last_images_low"]) <= mean(gains) <= float(one["gain_last_images_high"])
         if row in ("TV", "+ MRF"):
             assert float(one["gap_last"]) == pytest.approx(mean(gains) / (mean(full) - mean(base)))
+    known = [json.loads((runs / f"pixels/base/seed{seed}/postprocess_val.json").read_text()) for seed in (0, 1)]
+    own = key_of("last", {"model.postprocess.kind": "mrf", "model.postprocess.mu": 1.0})
+    for row, scores in (
+        ("base", [summary(runs / f"pixels/base/seed{seed}")["last"]["val/miou"] for seed in (0, 1)]),
+        ("+ MRF", [one[own] for one in known]),  # its search is over one seed
+    ):
+        assert float(found["pixels", row]["val_miou_last"]) == pytest.approx(mean(scores))
+        assert found["pixels", row]["val_miou_last_n"] == "2"
     page = (folder / "results" / "few.md").read_text()
     assert f"| base | {mean(base):.1f} ± {stdev(base):.1f} |" in page
     assert f"| base | {mean(base):.1f} ± {stdev(base):.1f} |" in printed

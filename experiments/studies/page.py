@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -86,17 +87,27 @@ def tables_of(study: Study, tables: Sequence[Table], heading: str = "**{}**") ->
 # What was chosen on val --------------------------------------------------------------------------------------------
 
 
+def on_val(study: Study, place: Place, regime: str, row: spec.Row, seed: int) -> float | None:
+    """Val mIoU of a row with its own values; None while it is not measured."""
+    run = plan.row_run(study, place, regime, row, seed)
+    if row.of is not None:
+        return known_scores(run.folder).get(key_of(study.score, row.test))
+    return trained_score(study, row, run) if run.finished else None
+
+
+def trained_score(study: Study, row: spec.Row, run: plan.Run) -> float | None:
+    return Row({}, [], network=row.network).validation(from_folder(run.folder), study.score)
+
+
 def search_scores(study: Study, place: Place, search: Search) -> list[float | None]:
     """Val mIoU of each point, mean over the search's seeds; None while one of the runs is missing."""
     row = study.rows[search.row]
 
     def score(point: Options, seed: int) -> float | None:
         if row.of is not None:
-            folder = plan.row_run(study, place, search.regime, row, seed).folder
-            return known_scores(folder).get(key_of(study.score, row.test | point))
+            return on_val(study, place, search.regime, replace(row, test=row.test | point), seed)
         run = plan.search_run(study, place, search, point, seed)
-        shown = Row({}, [], network=row.network)
-        return shown.validation(from_folder(run.folder), study.score) if run.finished else None
+        return trained_score(study, row, run) if run.finished else None
 
     found = [[one for seed in search.seeds if (one := score(point, seed)) is not None] for point in search.points()]
     return [mean(scores) if len(scores) == len(search.seeds) else None for scores in found]
@@ -222,6 +233,17 @@ def write_page(study: Study, place: Place, folder: Path) -> tuple[Path, list[Tab
     if not page.exists():
         write_text(page, f"<!-- page {study.name} -->\n<!-- /page {study.name} -->\n")
     fill(page, f"page {study.name}", content)
-    rows = [row for table in tables for row in measure(table, [count(), *columns_of(study)])]
-    write_csv(page.with_suffix(".csv"), [{"regime": row.pop("table"), **row} for row in rows])
+    rows = [
+        {"regime": table.title, **found, **val_numbers(study, place, table.title, found["row"])}
+        for table in tables
+        for found in measure(table, [count(), *columns_of(study)])
+    ]
+    write_csv(page.with_suffix(".csv"), [{key: value for key, value in row.items() if key != "table"} for row in rows])
     return page, tables
+
+
+def val_numbers(study: Study, place: Place, regime: str, name: str) -> dict[str, float | int | None]:
+    """What `experiments.studies.decide` chooses by: mean of a row's val mIoU and its number of seeds."""
+    scores = [on_val(study, place, regime, study.rows[name], seed) for seed in study.seeds]
+    known = [score for score in scores if score is not None]
+    return {f"val_miou_{study.score}": mean(known) if known else None, f"val_miou_{study.score}_n": len(known)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -213,8 +214,11 @@ def all_runs(study: Study, place: Place) -> list[Run]:
 
 
 def settings_to_try(study: Study, place: Place) -> dict[Path, list[Options]]:
-    """What the searches over post-processing try, by the directory of the run that they are of."""
+    """What is scored on val, by the directory of a finished run: post-processing of rows and of searches."""
     found: dict[Path, list[Options]] = {}
+    for row in study.rows.values():
+        for regime, seed in itertools.product(row.regimes, study.seeds) if row.of is not None else ():
+            found.setdefault(row_run(study, place, regime, row, seed).folder, []).append(row.test)
     for search in study.searches:
         row = study.rows[search.row]
         for seed in search.seeds if row.of is not None else ():

@@ -113,7 +113,7 @@ def test_a_broad_brush_makes_dots_and_a_thin_one_strokes():
 SAID = {
     "some images labelled, many without labels": ("some images labelled", "pretrained"),
     "the same, and no pretrained encoder": ("some images labelled", "from scratch"),
-    "scribbles": ("strokes", None),
+    "strokes in every part of an image": ("strokes", None),
     "a click per object": ("clicks", None),
     "a few pixels per image": ("few pixels", None),
     "everything labelled": ("all pixels labelled", None),
@@ -135,8 +135,10 @@ def test_readme_and_the_table_that_fit_goes_by_say_the_same():
     rows = yaml.safe_load(own_data.TABLE.read_text())
     section = (ROOT / "README.md").read_text().split("## Which method for which labels")[1].split("\n## ")[0]
     cells = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
-    said = {have: (take, why) for have, take, why in cells if have != "you have"}
-    assert said.keys() == SAID.keys()
+    said = {have: (take, why) for have, take, why in cells if have not in ("you have", "---")}
+    # `fit` does not tell strokes around one object from those in every part.
+    open_background = "strokes on an object and beside it, most of the background without one"
+    assert said.keys() == {*SAID, open_background}
     assert {kind for kind, _ in SAID.values()} == rows.keys()
     for words, (kind, encoder) in SAID.items():
         take, why = said[words]
