@@ -52,7 +52,7 @@ rows:
 search:
   TV: {{over: {{model.tv_weight: [0.1, 0.3]}}}}
   + MRF: {{over: {{model.postprocess.mu: [0.0, 1.0, 5.0]}}}}
-table: {{score: last, columns: [score, gain, seeds, interval, gap, minutes, train/loss, test/accuracy]}}
+table: {{score: last, columns: [score, gain, seeds, interval, gap, minutes, train/loss, test/accuracy, test/dice/box]}}
 """
 
 
@@ -244,6 +244,8 @@ def test_csv_and_page_hold_the_statistics_of_the_summaries(done):
     ):
         assert float(found["pixels", row]["val_miou_last"]) == pytest.approx(mean(scores))
         assert found["pixels", row]["val_miou_last_n"] == "2"
+    dice = [summary(runs / f"pixels/base/seed{seed}")["test"]["last"]["test/dice/box"] for seed in (0, 1)]
+    assert float(found["pixels", "base"]["test_dice/box_last"]) == pytest.approx(mean(dice))
     page = (folder / "results" / "few.md").read_text()
     assert f"| base | {mean(base):.1f} ± {stdev(base):.1f} |" in page
     assert f"| base | {mean(base):.1f} ± {stdev(base):.1f} |" in printed

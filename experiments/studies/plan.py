@@ -32,6 +32,7 @@ class Run:
         folder: its run directory.
         fit: arguments of `weakseg fit`, without those about the directory.
         tests: by the name of a test (`last`, `last+dense_crf`), the options of `weakseg test`; none for a search.
+        metrics: columns of the table that `weakseg test` measures when it is asked to, such as `test/dice`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Run:
     folder: Path
     fit: tuple[str, ...]
     tests: Mapping[str, Options]
+    metrics: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -55,10 +57,12 @@ class Run:
         check_options(self)
         fit = ["fit", *self.fit, "--run_dir", str(self.folder), "--resume", "auto", QUIET]
         commands = [] if self.finished else [fit]
+        asked = ["--metrics", *dict.fromkeys(map(metric_of, self.metrics))] if self.metrics else []
         for name, options in self.tests.items():
-            if commands or not is_tested(self.folder, name, options):
+            if commands or not is_tested(self, name, options):
                 which = name.partition("+")[0]
-                commands.append(["test", "--run", str(self.folder), "--which", which, *as_words(options), QUIET])
+                words = [*as_words(options), QUIET, *asked]
+                commands.append(["test", "--run", str(self.folder), "--which", which, *words])
         return commands
 
 
@@ -101,7 +105,12 @@ def check_place(study: Study, place: Place) -> None:
 
     Raises:
         FileNotFoundError: data or weights that the study needs are not there.
+        ModuleNotFoundError: a column needs MONAI.
     """
+    if metrics := further_metrics(study):
+        from common.training.test_metrics import TestMetrics
+
+        TestMetrics([*map(metric_of, metrics)])
     for path in study.data.values():
         if not (place.data / path).exists():
             raise FileNotFoundError(
@@ -154,7 +163,8 @@ def row_run(study: Study, place: Place, regime: str, row: Row, seed: int) -> Run
         return search_run(study, place, *found, seed)
     folder = place.runs / study.name / folder_name(regime) / folder_name(row.name) / f"seed{seed}"
     words = fit_words(study, place, regime, row, row.chosen(regime), seed)
-    return Run(f"{regime}/{row.name}", regime, row.name, seed, folder, words, tests(study, row))
+    name = f"{regime}/{row.name}"
+    return Run(name, regime, row.name, seed, folder, words, tests(study, row), further_metrics(study))
 
 
 def tried(study: Study, row: Row, regime: str, seed: int) -> tuple[Search, Options] | None:
@@ -178,7 +188,8 @@ def search_run(study: Study, place: Place, search: Search, point: Options, seed:
     words = fit_words(study, place, search.regime, row, values, seed)
     name = f"{search.regime}/{row.name}" + ("" if chosen else f", {label}")
     shown = tests(study, row) if chosen else {}  # nothing is chosen on test: the others are never tested
-    return Run(name, search.regime, row.name, seed, place.runs.joinpath(*parts), words, shown)
+    folder = place.runs.joinpath(*parts)
+    return Run(name, search.regime, row.name, seed, folder, words, shown, further_metrics(study))
 
 
 def is_chosen(point: Options, values: Options) -> bool:
@@ -194,6 +205,18 @@ def tests(study: Study, row: Row) -> dict[str, Options]:
             kind = other.test[KIND]
             found |= {f"{which}+{kind}": other.test for which in ("last", "best") if which in shown}
     return found
+
+
+def further_metrics(study: Study) -> tuple[str, ...]:
+    """The columns of a study's table that `weakseg test` does not measure by itself."""
+    from common.training.test_metrics import METRICS
+
+    return tuple(name for name in study.columns if name.startswith("test/") and metric_of(name) in METRICS)
+
+
+def metric_of(column: str) -> str:
+    """What `weakseg test --metrics` calls a column: `hd95` for `test/hd95_mm/LV`."""
+    return column.split("/")[1].removesuffix("_mm")
 
 
 def all_runs(study: Study, place: Place) -> list[Run]:
@@ -253,10 +276,11 @@ def find_run(study: Study, place: Place, name: str, seed: int) -> Run:
 # What is done ------------------------------------------------------------------------------------------------------
 
 
-def is_tested(folder: Path, name: str, options: Options) -> bool:
+def is_tested(run: Run, name: str, options: Options) -> bool:
     """Whether `weakseg test` has measured this, with these options."""
-    summary, images = folder / "summary.json", folder / f"test_{name}_images.npz"
-    if name not in json.loads(summary.read_text()).get("test", {}):
+    summary, images = run.folder / "summary.json", run.folder / f"test_{name}_images.npz"
+    found = json.loads(summary.read_text()).get("test", {})
+    if name not in found or not found[name].keys() >= {*run.metrics}:
         return False
     if not options or not images.exists():  # not written where phases are matched to classes
         return True
