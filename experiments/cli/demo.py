@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
-from io import StringIO
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,15 @@ from PIL import Image
 
 from common.training.pictures import colorize, mark_pixels, save_grid
 from datamodules.cache import shrink
-from experiments.cli import main as weakseg
 from experiments.runs.load import Run, load_run
-from experiments.studies.plan import as_words, find_place, row_run
+from experiments.studies.plan import find_place, row_run
 from experiments.studies.postprocess import make_config
+from experiments.studies.runner import Runner
 from experiments.studies.spec import KIND, folder_name, read_study
 
 ROWS = ("partial cross entropy", "+ MRF", "TV", "Gated CRF")  # of the study `hearts`
 SHOWN = 5  # slices in the picture
+JOBS = 2  # trainings at a time: small networks gain little from a second core
 
 
 def table(summaries: dict[str, dict[str, float | None]], stage: str = "test") -> str:
@@ -57,26 +59,28 @@ def demo(folder: Path, more: Sequence[str] = ()) -> int:
     """Train and test rows of the study `hearts`, first seed, into `folder`, then compare them on the test slices.
 
     Args:
-        folder: of the run directories and the picture.
+        folder: of the run directories and the picture; finished runs in it are kept, interrupted ones resumed.
         more: further options of `weakseg fit`.
 
     Returns:
         The exit status.
+
+    Raises:
+        ValueError: the folder holds runs with other options.
     """
     study = read_study("hearts")
     (regime,), place = study.regimes, find_place(folder, None, None, more)
     rows = [study.rows[name] for name in ROWS]
-    trained = [row for row in rows if row.of is None]
-    for number, row in enumerate(trained, 1):
-        run, run_dir = row_run(study, place, regime, row, study.seeds[0]), folder / folder_name(row.name)
-        print(f"\n[{number}/{len(trained)}] weakseg fit {' '.join(run.fit)}\n", flush=True)
-        status = weakseg(["fit", *run.fit, "--run_dir", str(run_dir), "--overwrite"])
-        for name, options in run.tests.items():
-            which = ["--which", name.partition("+")[0], "--trainer.enable_progress_bar", "false"]
-            with redirect_stdout(StringIO()):  # the table at the end has it all
-                status = status or weakseg(["test", "--run", str(run_dir), *which, *as_words(options)])
-        if status:
-            return status
+    made = [
+        replace(row_run(study, place, regime, row, study.seeds[0]), folder=folder / folder_name(row.name))
+        for row in rows
+        if row.of is None
+    ]
+    for run in made:
+        print(f"weakseg fit {' '.join(run.fit)} --run_dir {run.folder}", flush=True)
+    if failed := Runner(made[::-1], min(JOBS, os.cpu_count() or 1)).run():  # the longest one first
+        print(f"{len(failed)} runs failed: {', '.join(map(str, failed))}", file=sys.stderr)
+        return 1
     scores, runs = {}, {}
     for row in rows:
         run_dir = folder / folder_name(row.of or row.name)
