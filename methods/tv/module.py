@@ -33,7 +33,7 @@ class TV(SegmentationModule):
     def __init__(
         self,
         num_classes: int,
-        tv_weight: float = 0.1,
+        tv_weight: float = 0.3,
         weighting: Literal["none", "contrast"] = "none",
         start: float = 0.2,
         ramp: float = 0.1,
