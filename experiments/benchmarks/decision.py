@@ -4,7 +4,7 @@
 
 `experiments/results/decision.yaml` lists what somebody has, in the order of the table: with the regimes of studies that
 tell of it (`NAME/REGIME`), or, until there is such a study, with what is said by hand. Of a study the row is taken that
-is best on val; figures, also those of rows that lose against the baseline, are of test.
+is best on val; figures, also those of rows that lose against the baseline, are of test. Rows without runs are left out.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def of_study(place: str, results: Path) -> tuple[str, str]:
     name, _, regime = place.partition("/")
     study = read_study(name)
     with (results / f"{name}.csv").open(newline="") as file:
-        rows = {row["row"]: row for row in csv.DictReader(file) if row["regime"] == regime}
+        rows = {row["row"]: row for row in csv.DictReader(file) if row["regime"] == regime and row["n"] != "0"}
     key, test = f"val_miou_{study.score}", f"test_miou_{study.score}"
     missing = [row for row, found in rows.items() if not found.get(key)]
     if missing or study.baseline not in rows:
