@@ -70,3 +70,14 @@ def test_the_first_table_of_readme_is_that_of_the_study_that_the_demo_shows():
     of = {row["row"]: f"{float(row['test_miou_last']):.1f} ± {float(row['test_miou_last_sd']):.1f}" for row in found}
     names = ("partial cross entropy", "+ MRF", "TV", "level set", "Gated CRF", "all labels")
     assert cells((ROOT / "README.md").read_text().split("`make test` runs")[0])[1] == [of[name] for name in names]
+
+
+def test_readme_has_the_figures_of_the_strokes_of_experts():
+    head, *rows = read(RESULTS / "acdc_scribbles.csv")
+    found = {row["row"]: row for row in (dict(zip(head, one, strict=True)) for one in rows)}
+    line = next(one for one in (ROOT / "README.md").read_text().splitlines() if one.startswith("| ACDC hearts"))
+    shown = dict(re.findall(r"(\+ MRF|TV|level set|Gated CRF) (\d\d\.\d)", line))
+    shown["partial cross entropy"], shown["all labels"] = (cells(line)[0][place] for place in (1, -1))
+    assert len(shown) == 6
+    assert shown == {row: f"{float(found[row]['test_miou_last']):.1f}" for row in shown}
+    assert {found[row]["n"] for row in shown} == {"3"}
