@@ -292,6 +292,17 @@ def test_words_by_hand_survive_and_a_marked_file_is_filled_in(done, tmp_path):
     )
 
 
+def test_a_test_with_other_values_is_not_shown_as_the_rows(done, tmp_path):
+    """The study was changed, and its page is written without making anything."""
+    runs, results = done[0] / "runs", tmp_path / "results"
+    study = write(tmp_path, FEW.replace("model.postprocess.mu: 1.0}", "model.postprocess.mu: 5.0}"))
+    weakseg("study", study, "--runs", runs, "--output", results, "--page", "--", *SHORT)
+    found = {(row["regime"], row["row"]): row for row in rows(results / "few.csv")}
+    assert found["pixels", "+ MRF"]["n"] == "0"
+    assert found["pixels", "+ MRF"]["test_miou_last"] == ""
+    assert found["pixels", "base"]["n"] == "2"
+
+
 def test_what_is_missing_stays_blank_and_has_its_command(tmp_path):
     file = write(tmp_path)
     few(tmp_path, "--page")

@@ -40,12 +40,15 @@ def table_of(study: Study, place: Place, regime: str) -> Table:
 
 
 def table_row(study: Study, place: Place, regime: str, row: spec.Row) -> Row:
+    refined = str(row.test.get(KIND, ""))
     planned = [plan.row_run(study, place, regime, row, seed) for seed in study.seeds]
-    runs = [from_folder(run.folder) for run in planned if run.finished]
+    done = [run for run in planned if run.finished]
+    if refined:  # a test with other values is not this row's
+        done = [run for run in done if plan.is_tested(run, f"{study.score}+{refined}", row.test)]
+    runs = [from_folder(run.folder) for run in done]
     for run in runs:
         who = f"{run.source} and {runs[0].source}, two seeds of '{row.name}',"
         same(settings(run) | protocol(run), settings(runs[0]) | protocol(runs[0]), who)
-    refined = str(row.test.get(KIND, ""))
     return Row(settings(runs[0]) if runs else {}, runs, row.name, len(study.seeds), refined, row.network)
 
 
