@@ -122,13 +122,13 @@ def search_table(study: Study, place: Place, search: Search) -> tuple[Shown, lis
     row = study.rows[search.row]
     values = row.test if row.of else row.chosen(search.regime)
     known = [score for score in scores if score is not None]
-    best = scores.index(max(known)) if known else None
+    best = scores.index(max(known)) if known and len(known) == len(scores) else None  # of some it says nothing
     lines, shown = [], []
     for number, (point, score) in enumerate(zip(points, scores, strict=True)):
         marks = [word for word, told in (("best", number == best), ("chosen", plan.is_chosen(point, values))) if told]
         cell = "" if score is None else f"{score:.1f}"
         shown.append([*map(plan.word, point.values()), cell, ", ".join(marks)])
-    if best is None or len(known) < len(scores):
+    if best is None:
         lines.append(f"{len(scores) - len(known)} of {len(scores)} points are not measured yet.")
     else:
         lines += edges(search, points[best])
