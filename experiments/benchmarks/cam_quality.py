@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from experiments.compare.columns import markdown
 from experiments.runs.load import Run, load_run
 
 EVALUATED = "all scales, mirrored"  # the maps that validation scores
+NAMES = ("one scale", EVALUATED, "PAMR", "walk")
 Maps = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 
 
@@ -48,12 +49,8 @@ def kinds(model: CamModule) -> dict[str, Maps]:
         finally:
             model.scales, model.flip = scales, flip
 
-    return {
-        "one scale": single,
-        EVALUATED: model.cam_of,
-        "PAMR": partial(model.refined_cam, refine="pamr"),
-        "walk": partial(model.refined_cam, refine="walk"),
-    }
+    refined = (partial(model.refined_cam, refine=how) for how in ("pamr", "walk"))
+    return dict(zip(NAMES, (single, model.cam_of, *refined), strict=True))
 
 
 def images(run: Run, split: Any, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -68,17 +65,19 @@ def images(run: Run, split: Any, count: int) -> Iterator[tuple[Tensor, Tensor, T
         yield sample["image"].float() / 255, torch.tensor(data.tags(names[place], mask)), sample["mask"].long()
 
 
-def measure(run: Run, split: Any, count: int, seeds: int) -> list[dict[str, Any]]:
-    """Rows of the table, on the device of the model: what made the `map`, its `miou`, the best `threshold`, the mIoU at
-    the run's `own`, and `seconds` an image; of IRN's seeds also how many `images`, and which share is `sure`."""
+def measure(run: Run, split: Any, count: int, seeds: int, names: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Rows of the table, of `names` alone if there are any, on the device of the model: what made the `map`, its `miou`,
+    the best `threshold`, the mIoU at the run's `own`, and `seconds` an image; of IRN's seeds also how many `images`, and
+    which share is `sure`."""
     model: Any = run.model
     device = model.classifier.background.device
-    found = {name: CamMetrics(model.num_classes) for name in kinds(model)}
+    makers = {name: maps for name, maps in kinds(model).items() if not names or name in names}
+    found = {name: CamMetrics(model.num_classes) for name in makers}
     seconds = dict.fromkeys(found, 0.0)
     seen = 0
     for image, tags, mask in images(run, split, count):
         seen += 1
-        for name, maps in kinds(model).items():
+        for name, maps in makers.items():
             start = time.perf_counter()
             cam = maps(image.to(device), tags.to(device), (mask.shape[0], mask.shape[1])).cpu()
             seconds[name] += time.perf_counter() - start
@@ -142,6 +141,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["train", "val", "test"], default="val")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--crf", type=int, default=0)
+    parser.add_argument("--maps", nargs="+", default=[], choices=NAMES, help="which to measure (all)")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--picture", type=Path, help="PNG to draw instead of the table")
     parser.add_argument("--network", help="run of a network trained on the pseudo-masks, for the picture")
@@ -154,7 +154,7 @@ def main() -> None:
         return
     if torch.cuda.is_available():
         run.model.cuda()
-    rows = measure(run, options.split, options.images, options.crf)
+    rows = measure(run, options.split, options.images, options.crf, options.maps)
     head = ["map", "mIoU", "best threshold", "at the run's threshold", "s an image"]
     print(markdown(head, [*map(cells, rows)]))
     if options.json:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from common.training.files import write_csv, write_text
-from experiments.benchmarks.cam_quality import EVALUATED
+from experiments.benchmarks.cam_quality import EVALUATED, NAMES
 from experiments.benchmarks.chain import Step, Words, work
 from experiments.benchmarks.measure import spread
 from experiments.compare.columns import markdown
@@ -43,6 +43,7 @@ MAPS: dict[str, list[str]] = {
 LABELS = ("none", "pamr", "walk")  # --refine
 OF_MAPS = {"none": EVALUATED, "pamr": "PAMR", "walk": "walk"}  # their rows of cam_quality
 AFFINITY = "CAM, learned affinity"
+MEASURED: dict[str, Sequence[str]] = {"CAM": NAMES, "CPN": (EVALUATED, "PAMR"), "Group-WSSS": (EVALUATED, "PAMR")}
 LEARNED: dict[str, tuple[str, ...]] = {  # by networks
     "CAM": LABELS,
     AFFINITY: ("walk",),
@@ -51,7 +52,7 @@ LEARNED: dict[str, tuple[str, ...]] = {  # by networks
 }
 NETWORK = [
     *("--data.size", "256", "--data.crop", "[192, 192]", "--data.batch_size", "8"),
-    *("--trainer.max_steps", "1000", "--trainer.val_check_interval", "250"),
+    *("--trainer.max_steps", "1000", "--trainer.val_check_interval", "1000"),
     *("--model.network.arch", "DeepLabV3Plus", "--model.network.encoder", "tu-tf_efficientnet_lite0"),
     *("--model.encoder_lr_scale", "0.3"),
     *("--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 0.0007, weight_decay: 0.0001}}"),
@@ -99,36 +100,32 @@ class Bed:
 
     # Steps -----------------------------------------------------------------------------------------------------------
 
-    def maps(
-        self, name: str, how: Sequence[str | Path], after: Path | None = None, needs: Sequence[str] = ()
-    ) -> Iterator[Step]:
-        run, key = self.run(name), f"{self.seed}: {name}"
-        fit = ("--config", "voc_tags", *how)
-        yield Step(key, lambda: [self.fit(name, *fit, after=after)], run / "summary.json", needs,
-                   self.missing(name, scored(name), "maps on val"))  # fmt: skip
-        for split in ("val", "train"):
-            yield self.quality(name, split)
+    def maps(self, name: str, how: Sequence[str | Path], after: Path | None = None, needs: Sequence[str] = ()) -> Step:
+        run, fit = self.run(name), ("--config", "voc_tags", *how)
+        return Step(f"{self.seed}: {name}", lambda: [self.fit(name, *fit, after=after)], run / "summary.json", needs,
+                    self.missing(name, scored(name), "maps on val"))  # fmt: skip
 
     def quality(self, name: str, split: str) -> Step:
-        run, key = self.run(name), f"{self.seed}: {name}"
+        run, key, (*_, last) = self.run(name), f"{self.seed}: {name}", MEASURED[name]
         made = run / f"quality_{split}.json"
         words: Words = ["-m", "experiments.benchmarks.cam_quality", run, "--split", split, "--json", made]
-        words += ["--images", str(self.options.images)]
-        missing = self.missing(name, OF_MAPS["pamr"], f"maps on {split}")
-        return Step(f"{key}, {split}", lambda: [words], made, [key], missing)
+        words += ["--images", str(self.options.images), "--maps", *MEASURED[name]]
+        return Step(f"{key}, {split}", lambda: [words], made, [key], self.missing(name, last, f"maps on {split}"))
 
     def labels(self, name: str, refine: str) -> Step:
         output, key = self.labels_of(name, refine), f"{self.seed}: {name}"
         missing = self.missing(name, OF_MAPS[refine], "labels of train")
+        need = key if OF_MAPS[refine] == scored(name) else f"{key}, val"
         return Step(f"{key}, {refine}", lambda: [self.pseudo(name, refine, output)], output / "pseudo.json",
-                    [f"{key}, val"], missing)  # fmt: skip
+                    [need], missing)  # fmt: skip
 
     def labels_of(self, name: str, refine: str) -> Path:
         return self.run(f"{name}, labels by {refine}")
 
     def pseudo(self, name: str, refine: str, output: Path, *more: str) -> Words:
-        threshold = min(max(self.best(name, refine)["threshold"], 0.01), 0.99)
-        how: Words = ["--refine", refine, "--threshold", str(threshold), "--output", output, *more]
+        how: Words = ["--refine", refine, "--output", output, *more]
+        if OF_MAPS[refine] != scored(name):  # of the maps that validation scores the run knows the best one
+            how += ["--threshold", str(min(max(self.best(name, refine)["threshold"], 0.01), 0.99))]
         return weakseg("pseudo", "--run", self.run(name), *how)
 
     def network(self, what: str, refine: str, *how: str | Path, needs: Sequence[str] = ()) -> Step:
@@ -142,29 +139,35 @@ class Bed:
         missing = self.missing(what, OF_MAPS.get(refine, ""), "network on test")
         return Step(f"{self.seed}: {name}", commands, run / "test_last_images.npz", needs, missing)
 
+    def learned(self, name: str, refine: str) -> Step:
+        labels = self.labels_of(name, refine)
+        return self.network(name, refine, "--data.pseudo_masks", labels, needs=[f"{self.seed}: {name}, {refine}"])
+
     def steps(self) -> Iterator[Step]:
-        yield from self.maps("CAM", MAPS["CAM"])
-        for refine in LABELS:
-            yield self.labels("CAM", refine)
-        seeds, learned = self.run("seeds"), self.run("CAM") / "checkpoints" / "best.ckpt"
+        """The longest chains first."""
+        for name in ("CAM", "CPN", "Group-WSSS"):
+            yield self.maps(name, MAPS[name])
+        seeds, cam = self.run("seeds"), self.run("CAM") / "checkpoints" / "best.ckpt"
         key = f"{self.seed}: seeds"
         yield Step(key, lambda: [self.pseudo("CAM", "none", seeds, "--seeds")], seeds / "pseudo.json",
-                   [f"{self.seed}: CAM, val"], wanted=False)  # fmt: skip
+                   [f"{self.seed}: CAM"], wanted=False)  # fmt: skip
         affinity = ("--config", "all_labels", "--config", "cam", "--model.affinity", "true")
-        yield from self.maps(AFFINITY, (*affinity, "--data.pseudo_masks", seeds), learned, [key])
-        yield self.labels(AFFINITY, "walk")
-        yield self.network(BOUND, "")
+        yield self.maps(AFFINITY, (*affinity, "--data.pseudo_masks", seeds), cam, [key])
+        for name in MEASURED:
+            yield self.quality(name, "val")
         for name, ways in LEARNED.items():
-            if name not in ("CAM", AFFINITY):
-                yield from self.maps(name, MAPS[name])
-                yield from (self.labels(name, refine) for refine in ("none", "pamr"))
-            for refine in ways:
-                labels, need = self.labels_of(name, refine), f"{self.seed}: {name}, {refine}"
-                yield self.network(name, refine, "--data.pseudo_masks", labels, needs=[need])
+            yield from (self.labels(name, refine) for refine in ways)
+        for name, ways in LEARNED.items():
+            yield from (self.learned(name, refine) for refine in ways)
         for name, how in AALR.items():
             yield self.network(name, "", "--config", "tags", "--config", "aalr", *how)
+        yield self.network(BOUND, "")
         for name in (name for name in MAPS if name not in LEARNED):
-            yield from self.maps(name, MAPS[name])
+            yield self.maps(name, MAPS[name])
+        for name in MEASURED:
+            yield self.quality(name, "train")
+        for name in ("CPN", "Group-WSSS"):
+            yield self.labels(name, "none")
 
     # Results ---------------------------------------------------------------------------------------------------------
 

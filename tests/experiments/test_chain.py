@@ -99,8 +99,9 @@ def test_what_a_table_has_is_not_measured_again_but_where_something_else_needs_i
         "0: CAM", "0: CAM, val", "0: CAM, walk", "0: CAM, learned by walk",
     ]  # fmt: skip
     assert left(("AA&LR", "", 0, "network on test")) == ["0: AA&LR"]
-    needed = ["0: CAM", "0: CAM, val", "0: seeds", f"0: {AFFINITY}", f"0: {AFFINITY}, val"]
-    assert left((AFFINITY, "walk", 0, "labels of train")) == [*needed, f"0: {AFFINITY}, walk"]
+    needed = ["0: CAM", "0: seeds", f"0: {AFFINITY}", f"0: {AFFINITY}, walk"]
+    assert left((AFFINITY, "walk", 0, "labels of train")) == needed
+    assert left(("CAM", OF_MAPS["none"], 0, "labels of train")) == ["0: CAM", "0: CAM, none"]
     assert len(left(*product(["CPN"], [*OF_MAPS.values(), ""], [0], ["maps on val"]))) == 2
 
 

@@ -274,6 +274,24 @@ def test_a_run_is_scored_as_a_segmentation_and_predicts_without_tags(run, tmp_pa
     assert Image.open(tmp_path / "labels" / "a.png").size == (50, 40)
 
 
+def test_reassigned_labels_are_compared_with_masks_after_training(run, monkeypatch):
+    from experiments.benchmarks import reassigned
+    from experiments.runs.load import load_run
+
+    loaded = load_run(run, "last")
+    found = reassigned.measure(loaded, "train", 4)
+    assert found.labelled >= max(found.right, found.changed) > 0
+    # By hand: of a row of cells one label stays, one is mended, one is spoiled, one is dropped, one is beyond the mask.
+    before, after = torch.tensor([[1, 0, 2, 2, 1]]), torch.tensor([[1, 2, 0, IGNORE, 0]])
+    truth = torch.tensor([[1, 2, 2, 2, IGNORE]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    image, tags = torch.zeros(3, 4, 20), torch.ones(4, dtype=torch.bool)
+    monkeypatch.setattr(reassigned, "images", lambda *_: [(image, tags, truth)])
+    monkeypatch.setattr(reassigned, "cells_of", lambda *_: (before, after))
+    found = reassigned.measure(loaded, "train", 1)
+    assert found == reassigned.Found(4, 3, 2, 1, 1)
+    assert "50.00% reassigned: 50.0% of these were right, 50.0% are (+0.00% of all)" in reassigned.report(found)
+
+
 @pytest.mark.slow  # tests/test_resume.py stops before labels are reassigned
 def test_a_run_resumed_at_seventy_percent_equals_the_unbroken_one(run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:

@@ -11,6 +11,8 @@ from common.ops.walk import (
     half_disc,
     path_affinity,
     random_walk,
+    spread_by_diagonals,
+    spread_by_windows,
 )
 
 
@@ -102,6 +104,14 @@ def test_the_walk_is_that_of_the_matrix_whose_columns_sum_to_one():
         torch.testing.assert_close(found[b].flatten(1), wanted)
     constant = torch.full_like(maps, 0.7)
     torch.testing.assert_close(random_walk(affinity, constant, 3, beta=2), constant)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (2, 9), (1, 1)])
+def test_a_gpu_s_form_of_a_step_is_that_of_a_cpu(size):
+    torch.manual_seed(0)
+    weights, maps = bilateral_affinity(torch.rand(2, 3, *size).double(), 4, 0.3), torch.rand(2, 3, *size).double()
+    found, wanted = (form(weights, 4)(maps) for form in (spread_by_windows, spread_by_diagonals))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_weak_link_holds():
