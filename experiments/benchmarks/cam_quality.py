@@ -5,8 +5,8 @@
 Prints a table: the mIoU in per cent over the images at the best threshold of that row, the threshold, and the mIoU at
 the threshold that the run's validation found. Masks and tags of the split are those of the run's data set. IRN's seeds
 have no threshold to sweep: their row says what share of the pixels is sure, and the mIoU of these; `--crf` is how many
-images, since a dense CRF takes seconds for each. `--json` is a file for the rows. `--picture` draws image, CAM, labels
-and truth of the first images.
+images, since a dense CRF takes seconds for each. `--errors` tells where the wrong pixels lie, `--json` is a file for the
+rows. `--picture` draws image, CAM, labels and truth of the first images, with `--beside RUN...` the maps of several runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.model.cam_module import CamModule
+from common.model.cam_module import CamModule, labels_of
 from common.model.metrics import CamMetrics, SegmentationMetrics
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.files import write_text
 from common.training.pictures import colorize, save_grid, to_uint8
 from datamodules.images import whole_image
+from experiments.benchmarks.errors import KINDS, count_errors, shares_wrong
 from experiments.compare.columns import markdown
 from experiments.runs.load import Run, load_run
 
@@ -66,9 +67,9 @@ def images(run: Run, split: Any, count: int) -> Iterator[tuple[Tensor, Tensor, T
 
 
 def measure(run: Run, split: Any, count: int, seeds: int, names: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Rows of the table, of `names` alone if there are any, on the device of the model: what made the `map`, its `miou`,
-    the best `threshold`, the mIoU at the run's `own`, and `seconds` an image; of IRN's seeds also how many `images`, and
-    which share is `sure`."""
+    """Rows of the table, of `names` alone if there are any, on the device of the model: what made the `map`, its
+    `miou`, the best `threshold`, the mIoU at the run's `own`, and `seconds` an image; of IRN's seeds also how many
+    `images`, and which share is `sure`."""
     model: Any = run.model
     device = model.classifier.background.device
     makers = {name: maps for name, maps in kinds(model).items() if not names or name in names}
@@ -102,6 +103,21 @@ def measure(run: Run, split: Any, count: int, seeds: int, names: Collection[str]
     return rows
 
 
+def where_wrong(run: Run, split: Any, count: int, rows: list[dict[str, Any]]) -> str:
+    """A table of where the wrong pixels lie, see `experiments.benchmarks.errors`, of each row's maps at their best
+    threshold."""
+    model: Any = run.model
+    makers, device = kinds(model), model.classifier.background.device
+    best = {row["map"]: row["threshold"] for row in rows if "threshold" in row}
+    total = {name: np.zeros(len(KINDS) + 1, np.int64) for name in best}
+    for image, tags, mask in images(run, split, count):
+        for name, threshold in best.items():
+            cam = makers[name](image.to(device), tags.to(device), (mask.shape[0], mask.shape[1]))
+            total[name] += count_errors(labels_of(cam[None], threshold).cpu().numpy(), mask.numpy(), background=0)
+    lines = [[name, *shares_wrong(counts)] for name, counts in total.items()]
+    return markdown(["map", "wrong, %", *KINDS], lines)
+
+
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table."""
     name = row["map"] if "sure" not in row else f"{row['map']}, {row['images']} images, {row['sure']:.1%} sure"
@@ -124,7 +140,7 @@ def draw(run: Run, network: Run | None, split: Any, path: Path, count: int = 5) 
         size, t = (mask.shape[0], mask.shape[1]), model.pseudo_threshold
         labels = [model.pseudo_labels(image, tags, size, refine, t) for refine in ("none", "crf", "pamr", "walk")]
         shown = [colorize(one.numpy().astype(np.uint8), run.colors) for one in (*labels, mask)]
-        whole = to_uint8(torch.nn.functional.interpolate(image[None], size, mode="bilinear", align_corners=False)[0])
+        whole = enlarged(image, size)
         if network is not None:
             shown.insert(-1, colorize(network.predict(whole), run.colors))
         rows.append([whole, heat(model.cam_of(image, tags, size), image, size), *shown])
@@ -132,6 +148,22 @@ def draw(run: Run, network: Run | None, split: Any, path: Path, count: int = 5) 
     if network is not None:
         titles.insert(-1, "network")
     save_grid(path, rows, titles)
+
+
+def draw_beside(runs: Sequence[Run], split: Any, path: Path, count: int = 5) -> None:
+    """Rows of image, the map of each run, truth."""
+    models: list[Any] = [run.model for run in runs]
+    rows = []
+    for image, tags, mask in images(runs[0], split, count):
+        size = (mask.shape[0], mask.shape[1])
+        maps = [heat(model.cam_of(image, tags, size), image, size) for model in models]
+        rows.append([enlarged(image, size), *maps, colorize(mask.numpy().astype(np.uint8), runs[0].colors)])
+    save_grid(path, rows, ["image", *(type(model).__name__ for model in models), "truth"])
+
+
+def enlarged(image: Tensor, size: tuple[int, int]) -> Array:
+    """An image (3, h, w) in [0, 1] as uint8 (*size, 3)."""
+    return to_uint8(torch.nn.functional.interpolate(image[None], size, mode="bilinear", align_corners=False)[0])
 
 
 def main() -> None:
@@ -142,13 +174,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--crf", type=int, default=0)
     parser.add_argument("--maps", nargs="+", default=[], choices=NAMES, help="which to measure (all)")
+    parser.add_argument("--errors", action="store_true", help="also tell where the wrong pixels lie")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--picture", type=Path, help="PNG to draw instead of the table")
+    parser.add_argument("--beside", nargs="+", default=[], help="runs whose maps the picture shows beside those of RUN")
     parser.add_argument("--network", help="run of a network trained on the pseudo-masks, for the picture")
     options = parser.parse_args()
-    run = load_run(options.run, options.which)
-    if not isinstance(run.model, CamModule):
-        raise SystemExit(f"{options.run} is no run of a method with class activation maps")
+    run, *others = (load_run(one, options.which) for one in (options.run, *options.beside))
+    for one in (run, *others):
+        if not isinstance(one.model, CamModule):
+            raise SystemExit(f"{one.path} is no run of a method with class activation maps")
+    if options.picture and others:
+        draw_beside([run, *others], options.split, options.picture)
+        return
     if options.picture:
         draw(run, load_run(options.network) if options.network else None, options.split, options.picture)
         return
@@ -157,6 +195,8 @@ def main() -> None:
     rows = measure(run, options.split, options.images, options.crf, options.maps)
     head = ["map", "mIoU", "best threshold", "at the run's threshold", "s an image"]
     print(markdown(head, [*map(cells, rows)]))
+    if options.errors:
+        print(where_wrong(run, options.split, options.images, rows))
     if options.json:
         write_text(options.json, json.dumps(rows, indent=1) + "\n")
 

@@ -90,11 +90,13 @@ def of_run(path: Path, which: str) -> Array:
 
 def table(runs: Sequence[Path], which: str) -> str:
     """In per cent of the labelled pixels."""
-    lines = []
-    for path in runs:
-        *wrong, known = of_run(path, which)
-        lines.append([str(path), *(f"{100 * count / known:.2f}" for count in [sum(wrong), *wrong])])
-    return markdown(["run", "wrong, %", *KINDS], lines)
+    return markdown(["run", "wrong, %", *KINDS], [[str(path), *shares_wrong(of_run(path, which))] for path in runs])
+
+
+def shares_wrong(counts: Array) -> list[str]:
+    """Of what `count_errors` gives: wrong pixels, and those of each kind, in per cent of the labelled ones."""
+    *wrong, known = counts
+    return [f"{100 * count / known:.2f}" for count in [sum(wrong), *wrong]]
 
 
 def main() -> None:
