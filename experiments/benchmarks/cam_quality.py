@@ -5,8 +5,9 @@
 Prints a table: the mIoU in per cent over the images at the best threshold of that row, the threshold, and the mIoU at
 the threshold that the run's validation found. Masks and tags of the split are those of the run's data set. IRN's seeds
 have no threshold to sweep: their row says what share of the pixels is sure, and the mIoU of these; `--crf` is how many
-images, since a dense CRF takes seconds for each. `--errors` tells where the wrong pixels lie, `--json` is a file for the
-rows. `--picture` draws image, CAM, labels and truth of the first images, with `--beside RUN...` the maps of several runs.
+images, since a dense CRF takes seconds for each. `--errors` tells where the wrong pixels lie, `--json` is a file for
+the rows. `--picture` draws image, CAM, labels and truth of the first images, with `--beside RUN...` the maps of
+several runs.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 A step is `compute_loss` and its backward pass on the CPU, all terms active, with the same network and the same labelled
 images; methods that learn from unlabelled images have as many of them too. The methods alternate, and the figure is
 the median of the ratios of their times, because a machine's speed drifts; memory is the peak of three steps of a
-process of its own, above what imports and inputs take.
+process of its own, above what imports and inputs take. Methods that learn from tags are compared with the classifier.
 
 `to its passes` compares a method with the least that its definition asks of the networks: each learns from the labelled
 images and as many mixed ones, after a pass without gradient that labels these; cross entropy, and nothing else.
@@ -41,6 +41,19 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "CPS": ("CPS", {}),
     "RRN": ("RRN", {"region_conv": 2}),
 }
+TAGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "CAM": ("CAM", {}),
+    "CPN": ("CPN", {}),
+    "CPN without TCP": ("CPN", {"tcp_weight": 0.0}),
+    "CPN without CPCR": ("CPN", {"cpcr_weight": 0.0}),
+    "CPN, PCM alone": ("CPN", {"prcm": False}),
+    "Group-WSSS, groups of two": ("GroupWSSS", {"group": 2}),
+    "Group-WSSS, groups of one": ("GroupWSSS", {"group": 1}),
+    "AA&LR": ("AALR", {}),
+    "AA&LR, cross entropy alone": ("AALR", {"affinity_weight": 0.0, "reassign_weight": 0.0}),
+    "AA&LR, affinity": ("AALR", {"reassign_weight": 0.0}),
+    "AA&LR, reassigning": ("AALR", {"affinity_weight": 0.0}),
+}
 LEARNERS = {"CutMix-Seg": 1, "SCL": 1, "CPS": 2}  # networks
 
 
@@ -53,7 +66,7 @@ def build(
 ) -> tuple[SegmentationModule, Any]:
     """The method in training, at the end of its schedules, and a batch of what it needs; `row`: if not of `OPTIONS`."""
     torch.manual_seed(0)
-    method, options = row or OPTIONS[name]
+    method, options = row or {**OPTIONS, **TAGS}[name]
     found = getattr(methods, method)
     model = at_the_end(found(CLASSES, network=network, **options).train())
     plane = torch.ones(batch, side, side, dtype=torch.bool)
@@ -108,18 +121,19 @@ def main() -> None:
     print(f"U-Net with MobileNetV2, {args.batch} labelled images of {args.side} pixels, {CLASSES} classes,")
     print(f"{machine()}, {args.rounds} rounds.\n")
     sizes = (args.side, args.batch)
-    forms: dict[str | int, Callable[[], float]] = {name: prepare(name, *sizes) for name in OPTIONS}
+    forms: dict[str | int, Callable[[], float]] = {name: prepare(name, *sizes) for name in (*OPTIONS, *TAGS)}
     forms |= {count: passes_alone(count, *sizes) for count in set(LEARNERS.values())}
     alternate(forms, 1)  # memory and threads are being set up
     times = alternate(forms, args.rounds)
-    memory = {name: peak_gb(prepare, name, *sizes) for name in OPTIONS}
-    rows = []
-    for name in OPTIONS:
-        least = ratio(times[name], times[LEARNERS[name]])[0] if name in LEARNERS else ""
-        cells = [name, f"{median(times[name]):.3f}", *ratio(times[name], times["Supervised"]), least]
-        rows.append([*cells, f"{memory[name]:.2f}", f"{memory[name] / memory['Supervised']:.2f}"])
-    head = ["method", "s/step", "to supervised", "lowest and highest", "to its passes", "peak GB", "to supervised"]
-    print(markdown(head, rows))
+    for names, base in ((OPTIONS, "Supervised"), (TAGS, "CAM")):
+        memory = {name: peak_gb(prepare, name, *sizes) for name in names}
+        rows = []
+        for name in names:
+            least = ratio(times[name], times[LEARNERS[name]])[0] if name in LEARNERS else ""
+            cells = [name, f"{median(times[name]):.3f}", *ratio(times[name], times[base]), least]
+            rows.append([*cells, f"{memory[name]:.2f}", f"{memory[name] / memory[base]:.2f}"])
+        to = f"to {base}"
+        print(markdown(["method", "s/step", to, "lowest and highest", "to its passes", "peak GB", to], rows) + "\n")
 
 
 if __name__ == "__main__":
