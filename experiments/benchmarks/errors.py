@@ -4,7 +4,7 @@
 
 Each wrong pixel is counted once, in the first of these that it is:
 
-- border: within 2 % of the image's diagonal of a border between true classes,
+- border: another true class lies at most 2 % of the image's diagonal away, also beyond a seam without a label,
 - far: an object where there is background, farther than 10 % of the diagonal from every true object,
 - near: another object where there is background,
 - missed: background where there is an object,
@@ -46,7 +46,7 @@ def count_errors(labels: Array, mask: Array, background: int | None) -> Array:
     nowhere = np.zeros_like(known)
     truth, found = (nowhere, nowhere) if background is None else (mask == background, labels == background)
     at = {
-        "border": distance_to(borders(mask)) < BORDER * diagonal,
+        "border": distance_to_another(mask) - 1 < BORDER * diagonal,
         "far": truth & (distance_to(known & ~truth) > FAR * diagonal),
         "near": truth,
         "missed": found,
@@ -59,13 +59,12 @@ def count_errors(labels: Array, mask: Array, background: int | None) -> Array:
     return np.array([*counts, known.sum()])
 
 
-def borders(mask: Array) -> Array:
-    """(H, W) bool: pixels one of whose four neighbours has another class; a pixel without a label has none."""
-    known, found = mask != IGNORE, np.zeros(mask.shape, bool)
-    for one, other in (((slice(1, None),), (slice(None, -1),)), ((..., slice(1, None)), (..., slice(None, -1)))):
-        differ = (mask[one] != mask[other]) & known[one] & known[other]
-        found[one] |= differ
-        found[other] |= differ
+def distance_to_another(mask: Array) -> Array:
+    """(H, W): pixels from each labelled one to the nearest one of another class, 1 to its neighbour; else infinite."""
+    known, found = mask != IGNORE, np.full(mask.shape, np.inf)
+    for one in np.unique(mask[known]):
+        own = mask == one
+        found[own] = distance_to(known & ~own)[own]
     return found
 
 
