@@ -48,7 +48,7 @@ def test_a_seam_of_pixels_without_a_label_hides_no_border():
     mask = np.zeros((60, 80), np.uint8)
     mask[:, 40:] = 1
     mask[:, 39] = 255  # as VOC has around its objects
-    assert [*count_errors(1 - mask, mask, None)][0] == 60 * 2
+    assert count_errors(1 - mask, mask, None).tolist()[0] == 60 * 2
 
 
 def test_an_image_of_one_class_has_no_border_and_all_is_far():
