@@ -181,10 +181,13 @@ def main() -> None:
     parser.add_argument("--beside", nargs="+", default=[], help="runs whose maps the picture shows beside those of RUN")
     parser.add_argument("--network", help="run of a network trained on the pseudo-masks, for the picture")
     options = parser.parse_args()
-    run, *others = (load_run(one, options.which) for one in (options.run, *options.beside))
-    for one in (run, *others):
+    if options.beside and (options.network or not options.picture):
+        parser.error("--beside is for --picture, and without --network")
+    paths = [options.run, *options.beside]
+    run, *others = (load_run(path, options.which) for path in paths)
+    for path, one in zip(paths, (run, *others), strict=True):
         if not isinstance(one.model, CamModule):
-            raise SystemExit(f"{one.path} is no run of a method with class activation maps")
+            raise SystemExit(f"{path} is no run of a method with class activation maps")
     if options.picture and others:
         draw_beside([run, *others], options.split, options.picture)
         return
