@@ -38,6 +38,7 @@ BATCHES = (16, 8, 4, 2)
 EPOCHS, STEPS = 60, (1000, 20000)
 LOOKED_AT = 40  # images
 DOT = 0.02  # of an image's longer side: labels of up to this length are dots
+OPEN, AWAY = 0.25, 0.2  # share of the pixels that lie farther than a fifth of the diagonal from every stroke
 CLICKS = 3  # dots of a class in an image, on average; more are pixels that were drawn at random
 MISSING = object()
 
@@ -83,6 +84,8 @@ def with_choices(words: Sequence[str]) -> list[str]:
     if choices is None:
         choices = choose(data, rest, kind)
     first = ["--config", "base", *([] if named else ["--config", method]), *own, "--run_dir", run_dir]
+    if not named:
+        choices = choices | {f"--{option}": str(value) for option, value in advice.get("options", {}).items()}
     first += [word for option, value in choices.items() if not _says(rest, option) for word in (option, value)]
     _tell(folder, data, kind, named or method, first, rest)
     _advise(advice["postprocess"])
@@ -106,7 +109,8 @@ def kind_of(data: SegmentationDataModule) -> str:
         return "all pixels labelled"
     dots = [dots_of(mask) for mask in drawn]
     if not dots or median(share for share, _ in dots) <= 0.5:
-        return "strokes"
+        left_open = median(open_share(mask) for mask in drawn) > OPEN if drawn else False
+        return "strokes, much left open" if left_open else "strokes"
     return "clicks" if median(each for _, each in dots) <= CLICKS else "few pixels"
 
 
@@ -118,6 +122,15 @@ def dots_of(mask: Array) -> tuple[float, float]:
     most = max(3, DOT * max(mask.shape))
     small = [max(side.stop - side.start for side in place) <= most for place in places]
     return float(np.mean(small)), len(places) / len(np.unique(mask[mask != IGNORE]))
+
+
+def open_share(mask: Array) -> float:
+    """The share of the pixels of a mask, uint8 (H, W), that are farther than a fifth of its diagonal from every label:
+    0.4 of ACDC's slices, where experts drew around the heart alone, 0.3 and 0.15 to 0.2 of simulated strokes around
+    hearts and in every part of Weizmann's images."""
+    step = -(-max(mask.shape) // LEAST)
+    known: Array = measure.block_reduce(mask != IGNORE, step, np.any)  # type: ignore[no-untyped-call]
+    return float(np.mean(ndimage.distance_transform_edt(~known) > AWAY * np.hypot(*known.shape)))
 
 
 def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict[str, str]:

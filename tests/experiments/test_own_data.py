@@ -89,6 +89,11 @@ def test_the_kind_of_labels_says_the_method(root):
     for number in (2, 3, 4):
         shutil.copy(root / "masks" / "0.png", root / "masks" / f"{number}.png")
         shutil.copy(root / "images" / "0.png", root / "images" / f"{number}.png")
+    assert own_data.kind_of(Folder(str(root))) == "strokes, much left open"
+    for file in (root / "masks").iterdir():
+        mask = np.array(Image.open(file))
+        mask[-2:] = mask[-4:-2] = 0
+        Image.fromarray(mask).save(file)
     assert own_data.kind_of(Folder(str(root))) == "strokes"
     for kind, dots in (("clicks", 1), ("few pixels", 5)):  # of each of two classes
         for file in (root / "masks").iterdir():
@@ -107,6 +112,29 @@ def test_a_broad_brush_makes_dots_and_a_thin_one_strokes():
     assert own_data.dots_of(mask) == (1, 1)
     mask[300, 50:80] = 1
     assert own_data.dots_of(mask) == (pytest.approx(2 / 3), 1.5)
+
+
+def test_strokes_that_leave_most_of_an_image_open_get_tv_of_a_weight_unless_a_method_is_named(root):
+    for file in (root / "masks").iterdir():
+        mask = np.array(Image.open(file))
+        mask[5:] = 255
+        Image.fromarray(mask).save(file)
+    text = weakseg("fit", "--data", root, *TINY)
+    assert "my_data: strokes, much left open;" in text
+    assert "chosen: tv" in text
+    assert "may gain" not in text
+    assert config_of(root.parent / "runs" / "my_data" / "tv" / "seed0")["model"]["init_args"]["tv_weight"] == 1
+    weakseg("fit", "--data", root, *TINY, "--name", "mine", "--model.tv_weight", "0.5")
+    assert config_of(root.parent / "runs" / "my_data" / "tv" / "mine")["model"]["init_args"]["tv_weight"] == 0.5
+    assert "chosen: supervised." in weakseg("fit", "--data", root, *TINY, "--config", "supervised")
+
+
+@pytest.mark.parametrize("size", [(60, 80), (1200, 1601)])
+def test_what_is_far_from_every_stroke_is_counted(size):
+    mask = np.full(size, 255, np.uint8)
+    mask[:, 0] = 0
+    diagonal = np.hypot(*size)
+    assert own_data.open_share(mask) == pytest.approx(1 - 0.2 * diagonal / size[1], abs=0.02)
 
 
 # README's words for each kind of labels, method and post-processing.
@@ -136,9 +164,17 @@ def test_readme_and_the_table_that_fit_goes_by_say_the_same():
     section = (ROOT / "README.md").read_text().split("## Which method for which labels")[1].split("\n## ")[0]
     cells = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
     said = {have: (take, why) for have, take, why in cells if have not in ("you have", "---")}
-    # `fit` does not tell strokes around one object from those in every part.
+    # Of the studies' methods `fit` takes one that needs no other weight for each set.
     open_background = "strokes on an object and beside it, most of the background without one"
     assert said.keys() == {*SAID, open_background}
+    much_open = rows.pop("strokes, much left open")
+    assert much_open == {
+        "pretrained": "tv",
+        "from scratch": "tv",
+        "options": {"model.tv_weight": 1.0},
+        "postprocess": {},
+    }
+    assert "it takes `TV` of weight 1" in section
     assert {kind for kind, _ in SAID.values()} == rows.keys()
     for words, (kind, encoder) in SAID.items():
         take, why = said[words]
