@@ -572,11 +572,11 @@ def test_without_a_config_a_round_chooses_from_the_folder(root, drawings, tmp_pa
         "0",
     ]
     said = weakseg(*training.command(run_dir))
-    assert "clicks; " in said or "strokes; " in said
-    assert "chosen: supervised" in said
+    assert "strokes, much left open; " in said
+    assert "chosen: tv" in said
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert config["data"]["init_args"]["root"] == str(root)
-    assert config["model"]["class_path"].endswith("Supervised")
+    assert config["model"]["class_path"].endswith("TV")
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 2
 
 
