@@ -205,16 +205,21 @@ class CamModule(SegmentationModule):
         `walk` along `walk_affinity`, after which it is normalised anew."""
         if refine == "none":
             return self.cam_of(image, tags, size, name)
-        colors = image[None, :3]
+        objects = tags[1:].to(image.device).bool()
+        found = image.new_zeros(len(objects), *size, dtype=torch.float32)
+        if not objects.any():
+            return found
         if refine == "pamr":
-            refined = pamr(colors, self.cam_of(image, tags, (image.shape[1], image.shape[2]), name)[None])
+            cam = self.cam_of(image, tags, (image.shape[1], image.shape[2]), name)[None, objects]
+            refined = pamr(image[None, :3], cam)
         elif refine == "walk":
             affinity = self.walk_affinity(image[None])
-            cam = self.cam_of(image, tags, (affinity.shape[2], affinity.shape[3]), name)[None]
+            cam = self.cam_of(image, tags, (affinity.shape[2], affinity.shape[3]), name)[None, objects]
             refined = normalise_cam(random_walk(affinity, cam, RADIUS, BETA), "max")
         else:
             raise ValueError(f"refine is none, pamr, crf or walk, got {refine!r}")
-        return F.interpolate(refined, size, mode="bilinear", align_corners=False)[0]
+        found[objects] = F.interpolate(refined, size, mode="bilinear", align_corners=False)[0].float()
+        return found
 
     def walk_affinity(self, image: Tensor) -> Tensor:
         """Affinities (1, P, h, w) of cells that cover an image (1, 3, H, W): by colours, 4 pixels a cell."""

@@ -177,8 +177,8 @@ def random_walk(affinity: Tensor, maps: Tensor, radius: int, beta: float = 8, st
 
     A pixel's affinity to itself is 1. Every pixel takes a mean over its surroundings, so constants are kept, and the
     total of a map is not. T is never a matrix [ours], where the codes square one of all pairs eight times: on a CPU its
-    2 P + 1 diagonals are multiplied one by one, which needs the least memory, on a GPU whole windows, which calls 3
-    kernels a step in place of 4 P.
+    2 P + 1 diagonals are multiplied one by one, which needs the least memory; on a GPU whole windows, which calls 4
+    kernels a step in place of 2 P + 2 and holds (2 radius - 1)^2 times the maps.
 
     Args:
         affinity: (B, P, H, W) in [0, 1], see `bilateral_affinity`.
@@ -218,7 +218,8 @@ def spread_by_diagonals(weights: Tensor, radius: int) -> Callable[[Tensor], Tens
 
 
 def spread_by_windows(weights: Tensor, radius: int) -> Callable[[Tensor], Tensor]:
-    """As `spread_by_diagonals`, of the window of (2 radius - 1)^2 pixels around each pixel at once."""
+    """As `spread_by_diagonals`, of the window of (2 radius - 1)^2 pixels around each pixel at once; its corners, beyond
+    the disc, weigh 0."""
     (batch, _, height, width), side = weights.shape, 2 * radius - 1
     windows = weights.new_zeros(batch, side, side, height, width)
     windows[:, radius - 1, radius - 1] = 1
@@ -231,6 +232,6 @@ def spread_by_windows(weights: Tensor, radius: int) -> Callable[[Tensor], Tensor
 
     def spread(values: Tensor) -> Tensor:
         near = F.unfold(values, side, padding=radius - 1).unflatten(1, (values.shape[1], side**2))
-        return (near * flat).sum(2).unflatten(2, (height, width))
+        return near.mul_(flat).sum(2).unflatten(2, (height, width))
 
     return spread

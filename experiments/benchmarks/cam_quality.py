@@ -183,6 +183,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.beside and (options.network or not options.picture):
         parser.error("--beside is for --picture, and without --network")
+    if options.picture and (options.errors or options.maps or options.json):
+        parser.error("--picture takes the place of the table: leave --errors, --maps and --json out")
     paths = [options.run, *options.beside]
     run, *others = (load_run(path, options.which) for path in paths)
     for path, one in zip(paths, (run, *others), strict=True):

@@ -4,7 +4,7 @@
 
 Each wrong pixel is counted once, in the first of these that it is:
 
-- border: another true class lies at most 2 % of the image's diagonal away, also beyond a seam without a label,
+- border: another true class is nearer than 2 % of the image's diagonal, also beyond a seam without a label,
 - far: an object where there is background, farther than 10 % of the diagonal from every true object,
 - near: another object where there is background,
 - missed: background where there is an object,
@@ -46,7 +46,7 @@ def count_errors(labels: Array, mask: Array, background: int | None) -> Array:
     nowhere = np.zeros_like(known)
     truth, found = (nowhere, nowhere) if background is None else (mask == background, labels == background)
     at = {
-        "border": distance_to_another(mask) - 1 < BORDER * diagonal,
+        "border": distance_to_another(mask) - 1 < BORDER * diagonal,  # 0 on either side of a border
         "far": truth & (distance_to(known & ~truth) > FAR * diagonal),
         "near": truth,
         "missed": found,

@@ -24,13 +24,16 @@ from methods.aalr.module import AALR
 
 
 class Found(NamedTuple):
-    """Cells with a label and a mask, those of them that were reassigned, and how many of which are right."""
+    """Cells with a label and a mask, how many are right; those of them that were reassigned, how many of these were and
+    are right; those that lost their label, and how many of these were right."""
 
     labelled: int
     right: int
     changed: int
     changed_right_before: int
     changed_right_after: int
+    dropped: int
+    dropped_right: int
 
 
 @torch.no_grad()
@@ -54,27 +57,38 @@ def cells_of(model: AALR, image: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
 def measure(run: Run, split: Any, count: int) -> Found:
     """Counts over `count` images spread over a split."""
     model: Any = run.model
-    device, total = model.centres.device, torch.zeros(5, dtype=torch.int64)
+    device, total = model.centres.device, torch.zeros(len(Found._fields), dtype=torch.int64)
     for image, tags, mask in images(run, split, count):
         before, after = (one.cpu() for one in cells_of(model, image.to(device), tags.to(device)))
         small = F.interpolate(mask[None, None].float(), image.shape[1:], mode="nearest-exact")[0].long()
         truth = model.at_cells(small, torch.ones_like(before[None], dtype=torch.bool))[0]
         seen = (before != IGNORE) & (truth != IGNORE)
         changed = seen & (after != IGNORE) & (after != before)
+        dropped = seen & (after == IGNORE)
         right, mended = before == truth, after == truth
-        total += torch.stack([one.sum() for one in (seen, seen & right, changed, changed & right, changed & mended)])
+        counted = (seen, seen & right, changed, changed & right, changed & mended, dropped, dropped & right)
+        total += torch.stack([one.sum() for one in counted])
     return Found(*total.tolist())
 
 
 def report(found: Found) -> str:
     """What was found, in words."""
-    share, of_changed = found.changed / max(1, found.labelled), max(1, found.changed)
-    net = found.changed_right_after - found.changed_right_before
-    return (
-        f"{found.labelled} cells with a label, {found.right / max(1, found.labelled):.1%} of them right\n"
-        f"{share:.2%} reassigned: {found.changed_right_before / of_changed:.1%} of these were right, "
-        f"{found.changed_right_after / of_changed:.1%} are ({net / max(1, found.labelled):+.2%} of all)"
-    )
+
+    def share(part: int, whole: int) -> str:
+        return f"{part / max(1, whole):.1%}"
+
+    kept = found.labelled - found.dropped
+    right = found.right - found.dropped_right + found.changed_right_after - found.changed_right_before
+    changed = f"{share(found.changed_right_before, found.changed)} of these were right"
+    lines = [
+        f"{found.labelled} cells with a label, {share(found.right, found.labelled)} of them right",
+        f"{share(found.changed, found.labelled)} reassigned: {changed}, "
+        f"{share(found.changed_right_after, found.changed)} are",
+        f"{share(found.dropped, found.labelled)} without a label afterwards: "
+        f"{share(found.dropped_right, found.dropped)} of these were right",
+        f"{share(right, kept)} of the labels that are left are right",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:

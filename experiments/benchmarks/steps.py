@@ -64,7 +64,7 @@ def build(
     row: tuple[str, dict[str, Any]] | None = None,
     network: NetworkConfig = NetworkConfig("Unet", "mobilenet_v2"),  # noqa: B008 (never written to)
 ) -> tuple[SegmentationModule, Any]:
-    """The method in training, at the end of its schedules, and a batch of what it needs; `row`: if not of `OPTIONS`."""
+    """The method in training, at the end of its schedules, and a batch of what it needs; `row`: if in no table."""
     torch.manual_seed(0)
     method, options = row or {**OPTIONS, **TAGS}[name]
     found = getattr(methods, method)

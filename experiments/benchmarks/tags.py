@@ -95,8 +95,8 @@ class Bed:
 
     def best(self, name: str, refine: str) -> Row:
         """The row of the maps on val."""
-        rows = json.loads((self.run(name) / "quality_val.json").read_text())
-        return next(row for row in rows if row["map"] == OF_MAPS[refine])
+        rows: list[Row] = json.loads((self.run(name) / "quality_val.json").read_text())
+        return {row["map"]: row for row in rows}[OF_MAPS[refine]]
 
     # Steps -----------------------------------------------------------------------------------------------------------
 

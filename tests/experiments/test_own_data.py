@@ -127,6 +127,9 @@ def test_strokes_that_leave_most_of_an_image_open_get_tv_of_a_weight_unless_a_me
     weakseg("fit", "--data", root, *TINY, "--name", "mine", "--model.tv_weight", "0.5")
     assert config_of(root.parent / "runs" / "my_data" / "tv" / "mine")["model"]["init_args"]["tv_weight"] == 0.5
     assert "chosen: supervised." in weakseg("fit", "--data", root, *TINY, "--config", "supervised")
+    weakseg("fit", "--data", root, *TINY, "--name", "mine", "--resume", "auto", "--trainer.max_steps", "4")
+    after = config_of(root.parent / "runs" / "my_data" / "tv" / "mine")
+    assert (after["model"]["init_args"]["tv_weight"], after["trainer"]["max_steps"]) == (0.5, 4)
 
 
 @pytest.mark.parametrize("size", [(60, 80), (1200, 1601)])

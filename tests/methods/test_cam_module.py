@@ -7,8 +7,13 @@ import torch
 from torch.nn import functional as F
 
 import methods
+from common.model.affinity import RADIUS
+from common.model.cam_module import BETA
 from common.model.networks import NetworkConfig
 from common.ops.batch import IGNORE
+from common.ops.cam import normalise_cam
+from common.ops.refine import pamr
+from common.ops.walk import random_walk
 from conftest import fit_tiny, weakseg
 from datamodules.augmentation import whole
 from experiments.runs.pseudo import PseudoLabels
@@ -201,6 +206,22 @@ def test_seeds_label_what_is_sure_and_nothing_against_the_plain_labels(model):
     assert (seeds == plain)[seeds != IGNORE].all()
     cam = model.refined_cam(image, tags, (61, 47), "pamr")
     assert ((seeds == IGNORE) == ((cam.amax(0) > 0.1) & (cam.amax(0) <= 0.6))).all()
+
+
+@pytest.mark.parametrize("refine", ["pamr", "walk"])
+def test_only_maps_of_tagged_classes_are_refined_and_they_come_out_as_among_all(model, refine):
+    image = torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(0))
+    tags = torch.tensor([False, True, False, True])
+    found = model.refined_cam(image, tags, (61, 47), refine)
+    if refine == "pamr":
+        wanted = pamr(image[None], model.cam_of(image, tags, (40, 56))[None])
+    else:
+        affinity = model.walk_affinity(image[None])
+        cam = model.cam_of(image, tags, tuple(affinity.shape[2:]))[None]
+        wanted = normalise_cam(random_walk(affinity, cam, RADIUS, BETA), "max")
+    torch.testing.assert_close(found[None], F.interpolate(wanted, (61, 47), mode="bilinear", align_corners=False))
+    assert not found[1].any()
+    assert not model.refined_cam(image, torch.zeros(4, dtype=torch.bool), (61, 47), refine).any()
 
 
 def test_affinities_are_learned_from_seeds_while_the_classifier_stays(run, tmp_path):
