@@ -133,6 +133,15 @@ def test_bilateral_affinity_is_the_formula():
         bilateral_affinity(image, 3, 0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_walk_is_the_same_on_a_gpu():
+    torch.manual_seed(0)
+    image, maps = torch.rand(1, 3, 20, 30), torch.rand(1, 2, 20, 30)
+    affinity = bilateral_affinity(image, 5)
+    found = random_walk(affinity.cuda(), maps.cuda(), 5)
+    torch.testing.assert_close(found.cpu(), random_walk(affinity, maps, 5), atol=1e-3, rtol=0)
+
+
 def test_affinity_of_another_radius_is_refused():
     maps = torch.rand(1, 1, 4, 4)
     with pytest.raises(ValueError, match=r"must be \(B, 34, H, W\) for radius 5"):
