@@ -188,10 +188,11 @@ def random_walk(affinity: Tensor, maps: Tensor, radius: int, beta: float = 8, st
     Returns:
         (B, C, H, W), at least float32.
     """
-    if affinity.shape[1] != len(half_disc(radius)) or affinity.shape[2:] != maps.shape[2:]:
+    pairs = len(half_disc(radius))
+    if affinity.shape[1] != pairs or affinity.shape[2:] != maps.shape[2:]:
         raise ValueError(
-            f"affinity must be (B, {len(half_disc(radius))}, H, W) for radius {radius} and maps {tuple(maps.shape)}, "
-            f"got {tuple(affinity.shape)}"
+            f"affinity must be (B, {pairs}, H, W) for radius {radius} and maps {tuple(maps.shape)}, got "
+            f"{tuple(affinity.shape)}"
         )
     maps, weights = at_least_fp32(maps), at_least_fp32(affinity) ** beta
     spread = (spread_by_windows if maps.is_cuda else spread_by_diagonals)(weights, radius)

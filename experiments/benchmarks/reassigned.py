@@ -49,8 +49,7 @@ def cells_of(model: AALR, image: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
     candidates = tags[None].clone()
     candidates[:, 0] = True
     candidates &= model.centres.any(1)
-    nobody = torch.zeros_like(known, dtype=torch.bool)
-    _, after, _ = reassigned(similarities(embedding, model.centres), known, candidates, nobody)
+    _, after, _ = reassigned(similarities(embedding, model.centres), known, candidates)
     return known[0], after[0]
 
 

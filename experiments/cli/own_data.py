@@ -108,7 +108,7 @@ def kind_of(data: SegmentationDataModule) -> str:
         return "all pixels labelled"
     dots = [dots_of(mask) for mask in drawn]
     if not dots or median(share for share, _ in dots) <= 0.5:
-        left_open = median(open_share(mask) for mask in drawn) > OPEN if drawn else False
+        left_open = drawn and median(open_share(mask) for mask in drawn) > OPEN
         return "strokes, much left open" if left_open else "strokes"
     return "clicks" if median(each for _, each in dots) <= CLICKS else "few pixels"
 
