@@ -14,7 +14,7 @@ from datamodules.annotation import class_counts, object_tags
 from datamodules.augmentation import stream_seed
 from datamodules.cache import DiskCache, RamCache, Small
 from datamodules.images import Cut, TrainingImages, WholeImages
-from datamodules.parallel import Loader, one_thread
+from datamodules.parallel import Loader, init_worker
 from datamodules.samplers import EpochSampler, Order, class_order, group_order
 from datamodules.splits import Split
 from datamodules.superpixels import Superpixels
@@ -127,6 +127,6 @@ def loader(data: SegmentationDataModule, dataset: Dataset[Any], **how: Any) -> D
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=one_thread,
+        worker_init_fn=init_worker,
         **how,
     )

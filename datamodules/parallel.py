@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common.training.signals import blocked
+from common.training.signals import blocked, die_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,8 +28,10 @@ class Loader(DataLoader[Any]):
             return super().__iter__()
 
 
-def one_thread(worker: int) -> None:
-    """Loader processes share the machine with the training process: one thread each."""
+def init_worker(worker: int) -> None:
+    """Loader processes share the machine with the training process, one thread each, and end with it: one that has
+    more to send than a pipe holds would wait for ever for a training process that was killed."""
+    die_with_parent()
     torch.set_num_threads(1)
     if cv2 := sys.modules.get("cv2"):  # a forked process has its pool of threads without the threads
         cv2.setNumThreads(0)
@@ -68,7 +70,7 @@ def mapped(work: Callable[[Item], Result], items: Sequence[Item], what: str) -> 
     """
     workers = processors() if len(items) >= FEW else 0
     loader = Loader(
-        Mapped(work, items), batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=one_thread,
+        Mapped(work, items), batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=init_worker,
         prefetch_factor=16 if workers else None,
     )  # fmt: skip
     for found in tqdm(loader, desc=what, total=len(items), delay=SECONDS, disable=None, leave=False):

@@ -130,6 +130,56 @@ def test_a_signal_before_training_ends_it_and_leaves_nothing_half_made(moment, d
     assert not cache.exists() or not list(cache.iterdir())
 
 
+LOST = """
+import os, signal, sys, time
+import experiments.cli
+from common.training.signals import stop_request
+
+class Foreign:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+foreign = [Foreign()]
+
+def run(verb, rest):
+    try:
+        foreign.clear()
+        time.sleep(60)
+    finally:
+        print("cleared up", flush=True)
+
+experiments.cli.run = run
+sys.exit(experiments.cli.main())
+"""
+
+
+def test_a_signal_that_python_drops_in_foreign_code_still_stops_the_command():
+    done = subprocess.run([sys.executable, "-c", LOST, "fit"], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == os.EX_TEMPFAIL, done.stderr
+    assert "Exception ignored in" in done.stderr
+    assert "cleared up" in done.stdout
+
+
+FULL = """
+import os, signal, time
+import numpy
+from datamodules.parallel import Loader, Mapped, init_worker
+
+more_than_a_pipe_holds = Mapped(lambda number: numpy.zeros(100_000, numpy.uint8), range(300))
+loader = Loader(more_than_a_pipe_holds, num_workers=2, prefetch_factor=16, worker_init_fn=init_worker, collate_fn=list)
+running = iter(loader)
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_loader_processes_end_with_a_training_process_that_is_killed():
+    """They hold its output open: nobody who waits for the end of it would go on."""
+    done = subprocess.run([sys.executable, "-c", FULL], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
 def test_a_listing_whose_reader_is_gone_ends_quietly():
     for words in (["methods"], ["datamodules"], ["--help"], ["study"]):
         command = f"{sys.executable} -m experiments.cli {' '.join(words)} | head -1; exit ${{PIPESTATUS[0]}}"

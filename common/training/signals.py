@@ -78,15 +78,22 @@ class StopRequest:
             raise Stopped(f"stopped by {self.signal.name} before the first step, {AGAIN}")
 
     def _watch(self, reader: int) -> None:
-        """End a process that does not leave before training begins: its handlers cannot run, because it waits in C for
-        other ranks that have stopped, or their exception was lost in foreign code."""
+        """See to it that a process that was asked to stop before training begins does. Its exception may have been lost
+        in foreign code (Python drops those in `__del__`), and is raised again; or no handler can run, because it waits
+        in C for other ranks that have stopped: then it is ended."""
+        main, raised_again = threading.main_thread().ident, False
         while number := os.read(reader, 1):
             if number[0] not in SIGNALS:  # other signals wake it up too
                 continue
             time.sleep(PATIENCE)
-            if self.owner and not self.training:
-                tell(f"weakseg: stopped by {signal.Signals(number[0]).name} before the first step, {AGAIN}")
-                os._exit(os.EX_TEMPFAIL)
+            if not self.owner or self.training:
+                continue
+            if main is not None and not raised_again:
+                raised_again, self.signal = True, None
+                signal.pthread_kill(main, number[0])
+                continue
+            tell(f"weakseg: stopped by {signal.Signals(number[0]).name} before the first step, {AGAIN}")
+            os._exit(os.EX_TEMPFAIL)
         os.close(reader)
 
 
