@@ -17,6 +17,7 @@ from common.training.checkpoints import LastCheckpoint
 from conftest import SMALL, TINY, draw_tagged, fit_tiny, on_folder, snapshot, weakseg, weakseg_process
 from datamodules.sets.synthetic import Synthetic
 from datamodules.supervision import Supervision, shrink_mask
+from experiments.benchmarks.cam_quality import of_network
 from experiments.runs.pseudo import PseudoLabels
 
 DENSE = ["--data.init_args.supervision", "{kind: dense, fraction: null}"]
@@ -349,9 +350,20 @@ def test_tags_become_maps_masks_and_a_network_also_if_each_is_killed(tmp_path, m
     background = torch.load(two / "cam" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert about["threshold"] == pytest.approx(float(background["network.background"]))
     # A class is only where it is tagged.
-    data = package.load_run(two / "cam").data
+    run, net = package.load_run(two / "cam"), package.load_run(two / "net", "last")
+    data = run.data
     for name in data.names("train"):
         assert {*np.unique(labels(two / "masks" / f"{name}.png"))} <= {0, *np.unique(data.mask(name))}
+    # The network is told no tags; if it were, no class without one would be found.
+    alone, told = of_network(net, run, "val", 100)
+    assert alone["miou"] == pytest.approx(json.loads((two / "net" / "summary.json").read_text())["last"]["val/miou"])
+    truth, found = [], []
+    for name in data.names("val"):
+        there = sorted({0, *np.unique(data.mask(name))} - {255})
+        scores = net.predict(data.image(name), probabilities=True)[1][there]
+        truth.append(data.mask(name).ravel())
+        found.append(np.take(there, scores.argmax(0)).ravel())
+    assert told["miou"] == pytest.approx(miou(np.concatenate(truth), np.concatenate(found)), abs=1e-4)
 
 
 def test_people_without_a_mask_come_from_tags_to_a_network(tmp_path):

@@ -5,9 +5,10 @@
 Prints a table: the mIoU in per cent over the images at the best threshold of that row, the threshold, and the mIoU at
 the threshold that the run's validation found. Masks and tags of the split are those of the run's data set. IRN's seeds
 have no threshold to sweep: their row says what share of the pixels is sure, and the mIoU of these; `--crf` is how many
-images, since a dense CRF takes seconds for each. `--errors` tells where the wrong pixels lie, `--json` is a file for
-the rows. `--picture` draws image, CAM, labels and truth of the first images, with `--beside RUN...` the maps of
-several runs.
+images, since a dense CRF takes seconds for each. `--network` is a run that learned from the labels: its mIoU, and what
+it would be if the network, too, were told the tags of each image. `--errors` tells where the wrong pixels lie, `--json`
+is a file for the rows. `--picture` draws image, CAM, labels and truth of the first images, with `--beside RUN...` the
+maps of several runs.
 """
 
 from __future__ import annotations
@@ -55,16 +56,21 @@ def kinds(model: CamModule) -> dict[str, Maps]:
     return dict(zip(NAMES, (single, model.cam_of, *refined), strict=True))
 
 
-def images(run: Run, split: Any, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Image (3, h, w), tags (K,) and mask (H, W) of images spread over a split."""
-    data = run.data
-    names = data.names(split)
+def masks(run: Run, split: Any, count: int) -> Iterator[tuple[str, Array]]:
+    """Names and masks (H, W) of images spread over a split."""
+    names = run.data.names(split)
     for place in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int):
-        mask = data.mask(names[place])
+        mask = run.data.mask(names[place])
         if mask is None:
             raise ValueError(f"'{names[place]}' has no mask to compare with")
-        sample = whole_image(names[place], data.small_image(names[place]), mask)
-        yield sample["image"].float() / 255, torch.tensor(data.tags(names[place], mask)), sample["mask"].long()
+        yield names[place], mask
+
+
+def images(run: Run, split: Any, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Image (3, h, w), tags (K,) and mask (H, W) of `masks`."""
+    for name, mask in masks(run, split, count):
+        sample = whole_image(name, run.data.small_image(name), mask)
+        yield sample["image"].float() / 255, torch.tensor(run.data.tags(name, mask)), sample["mask"].long()
 
 
 def measure(run: Run, split: Any, count: int, seeds: int, names: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -104,6 +110,20 @@ def measure(run: Run, split: Any, count: int, seeds: int, names: Collection[str]
     return rows
 
 
+def of_network(network: Run, run: Run, split: Any, count: int) -> list[dict[str, Any]]:
+    """Rows of a network at its last step on the images of `measure`: with all classes, and with those of the tags
+    alone, which maps know and a network does not."""
+    found = {name: SegmentationMetrics(network.model.num_classes) for name in ("network", "network, tags given")}
+    for name, mask in masks(run, split, count):
+        _, scores = network.predict(run.data.image(name), probabilities=True)
+        possible = run.data.tags(name, mask)
+        possible[run.data.background] = True  # which is no tag
+        told = scores * possible[:, None, None]
+        for metric, labels in zip(found.values(), (scores.argmax(0), told.argmax(0)), strict=True):
+            metric.update(torch.from_numpy(labels)[None], torch.from_numpy(mask).long()[None])
+    return [{"map": name, "miou": round(float(one.compute()["miou"]), 4)} for name, one in found.items()]
+
+
 def where_wrong(run: Run, split: Any, count: int, rows: list[dict[str, Any]]) -> str:
     """A table of where the wrong pixels lie, see `experiments.benchmarks.errors`, of each row's maps at their best
     threshold."""
@@ -122,8 +142,8 @@ def where_wrong(run: Run, split: Any, count: int, rows: list[dict[str, Any]]) ->
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table."""
     name = row["map"] if "sure" not in row else f"{row['map']}, {row['images']} images, {row['sure']:.1%} sure"
-    best = [f"{row['miou']:.1f}", f"{row['threshold']:.2f}"] if "miou" in row else ["", ""]
-    return [name, *best, f"{row['own']:.1f}", f"{row['seconds']:.2f}"]
+    shown = [("miou", ".1f"), ("threshold", ".2f"), ("own", ".1f"), ("seconds", ".2f")]
+    return [name, *(f"{row[key]:{form}}" if key in row else "" for key, form in shown)]
 
 
 def heat(cam: Tensor, image: Tensor, size: tuple[int, int]) -> Array:
@@ -179,7 +199,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--picture", type=Path, help="PNG to draw instead of the table")
     parser.add_argument("--beside", nargs="+", default=[], help="runs whose maps the picture shows beside those of RUN")
-    parser.add_argument("--network", help="run of a network trained on the pseudo-masks, for the picture")
+    parser.add_argument("--network", help="run of a network trained on the pseudo-masks")
     options = parser.parse_args()
     if options.beside and (options.network or not options.picture):
         parser.error("--beside is for --picture, and without --network")
@@ -190,15 +210,18 @@ def main() -> None:
     for path, one in zip(paths, (run, *others), strict=True):
         if not isinstance(one.model, CamModule):
             raise SystemExit(f"{path} is no run of a method with class activation maps")
+    network = load_run(options.network, "last") if options.network else None
     if options.picture and others:
         draw_beside([run, *others], options.split, options.picture)
         return
     if options.picture:
-        draw(run, load_run(options.network) if options.network else None, options.split, options.picture)
+        draw(run, network, options.split, options.picture)
         return
     if torch.cuda.is_available():
         run.model.cuda()
     rows = measure(run, options.split, options.images, options.crf, options.maps)
+    if network:
+        rows += of_network(network, run, options.split, options.images)
     head = ["map", "mIoU", "best threshold", "at the run's threshold", "s an image"]
     print(markdown(head, [*map(cells, rows)]))
     if options.errors:
