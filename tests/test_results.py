@@ -81,3 +81,15 @@ def test_readme_has_the_figures_of_the_strokes_of_experts():
     assert len(shown) == 6
     assert shown == {row: f"{float(found[row]['test_miou_last']):.1f}" for row in shown}
     assert {found[row]["n"] for row in shown} == {"3"}
+
+
+def test_readme_has_the_figures_of_the_tags_of_voc():
+    head, *rows = read(RESULTS / "tags.csv")
+    found = {}
+    for row in (dict(zip(head, one, strict=True)) for one in rows):
+        if row["score"] == "network on test":
+            found.setdefault((row["what"], row["labels"]), []).append(float(row["percent"]))
+    line = next(one for one in (ROOT / "README.md").read_text().splitlines() if one.startswith("| VOC, local"))
+    names = [("CAM", "all scales, mirrored"), ("CAM", "PAMR"), ("CAM", "walk"), ("all masks", "")]
+    assert [len(found[name]) for name in names] == [2, 2, 2, 2]
+    assert re.findall(r"\d\d\.\d", line) == [f"{sum(found[name]) / 2:.1f}" for name in names]
