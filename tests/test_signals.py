@@ -133,7 +133,6 @@ def test_a_signal_before_training_ends_it_and_leaves_nothing_half_made(moment, d
 LOST = """
 import os, signal, sys, time
 import experiments.cli
-from common.training.signals import stop_request
 
 class Foreign:
     def __del__(self):
