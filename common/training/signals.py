@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -51,6 +52,7 @@ class StopRequest:
         # for background jobs of a script.
         taken = [one for one in SIGNALS if one == signal.SIGINT or signal.getsignal(one) != signal.SIG_IGN]
         before = {one: signal.signal(one, self._on_signal) for one in taken}
+        unraisable, sys.unraisablehook = sys.unraisablehook, self._on_dropped
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -59,10 +61,15 @@ class StopRequest:
             yield
         finally:
             self.owner = 0
+            sys.unraisablehook = unraisable
             signal.set_wakeup_fd(wakeup)
             for one, handler in before.items():
                 signal.signal(one, signal.SIG_IGN if last and self.signal else handler)
             os.close(writer)  # ends the thread
+            # Loader processes whose loader was cut off: when it ends, Python waits for them, after a SIGTERM that they
+            # never see.
+            for child in multiprocessing.active_children() if last else ():
+                child.kill()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self.owner:
@@ -77,10 +84,15 @@ class StopRequest:
         elif not leaving:  # schedulers send several: the second would cut off what is done on the way out
             raise Stopped(f"stopped by {self.signal.name} before the first step, {AGAIN}")
 
+    def _on_dropped(self, what: Any) -> None:
+        """Python drops exceptions in `__del__` and in what it calls at a fork; `_watch` raises ours again."""
+        if not isinstance(what.exc_value, Stopped):
+            sys.__unraisablehook__(what)
+
     def _watch(self, reader: int) -> None:
         """See to it that a process that was asked to stop before training begins does. Its exception may have been lost
-        in foreign code (Python drops those in `__del__`), and is raised again; or no handler can run, because it waits
-        in C for other ranks that have stopped: then it is ended."""
+        in foreign code, and is raised again; or no handler can run, because it waits in C for other ranks that have
+        stopped: then it is ended."""
         main, raised_again = threading.main_thread().ident, False
         while number := os.read(reader, 1):
             if number[0] not in SIGNALS:  # other signals wake it up too
