@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TextIO, cast
 
 # Of schedulers, of SLURM and of submitit before a time limit, Ctrl-C, a closed terminal.
@@ -52,7 +53,8 @@ class StopRequest:
         # for background jobs of a script.
         taken = [one for one in SIGNALS if one == signal.SIGINT or signal.getsignal(one) != signal.SIG_IGN]
         before = {one: signal.signal(one, self._on_signal) for one in taken}
-        unraisable, sys.unraisablehook = sys.unraisablehook, self._on_dropped
+        unraisable = sys.unraisablehook
+        sys.unraisablehook = partial(self._on_dropped, unraisable)
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -84,10 +86,10 @@ class StopRequest:
         elif not leaving:  # schedulers send several: the second would cut off what is done on the way out
             raise Stopped(f"stopped by {self.signal.name} before the first step, {AGAIN}")
 
-    def _on_dropped(self, what: Any) -> None:
+    def _on_dropped(self, before: Callable[[Any], Any], what: Any) -> None:
         """Python drops exceptions in `__del__` and in what it calls at a fork; `_watch` raises ours again."""
         if not isinstance(what.exc_value, Stopped):
-            sys.__unraisablehook__(what)
+            before(what)
 
     def _watch(self, reader: int) -> None:
         """See to it that a process that was asked to stop before training begins does. Its exception may have been lost
