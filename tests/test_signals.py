@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from common.training.signals import AGAIN
 from conftest import ROOT, TINY, fit_tiny, slow_but_for, weakseg
 from same_run import assert_same_run, load
 
@@ -130,34 +131,58 @@ def test_a_signal_before_training_ends_it_and_leaves_nothing_half_made(moment, d
     assert not cache.exists() or not list(cache.iterdir())
 
 
-LOST = """
+FOREIGN = """
 import os, signal, sys, time
 import experiments.cli
 
 class Foreign:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+        asked()
+
+def asked():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
 
 foreign = [Foreign()]
 
-def run(verb, rest):
+def dropped():
+    foreign.clear()
+
+def imported():
+    import foreign_module  # calls `asked`
+
+def made_another():
     try:
-        foreign.clear()
+        asked()
+    except BaseException:
+        raise AttributeError("of foreign code")
+
+def run(rest):
+    try:
+        globals()[sys.argv[2]]()
         time.sleep(60)
     finally:
         print("cleared up", flush=True)
 
-experiments.cli.run = run
+sys.modules["experiments.cli.fit"] = type(sys)("fit")
+sys.modules["experiments.cli.fit"].main = run
 sys.exit(experiments.cli.main())
 """
 
 
-def test_a_signal_that_python_drops_in_foreign_code_still_stops_the_command():
-    done = subprocess.run([sys.executable, "-c", LOST, "fit"], cwd=ROOT, capture_output=True, text=True, timeout=50)
+@pytest.mark.parametrize("how", ["dropped", "imported", "made_another"])
+def test_a_signal_in_foreign_code_stops_the_command(how, tmp_path):
+    """An exception is lost in `__del__`, made another by a bare `except`, and must not come within an import."""
+    (tmp_path / "foreign_module.py").write_text(
+        "import __main__\ntry:\n    __main__.asked()\nexcept BaseException:\n    print('half an import')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN, "fit", how], cwd=ROOT, capture_output=True, text=True, timeout=50,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
+    )  # fmt: skip
     assert done.returncode == os.EX_TEMPFAIL, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "cleared up" in done.stdout
+    assert done.stderr == f"weakseg: stopped by SIGTERM before the first step, {AGAIN}\n"
+    assert done.stdout == "cleared up\n"
 
 
 FULL = """

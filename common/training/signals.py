@@ -17,11 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TextIO, cast
+from types import FrameType
+from typing import Any, NoReturn, TextIO, cast
 
 # Of schedulers, of SLURM and of submitit before a time limit, Ctrl-C, a closed terminal.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
-PATIENCE = 5.0  # seconds that a call into C may take before training begins, once a signal has asked to stop
+PATIENCE = 5.0  # seconds until a stop before training begins is taken for lost, and asked for again
+OFTEN = 0.1  # seconds between looks whether an import is through
 AGAIN = "continue with the same command and --resume auto"
 
 
@@ -35,6 +37,9 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.training = False  # then a step is finished and saved first
+        self.begun = False  # then there may be something to clear up
+        self.raised = False  # the exception is on its way
+        self.resent = False  # the next signal is `_watch`'s, nobody's second Ctrl-C
         self.owner = 0  # the process that listens; a forked child has its handlers too
 
     @contextlib.contextmanager
@@ -42,13 +47,14 @@ class StopRequest:
         """Handle signals within the block, in the main thread (elsewhere they cannot be); blocks may be nested.
 
         Args:
-            last: this is the last that the process does: once a signal has stopped it, further ones are ignored, since
-                they would change its exit status while Python ends.
+            last: this is all that the process does. Until `begun` a signal ends it where it is; once one has stopped
+                it, further ones are ignored, since they would change its exit status while Python ends.
         """
         if threading.current_thread() is not threading.main_thread() or self.owner == os.getpid():
             yield
             return
-        self.signal, self.training, self.owner = None, False, os.getpid()
+        self.signal, self.training, self.raised = None, False, False
+        self.begun, self.owner = not last, os.getpid()
         # A signal that is ignored when the command starts stays so (nohup), except Ctrl-C, which every shell ignores
         # for background jobs of a script.
         taken = [one for one in SIGNALS if one == signal.SIGINT or signal.getsignal(one) != signal.SIG_IGN]
@@ -73,18 +79,34 @@ class StopRequest:
             for child in multiprocessing.active_children() if last else ():
                 child.kill()
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.owner:
             return
-        again, leaving = number == signal.SIGINT == self.signal, self.signal is not None
+        again, self.resent = number == signal.SIGINT == self.signal and not self.resent, False
         self.signal = signal.Signals(number)
-        if again:
+        if not self.begun:
+            self.end()
+        if again and not is_import(frame):
             raise KeyboardInterrupt
         if self.training:
             more = " (again: stop at once)" * (number == signal.SIGINT)
             tell(f"\n{self.signal.name}: saving after this step{more}")
-        elif not leaving:  # schedulers send several: the second would cut off what is done on the way out
-            raise Stopped(f"stopped by {self.signal.name} before the first step, {AGAIN}")
+        # Schedulers send several: the second would cut off what is done on the way out. An import is let through
+        # (`_watch` sends the signal again): libraries that are cut off there abort, or go on half-made.
+        elif not self.raised and not is_import(frame):
+            self.raised = True
+            raise self.stopped()
+
+    def stopped(self) -> Stopped:
+        """What is raised, or was and came out as another error."""
+        name = self.signal.name if self.signal else "a signal"
+        return Stopped(f"stopped by {name} before the first step, {AGAIN}")
+
+    def end(self) -> NoReturn:
+        """At once, without clearing up."""
+        if not rank():
+            tell(f"weakseg: {self.stopped()}")
+        os._exit(os.EX_TEMPFAIL)
 
     def _on_dropped(self, before: Callable[[Any], Any], what: Any) -> None:
         """Python drops exceptions in `__del__` and in what it calls at a fork; `_watch` raises ours again."""
@@ -92,26 +114,43 @@ class StopRequest:
             before(what)
 
     def _watch(self, reader: int) -> None:
-        """See to it that a process that was asked to stop before training begins does. Its exception may have been lost
-        in foreign code, and is raised again; or no handler can run, because it waits in C for other ranks that have
-        stopped: then it is ended."""
-        main, raised_again = threading.main_thread().ident, False
         while number := os.read(reader, 1):
-            if number[0] not in SIGNALS:  # other signals wake it up too
-                continue
-            time.sleep(PATIENCE)
-            if not self.owner or self.training:
-                continue
-            if main is not None and not raised_again:
-                raised_again, self.signal = True, None
-                signal.pthread_kill(main, number[0])
-                continue
-            tell(f"weakseg: stopped by {signal.Signals(number[0]).name} before the first step, {AGAIN}")
-            os._exit(os.EX_TEMPFAIL)
+            if number[0] in SIGNALS:  # others wake it up too
+                self._see_to_it(number[0])
         os.close(reader)
+
+    def _see_to_it(self, number: int) -> None:
+        """That a process that was asked to stop before training begins does. The exception had to wait for an import;
+        or it was lost in foreign code, and is raised once more; or no handler can run, because the process waits in C
+        for other ranks that have stopped: then it is ended."""
+        main = threading.main_thread().ident
+        for _ in range(2):
+            until = time.monotonic() + PATIENCE
+            while time.monotonic() < until:
+                time.sleep(OFTEN)
+                if not self.owner or self.training:
+                    return
+                if not self.raised and main is not None:
+                    self.resent = True
+                    signal.pthread_kill(main, number)
+            self.raised = False
+        self.signal = signal.Signals(number)
+        self.end()
 
 
 stop_request = StopRequest()
+
+
+def rank() -> int:
+    """Of this process among those that Lightning, torchrun or srun have started."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def is_import(frame: FrameType | None) -> bool:
+    """Whether Python is importing a module there."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def tell(text: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
-from common.training.signals import PATIENCE, Stopped, die_with_parent, lossy_output, stop_request
+from common.training.signals import PATIENCE, Stopped, die_with_parent, lossy_output, rank, stop_request
 
 USAGE = """\
 usage: weakseg <command> [options]
@@ -74,11 +74,6 @@ def say(line: str) -> None:
         print(f"weakseg: {line}", file=sys.stderr, flush=True)
 
 
-def rank() -> int:
-    """Of this process among those that Lightning, torchrun or srun have started."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID") or 0)
-
-
 def run(verb: str, rest: list[str]) -> int:
     """The command, its expected errors in one line."""
     if verb in ("-h", "--help"):
@@ -101,17 +96,20 @@ def run(verb: str, rest: list[str]) -> int:
         die_with_parent()  # an agent of torchrun that is killed leaves its processes, which would train on without it
     os.environ[LAUNCHER] = str(os.getpid())
     try:
-        return import_module(f"experiments.cli.{verb}").main(rest) or 0
-    except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
-        if os.environ.get("WEAKSEG_TRACEBACK"):
-            raise
-        from experiments.cli.messages import explain
-
-        tell(explain(str(error), error))
+        command = import_module(f"experiments.cli.{verb}")
+        stop_request.begun = True
+        return command.main(rest) or 0
     except Exception as error:
+        if stop_request.raised:  # foreign code made this error of it
+            raise stop_request.stopped() from error
         if os.environ.get("WEAKSEG_TRACEBACK"):
             raise
-        tell(unexpected(error))
+        if isinstance(error, (ValueError, OSError, ArithmeticError, ModuleNotFoundError)):
+            from experiments.cli.messages import explain
+
+            tell(explain(str(error), error))
+        else:
+            tell(unexpected(error))
     return 1
 
 
