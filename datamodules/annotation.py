@@ -26,6 +26,7 @@ from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.files import clean, folder_written_whole, written_whole
 from datamodules.boxes import placed
+from datamodules.decode import read_drawn
 from datamodules.images import check_sizes
 from datamodules.parallel import mapped
 from datamodules.simulate import paint_boxes
@@ -223,7 +224,7 @@ def class_counts(folder: Path, names: Sequence[str], num_classes: int) -> NDArra
     """Labelled pixels of each class in each of the drawn masks, (N, K) int64: counted once, into `classes.npy`."""
     file = folder / CLASSES
     if not file.exists():
-        drawn = (np.asarray(Image.open(folder / f"{name}.png")) for name in names)
+        drawn = (read_drawn(folder / f"{name}.png") for name in names)
         rows = [np.bincount(mask[mask != IGNORE], minlength=num_classes) for mask in drawn]
         with written_whole(file) as scratch, scratch.open("wb") as opened:
             np.save(opened, np.array(rows, np.int64))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader, move_data_to_device
 from torch.utils.data import DataLoader, default_collate
 
@@ -106,9 +107,12 @@ class SegmentationDataModule(LightningDataModule):
         self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
         self.size: Box = None
         if size != "native":
-            self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+            self.size = (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[assignment]
         elif cache == "ram":
             raise ValueError("data.cache=ram would hold every image at its own size (data.size=native): use disk")
+        for option, sides in (("size", self.size), ("crop", crop)):
+            if sides is not None and (len(sides) != 2 or min(sides) < 1):
+                raise ValueError(f"data.{option} is [height, width] in pixels, at least 1, got {[*sides]}")
         sample = crop or self.size
         if sample is None:
             raise ValueError("data.size=native needs data.crop: [height, width] of a training sample")
@@ -310,7 +314,10 @@ class SegmentationDataModule(LightningDataModule):
         return self.cache_dir / folder_name(self)
 
     def prepare_data(self) -> None:
-        """Draw the annotation of the labelled images once; afterwards training opens no dense mask."""
+        """Draw the annotation of the labelled images once; afterwards training opens no dense mask. A trainer that only
+        evaluates needs none."""
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
         with writing(self.cache_dir):
             prepare(self, self.annotation_dir())
             if self.class_sampling is not None:

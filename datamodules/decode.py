@@ -173,6 +173,12 @@ def naming(path: Path) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def read_drawn(path: Path) -> Array:
+    """A mask that was drawn for training, uint8 (H, W), as it is in the file."""
+    with naming(path), Image.open(path) as image:
+        return np.asarray(image)
+
+
 def first_bytes(path: Path) -> bytes:
     """The first bytes: enough for a PNG's header."""
     with path.open("rb") as file:

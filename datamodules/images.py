@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from datamodules.cache import Small
+from datamodules.decode import read_drawn
 from datamodules.samplers import Draw
 from datamodules.superpixels import Superpixels
 from datamodules.transforms import Box, cut_box, cut_span, draw_uniform, fit_size, pad_to
@@ -62,7 +62,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
         extent = fit_size(size, self.box)
         mask = np.full(extent, IGNORE, np.uint8)
         if self.annotations is not None:
-            mask = np.asarray(Image.open(self.annotations / f"{name}.png"))
+            mask = read_drawn(self.annotations / f"{name}.png")
         if mask.shape != extent:
             raise ValueError(f"image '{name}' is {size}, its annotation {mask.shape}: delete {self.annotations}")
         key, box, part = torch.tensor([draw.epoch, draw.position]), self.box or extent, {}

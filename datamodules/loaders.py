@@ -41,7 +41,8 @@ def training_loader(data: SegmentationDataModule) -> CombinedLoader:
         raise ValueError("supervision kind none labels no image: set data.unlabeled_batch_size above 0")
     both = {"labeled": (labeled, data.batch_size), "unlabeled": (unlabeled, data.unlabeled_batch_size)}
     streams = {stream: (both[stream][0], _part(both[stream][1], data.accumulation)) for stream in data.streams}
-    steps = max(max(1, len(names) // batch) for names, batch in streams.values())
+    # Whole steps of the optimizer, as many as without accumulation: the epoch's last one would lack images.
+    steps = data.accumulation * max(max(1, len(both[stream][0]) // both[stream][1]) for stream in streams)
     read, annotations = reader(data), data.annotation_dir()
     orders: dict[str, Order] = {}
     tags = object_tags(annotations, labeled) if data.supervision.kind in TAGGED else None

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from datamodules.decode import check_pixels
 from datamodules.files import read_mask
 from datamodules.supervision import shrink_mask
 
@@ -70,6 +71,9 @@ def read_scribble_xml(path: Path, size: tuple[int, int], class_names: Sequence[s
         ]
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a ScribbleSup annotation ({error}): replace it") from error
+    if min(drawn_at) < 1:
+        raise ValueError(f"{path} is drawn at {drawn_at[0]} x {drawn_at[1]} pixels: replace it")
+    check_pixels(path, *drawn_at)
     scribbles = Image.new("L", drawn_at, IGNORE)
     draw, outside = ImageDraw.Draw(scribbles), 0
     for tag, points in polylines:
@@ -100,7 +104,7 @@ def read_scribble_png(path: Path, size: tuple[int, int], num_classes: int) -> Ar
     return shrink_mask(read_mask(path, num_classes, None), size, keep_strokes=True)
 
 
-def read_clicks(path: Path) -> dict[str, dict[str, Any]]:
+def read_clicks(path: Path, num_classes: int) -> dict[str, dict[str, Any]]:
     """Clicks of What's the Point (Bearman et al., ECCV 2016), with background points, per image.
 
     The file is `{id: {"size": [w, h], "fg": [[x, y, class, rank], ...], "bg": [[x, y, 0], ...]}}` in pixels of the
@@ -116,8 +120,10 @@ def read_clicks(path: Path) -> dict[str, dict[str, Any]]:
         entries: dict[str, dict[str, Any]] = json.loads(path.read_text())
         for name, entry in entries.items():
             clicks = [*entry["fg"], *entry["bg"]]
-            if len(entry["size"]) != 2 or any(len(click) < 3 for click in clicks):
+            if len(entry["size"]) != 2 or min(entry["size"]) < 1 or any(len(click) < 3 for click in clicks):
                 raise ValueError(f"a size or a click of '{name}' is incomplete")
+            if not all(type(label) is int and 0 <= label < num_classes for _, _, label, *_ in clicks):
+                raise ValueError(f"a click of '{name}' is of no class from 0 to {num_classes - 1}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as clicks ({type(error).__name__}: {error}): replace it") from error
     return entries

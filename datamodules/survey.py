@@ -259,15 +259,19 @@ class Survey:
 
     def _sequences(self) -> Iterator[Finding]:
         """Of sets whose splits nobody has published."""
-        if not self.data.own_splits or self.data.knows_sequences():
+        if not self.data.own_splits:
             return
-        groups = name_groups([name for seen in self.seen.values() for name in seen.thumbs])
+        known = self.data.knows_sequences()
+        names = {split: [*seen.thumbs] for split, seen in self.seen.items()}
+        groups = {} if known else name_groups([name for some in names.values() for name in some])
         places: dict[str, set[str]] = defaultdict(set)
-        for split, seen in self.seen.items():
-            for name in seen.thumbs:
-                places[groups.get(name, name)].add(split)
+        for split, some in names.items():
+            for name in some:
+                places[self.data.sequence(name) if known else groups.get(name, name)].add(split)
         torn = sorted(group for group, splits in places.items() if len(splits) > 1)
-        if torn:
+        if torn and known:
+            yield Finding("error", f"images of {first_few(torn)} are in several splits: give each sequence to one list")
+        elif torn:
             yield Finding(
                 "warning",
                 f"images whose names begin with {first_few(torn)} are in several splits: if these are of one person or "

@@ -205,7 +205,8 @@ def test_a_used_directory_is_refused_with_the_ways_out(options, copied):
 
 def test_overwrite_replaces_the_run_and_leaves_other_files(copied, tmp_path):
     (copied / "notes.txt").write_text("mine")
-    (copied / "nonfinite_rank0.pt").touch()
+    for name in ("nonfinite_rank0.pt", "confusion_best.csv", "cam_curve.json"):
+        (copied / name).touch()
     options = ["--seed_everything", "1", "--trainer.max_steps", "4"]
     fit_tiny(copied, *options, "--overwrite")
     fit_tiny(tmp_path / "fresh", *options)
@@ -259,7 +260,38 @@ def test_resume_from_a_file_in_a_new_directory(trained, tmp_path):
         assert next(csv.DictReader(file))["step"] == str(step)
 
 
+def test_a_checkpoint_of_elsewhere_does_not_replace_a_run(trained, copied):
+    before = snapshot(copied)
+    text = fit_tiny(copied, *FAST, "--resume", trained / "checkpoints" / "last.ckpt", expect=1)
+    assert f"{copied} holds another run than {trained}" in text
+    assert snapshot(copied) == before
+    fit_tiny(copied, *FAST, "--resume", copied / "checkpoints" / "best.ckpt")
+
+
+def test_a_finished_run_that_goes_on_has_no_results_until_it_is_through(copied):
+    weakseg("test", "--run", copied, "--metrics", "confusion")
+    more = ["--resume", "auto", "--trainer.max_steps", "4000", "--trainer.enable_progress_bar", "false"]
+    process = weakseg_process("fit", "--config", TINY, "--run_dir", copied, *more)
+    until = time.monotonic() + 60
+    while len((copied / "metrics.csv").read_text().splitlines()) < 14 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.terminate()
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == os.EX_TEMPFAIL, text
+    assert not [*copied.glob("summary.json"), *copied.glob("test_*"), *copied.glob("confusion_*")]
+
+
 # Trained models ----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_reads_nothing_of_the_training_images(tmp_path, monkeypatch):
+    root = draw_folder(tmp_path / "data")
+    fit_tiny(tmp_path / "run", *on_folder(root), "--trainer.max_steps", "1")
+    monkeypatch.setenv("WEAKSEG_CACHE", str(tmp_path / "another"))
+    for name in (root / "train.txt").read_text().split():
+        shutil.copy(root / "classes.txt", root / "images" / f"{name}.png")
+    for verb in ("validate", "test"):
+        weakseg(verb, "--run", tmp_path / "run")
 
 
 def table_value(text, name):
@@ -612,9 +644,11 @@ def test_two_processes_measure_what_one_does(copied):
     weakseg("test", "--run", copied)
     alone, images = summary(copied)["test"], np.load(copied / "test_best_images.npz")
     assert len(images["names"]) == 3
-    weakseg("test", "--run", copied, "--trainer.limit_test_batches", "2")
-    assert summary(copied)["test"] != alone  # each image counts
-    assert len(np.load(copied / "test_best_images.npz")["names"]) == 2
+    text = weakseg("test", "--run", copied, "--trainer.limit_test_batches", "2")
+    assert f"{copied} keeps scores of all images only" in text
+    assert f"{alone['best']['test/miou']:.2f}" not in text  # each image counts
+    assert summary(copied)["test"] == alone
+    assert len(np.load(copied / "test_best_images.npz")["names"]) == 3
     in_two_processes("test", "--run", copied)
     assert summary(copied)["test"] == alone
     together = np.load(copied / "test_best_images.npz")

@@ -451,6 +451,22 @@ def test_other_test_images_under_the_same_options_are_an_error():
             build_tables([finished("a", images=one), finished("b", 1, images=other)])
 
 
+def test_refinements_that_differ_are_told():
+    def run(source, seed, mu):
+        how = {"inference": {"flip": False}, "postprocess": {"kind": "mrf", "mu": mu}, "size": [64, 64]}
+        images = {"best+mrf": Images(np.array(["x"]), np.ones((1, 2, 2), np.int32), json.dumps(how))}
+        one = finished(source, seed, images=images)
+        one.summary["test"]["best+mrf"] = {"test/miou": 50.0}
+        return one
+
+    [same], _ = build_tables([run("a", 0, 8.0), run("b", 1, 8.0)])
+    [other], _ = build_tables([run("a", 0, 8.0), run("b", 1, 0.1)])
+    assert not any("best+mrf" in note for note in same.notes)
+    [note] = [note for note in other.notes if "best+mrf" in note]
+    assert "'mu': 8.0} (a)" in note
+    assert "'mu': 0.1} (b)" in note
+
+
 def test_baseline_is_found_or_refused_with_the_names_there_are():
     runs = [finished("a", miou=40.0), finished("b", method="TV", miou=42.5)]
     assert build_tables(runs)[0][0].baseline.label == "Supervised"

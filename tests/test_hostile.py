@@ -94,6 +94,9 @@ def packed(**files):
 BILLION = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in zip("abcdefgh", "bcdefghi", strict=True)
 )
+MANY: list = ["x"] * 9
+for _ in range(8):
+    MANY = [MANY] * 9  # written as aliases
 CHECKPOINTS = {
     "nothing": lambda trained, path: path.write_bytes(b""),
     "text": lambda trained, path: path.write_text("a checkpoint"),
@@ -110,6 +113,11 @@ CHECKPOINTS = {
     "a config that is no YAML": text_config("model: ["),
     "a deep config": text_config("[" * 5000),
     "a billion laughs": text_config(BILLION),
+    "a billion laughs in an option": configured(lambda config: config["model"]["init_args"].update(schedule=MANY)),
+    "merged mappings": configured(lambda config: config["model"]["init_args"].update(schedule="<<")),
+    "a size of gigapixels": lambda trained, path: changed(
+        trained, path, lambda content: content["weakseg"].update(size=[2**16, 2**16])
+    ),
     "a config without a model": configured(lambda config: config.pop("model")),
     "a config without data": configured(lambda config: config.pop("data")),
     "a model that is a list": configured(lambda config: config.update(model=[1])),
@@ -174,6 +182,15 @@ RUNS = {
     "a deep summary": lambda run: (run / "summary.json").write_text("[" * 100_000),
     "an empty config": lambda run: (run / "config.yaml").write_text(""),
     "a config with code": lambda run: (run / "config.yaml").write_text("!!python/object/apply:os.system [touch mark]"),
+    "a config without labels": lambda run: (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("supervision:", "supervisions:")
+    ),
+    "a config without a seed": lambda run: (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("seed_everything:", "seed:")
+    ),
+    "images of unknown making": lambda run: np.savez(
+        run / "test_best_images.npz", names=np.array(["a"]), confusion=np.zeros((1, 3, 3)), evaluation="{"
+    ),
     "metrics that are words": lambda run: (run / "metrics.csv").write_text("step,val/miou\na,b\n"),
     "no metrics": lambda run: (run / "metrics.csv").unlink(),
     "images that are no zip": lambda run: (run / "test_best_images.npz").write_bytes(b"no zip"),

@@ -88,8 +88,6 @@ def test_distances_are_those_of_the_predicted_labels(run_dir):
         "--metrics",
         "hd95",
         "assd",
-        "--trainer.limit_test_batches",
-        "2",
     )
     found = json.loads((run_dir.folder / "summary.json").read_text())["test"]["last"]
     assert "test/hd95/background" not in found

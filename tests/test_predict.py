@@ -328,6 +328,14 @@ def test_labels_of_two_models_are_not_mixed_and_files_of_peoples_own_stay(run_di
     assert own.read_bytes() == b"corrected by hand"
 
 
+def test_resume_does_not_mix_ways_to_read_the_images(run_dir, photos, tmp_path):
+    predict(run_dir, photos, tmp_path / "out")
+    (tmp_path / "out" / "0.png").unlink(missing_ok=True)
+    text = predict(run_dir, photos, tmp_path / "out", "--resume", "--data.value_range", "[0, 900]", expect=1)
+    assert "holds what another checkpoint, or other options, have made" in text
+    predict(run_dir, photos, tmp_path / "out", "--resume", "--data.num_workers", "0")
+
+
 def test_resume_takes_no_label_of_the_model_before(run_dir, photos, tmp_path):
     """Another model was to overwrite the labels, and was stopped after its first image."""
     other, out, before = ["--model.inference.flip", "true"], tmp_path / "out", tmp_path / "before"

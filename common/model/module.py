@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -154,8 +155,11 @@ class SegmentationModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = lr_schedule(optimizer, steps, self.schedule, self.warmup)
+        if not math.isfinite(steps := self.trainer.estimated_stepping_batches):
+            raise ValueError(
+                "the learning rate falls until the last step: give trainer.max_steps or trainer.max_epochs"
+            )
+        schedule = lr_schedule(optimizer, int(steps), self.schedule, self.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def setup(self, stage: str) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import yaml
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 DAY = 86400.0
@@ -157,3 +158,26 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def plain_yaml(text: str, most: int = 100_000) -> Any:
+    """What YAML from elsewhere says, as plain values.
+
+    Raises:
+        ValueError: it has merges (`<<`) or more than `most` values, aliases counted each time: a few lines of these can
+            say more than memory holds.
+        yaml.YAMLError, RecursionError: it is none.
+    """
+    if "<<" in text:
+        raise ValueError("it merges mappings (<<): write them out")
+    content = yaml.safe_load(text)
+    left, seen = [content], 0
+    while left:
+        one, seen = left.pop(), seen + 1
+        if isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, (list, tuple, set)):
+            left += one
+        if seen + len(left) > most:
+            raise ValueError(f"it holds more than {most} values")
+    return content

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -180,7 +180,7 @@ def house_arguments(told: Mapping[str, Any], rank_timeout: float = RANK_TIMEOUT)
             find_unused_parameters=False, static_graph=False, gradient_as_bucket_view=True, broadcast_buffers=False,
             timeout=timedelta(minutes=rank_timeout),
         )  # fmt: skip
-        config["sync_batchnorm"] = torch.cuda.is_available()  # it refuses CPU
+        config["sync_batchnorm"] = on_gpus(told) and torch.cuda.is_available()  # it refuses CPU
     return config
 
 
@@ -239,7 +239,13 @@ def device_count(told: Mapping[str, Any]) -> int:
     """Processes that trainer arguments ask for."""
     devices = told.get("devices", 1)
     if devices in ("auto", -1, "-1"):
-        gpus = told.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-        devices = torch.cuda.device_count() if gpus else 1
-    several = isinstance(devices, list) or "," in str(devices)
-    return max(1, str(devices).count(",") + 1 if several else int(devices)) * int(told.get("num_nodes", 1))
+        devices = torch.cuda.device_count() if on_gpus(told) else 1
+    if isinstance(devices, str) and "," in devices:  # numbers of GPUs, `0,` is the first one
+        devices = [one for one in devices.split(",") if one.strip()]
+    several = isinstance(devices, Sequence) and not isinstance(devices, str)
+    return max(1, len(devices) if several else int(devices)) * int(told.get("num_nodes", 1))
+
+
+def on_gpus(told: Mapping[str, Any]) -> bool:
+    """Whether trainer arguments allow GPUs."""
+    return told.get("accelerator", "auto") in ("auto", "gpu", "cuda")

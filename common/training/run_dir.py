@@ -23,8 +23,9 @@ from common.training.files import clean, scratch_of, write_json, write_text
 BEAT = 15.0  # seconds between signs of life of a run
 MARK = ".weakseg"  # in every run directory: ours, and locked by the process that writes there
 # The summary first: without it a run is not finished. The config is replaced last.
-RUN_FILES = ("summary.json", "checkpoints", "metrics.csv", "pictures", "nonfinite_rank*.pt", "test_*_images.npz",
-             "tensorboard", "wandb", "data.json", "online_maps")  # fmt: skip
+RESULTS = ("summary.json", "test_*_images.npz", "confusion_*.csv")  # of a finished run
+RUN_FILES = (*RESULTS, "checkpoints", "metrics.csv", "pictures", "nonfinite_rank*.pt", "tensorboard", "wandb",
+             "data.json", "online_maps", "cam_curve.json")  # fmt: skip
 
 
 def is_used(folder: Path) -> bool:
@@ -231,6 +232,9 @@ class RunStart(Callback):
         rank_zero_warn(f"the run continues on changed data: {changes}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:  # a finished run goes on: its results are of other weights from now on
+            for path in (path for pattern in RESULTS for path in sorted(self.folder.glob(pattern))):
+                path.unlink()
         trainer.loggers = [*trainer.loggers, *self.loggers(trainer.global_step)]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

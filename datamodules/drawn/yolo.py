@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from common.ops.array import Array
+from common.training.files import plain_yaml
 from datamodules.drawn.content import brief, class_id, coordinates, naming, read_text
 from datamodules.drawn.paint import Drawing, Shape, polygon
 
@@ -77,7 +78,7 @@ def names_of(path: Path) -> list[str]:
     if path.suffix == ".txt":
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        content = yaml.safe_load(text) if text.count("[") + text.count("{") <= BRACKETS else None
+        content = plain_yaml(text) if text.count("[") + text.count("{") <= BRACKETS else None
     except RecursionError:
         content = None
     except yaml.YAMLError as error:

@@ -198,7 +198,8 @@ class Folder(SegmentationDataModule):
             )
         # Images of one sequence are drawn together: each is a sequence of its own where `sequences` tells of none.
         group = self.sequence if self.sequences else str
-        order = in_hash_order({group(name) for name in spare})
+        known = {group(name) for name in named}  # those in a list go to no other split
+        order = in_hash_order({group(name) for name in spare} - known)
         step = len(absent) if "train" in listed else 5
         held = {split: {*order[number::step]} for number, split in enumerate(absent)}
         found = listed | {split: [name for name in spare if group(name) in groups] for split, groups in held.items()}
@@ -216,10 +217,11 @@ class Folder(SegmentationDataModule):
                 f"{self.root} has lists of {', '.join(listed)}; of the other images are {' and '.join(rest)}"
             )
         taken = {name for names in found.values() for name in names}
-        if "train" not in listed and self.sequences:
-            beside = {name for name in self.images if any(group(name) in groups for groups in held.values())} - taken
+        if self.sequences:
+            known = known.union(*held.values())
+            beside = {name for name in (spare if "train" in listed else self.images) if group(name) in known} - taken
             if beside:
-                rank_zero_warn(f"{len(beside)} images without a mask are of sequences of val or test, and are left out")
+                rank_zero_warn(f"{len(beside)} images are of sequences of other splits, and are left out")
             taken |= beside
         train = listed.get("train") or [name for name in self.images if name not in taken]
         return {split: Names(names) for split, names in ({"train": train} | found).items()}

@@ -73,7 +73,7 @@ class PascalVOC(SegmentationDataModule):
         if self.scribbles and not self.scribbles.is_dir():
             raise FileNotFoundError(f"folder {self.scribbles} does not exist: check data.scribbles")
         self.click_file = self._near(clicks) if clicks else None
-        self.clicks = read_clicks(self.click_file) if self.click_file else None
+        self.clicks = read_clicks(self.click_file, self.num_classes) if self.click_file else None
         self.splits = read_lists(self._near(splits)) if splits else self._official()
         check_disjoint(self.splits)
         if "val" not in self.splits:

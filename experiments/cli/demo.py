@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from common.training.pictures import colorize, mark_pixels, save_grid
 from datamodules.cache import shrink
+from datamodules.decode import read_drawn
 from experiments.runs.load import Run, load_run
 from experiments.studies.plan import find_place, row_run
 from experiments.studies.postprocess import make_config
@@ -48,7 +47,7 @@ def picture(path: Path, runs: dict[str, Run], names: Sequence[str]) -> None:
     for name in names:
         image, mask = data.image(name), data.mask(name)
         assert mask is not None
-        drawn = np.asarray(Image.open(data.annotation_dir() / f"{name}.png"))
+        drawn = read_drawn(data.annotation_dir() / f"{name}.png")
         found = [colorize(run.predict(image), data.colors) for run in runs.values()]
         small = torch.from_numpy(shrink(image, data.size).image) / 255
         rows.append([image, mark_pixels(small, drawn, data.colors), colorize(mask, data.colors), *found])

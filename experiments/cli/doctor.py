@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
-from PIL import Image
 
 import datamodules
 from common.ops.batch import IGNORE, check_batch, check_tags
@@ -25,6 +24,7 @@ from common.training.pictures import colorize, mark_pixels, save_grid
 from common.training.summary import PACKAGES
 from datamodules.annotation import told_tags
 from datamodules.base import SegmentationDataModule
+from datamodules.decode import read_drawn
 from datamodules.images import check_sizes
 from datamodules.parallel import mapped
 from datamodules.splits import SPLITS, Split
@@ -238,7 +238,7 @@ def contact_sheet(data: SegmentationDataModule, path: Path, regimes: list[Superv
         row = [image, colorize(mask, data.colors)]
         for regime in regimes:
             if regime == data.supervision:
-                drawn = np.asarray(Image.open(data.annotation_dir() / f"{name}.png"))
+                drawn = read_drawn(data.annotation_dir() / f"{name}.png")
             else:
                 drawn = draw_annotation(small, regime, data.annotation_seed, name, data.background, colors)
             row.append(mark_pixels(tensor, drawn, data.colors))

@@ -86,6 +86,10 @@ class Fit(WeaksegCLI):
         checkpoint = (last if last.exists() else None) if resume == "auto" else Path(resume) if resume else None
         if is_used(folder) and not resume and not self.settings.overwrite:  # on all ranks: none is to wait for another
             raise FileExistsError(used(folder))
+        if checkpoint and is_used(folder) and checkpoint.resolve().parent != last.resolve().parent:
+            raise FileExistsError(
+                f"{folder} holds another run than {checkpoint}, which would take its place: choose another --run_dir"
+            )
         if checkpoint:
             check_method(checkpoint, self.method)
         if source:

@@ -25,6 +25,7 @@ from skimage import measure
 from common.model.networks import NetworkConfig, build_network
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from common.training.files import plain_yaml
 from datamodules.base import SegmentationDataModule
 from datamodules.decode import SUFFIXES, stored_size
 from experiments.cli.configs import CONFIG_OPTIONS, expand_configs, named_config
@@ -64,7 +65,7 @@ def with_choices(words: Sequence[str]) -> list[str]:
             "nothing is chosen for processes that a launcher starts: start once without it, and give the launcher the "
             "command that is printed"
         )
-    data = load_data([*own, *_of(rest, "--data.")])
+    data = load_data([*own, *_configs(rest), *_of(rest, "--data.")])
     kind = kind_of(data)
     weights = _value(rest, "--model.network.weights", NETWORK["weights"])
     pretrained = "from scratch" if weights in ("null", "~") else "pretrained"
@@ -140,8 +141,9 @@ def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict
     sizes = [_longest(data, name) for name in names[:: -(-len(names) // LOOKED_AT)]]
     longest = int(median(sizes) if sizes else LEAST)
     side = min(MOST, max(min(LEAST, 32 * -(-longest // 32)), 32 * (longest // 32)))
-    given = str(_value(said, "--data.size", side))
-    side = int(given) if given.isdigit() else side
+    given = yaml.safe_load(str(_value(said, "--data.size", side)))
+    sides = [given] if isinstance(given, int) else given if isinstance(given, list) else []
+    side = max((one for one in sides if isinstance(one, int)), default=side)
     network = {key: _value(said, f"--model.network.{key}", value) for key, value in NETWORK.items()}
     if network["encoder"] != NETWORK["encoder"] and not _says(said, "--model.network.weights"):
         network["weights"] = "null"
@@ -223,7 +225,7 @@ def _stored(run_dir: Path, options: Collection[str]) -> dict[str, str] | None:
     if not file.is_file():
         return None
     try:
-        content = yaml.safe_load(file.read_text())
+        content = plain_yaml(file.read_text())
         data, model, trainer = content["data"]["init_args"], content["model"]["init_args"], content["trainer"]
         network = model["network"]
         found = {
@@ -307,6 +309,10 @@ def _value(words: Sequence[str], option: str, default: Any) -> Any:
 
 def _says(words: Sequence[str], option: str) -> bool:
     return _value(words, option, MISSING) is not MISSING
+
+
+def _configs(words: Sequence[str]) -> list[str]:
+    return [word for option, value in _pairs(words) if option in CONFIG_OPTIONS for word in ("--config", value)]
 
 
 def _of(words: Sequence[str], prefix: str) -> list[str]:

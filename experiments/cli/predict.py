@@ -20,6 +20,8 @@ from datamodules.photos import Photos
 from experiments.cli.lightning import run
 from experiments.cli.trained import TrainedCLI, check_folder, from_run, trained_parser
 
+HERE = {"num_workers", "cache", "cache_dir", "seed"}  # options of the data that change no label
+
 
 class Predict(TrainedCLI):
     """Images of a folder, and of the folders in it, into one of the same shape."""
@@ -51,8 +53,8 @@ class Predict(TrainedCLI):
     def maker(self) -> str:
         """What decides the labels, so that those of two checkpoints are not mixed."""
         content = yaml.safe_load(self.config_text())
-        size, precision = content["data"]["init_args"]["size"], content["trainer"]["precision"]
-        told = json.dumps([content["model"], size, precision], sort_keys=True)
+        data = {name: value for name, value in content["data"]["init_args"].items() if name not in HERE}
+        told = json.dumps([content["model"], data, content["trainer"]["precision"]], sort_keys=True)
         return sha256(self.options.ckpt.read_bytes() + told.encode()).hexdigest()
 
     def predict(self, **kwargs: Any) -> None:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_only
+
 from common.training.summary import RunSummary, git_commit
 from common.training.test_images import TestImages
 from common.training.test_metrics import METRICS, TestMetrics
@@ -19,7 +21,10 @@ class Test(TrainedCLI):
 
     def parts(self) -> dict[str, Any]:
         folder, settings = self.options.run, self.settings
-        if not folder:
+        limit = settings.trainer.limit_test_batches
+        if not folder or limit not in (None, 1.0):
+            if folder:
+                rank_zero_only(print)(f"trainer.limit_test_batches={limit}: {folder} keeps scores of all images only")
             more = TestMetrics(self.options.metrics)
             return super().parts() | ({"callbacks": [more]} if self.options.metrics else {})
         check_trackers(settings.wandb, settings.tensorboard)

@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from common.ops.array import Array
+from common.training.files import plain_yaml
 from experiments.runs.wandb_api import wandb_api
 
 SERVER = "wandb:"  # how a source on the W&B server begins
@@ -148,12 +149,13 @@ def from_folder(folder: Path) -> Finished:
         rows = [*csv.DictReader(file)]
     # A later row overwrites an earlier one.
     logged = {key: float(value) for row in rows for key, value in row.items() if value and key.startswith("train/")}
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = plain_yaml((folder / "config.yaml").read_text())
     summary = json.loads((folder / "summary.json").read_text())
     score = score_of(summary)
     curve = [(int(row["step"]) + 1, float(row[score])) for row in rows if row.get(score)]
-    for part in ("model", "data"):
-        _ = config[part]["class_path"], config[part]["init_args"].keys()
+    _ = config["seed_everything"] + 0, config["trainer"].keys(), config["data"]["init_args"]["supervision"].keys()
+    for part, options in (("model", ("network", "inference", "postprocess")), ("data", ("supervision",))):
+        _ = config[part]["class_path"], [config[part]["init_args"][option].keys() for option in options]
     for part in ("last", "best"):
         _ = summary["steps"] + 0, summary[part].keys()
     return Finished(
@@ -174,7 +176,10 @@ def read_images(path: Path) -> Images:
             raise ValueError(f"{path} unpacks to more than {MOST_BYTES >> 30} GiB")
     with np.load(path) as content:
         others = {name.removeprefix(start): content[name] for name in content.files if name.startswith(start)}
-        return Images(content["names"], content["confusion"], str(content["evaluation"]), others)
+        told = str(content["evaluation"])
+        if not isinstance(json.loads(told), dict):
+            raise ValueError(f"{path} does not say how images were predicted")
+        return Images(content["names"], content["confusion"], told, others)
 
 
 def from_offline(path: Path) -> list[Finished]:

@@ -220,7 +220,7 @@ def notes(table: Table) -> list[str]:
     """What a reader of the table has to know: settings that all methods have and rows do not share, and commits."""
     commits = sorted({str(run.summary.get("commit")) for row in table.rows for run in row.runs})
     devices = sorted({str(run.summary.get("devices")) for row in table.rows for run in row.runs})
-    lines = [*differing(table), f"commits {', '.join(commits)}; devices {', '.join(devices)}"]
+    lines = [*differing(table), *refinements(table), f"commits {', '.join(commits)}; devices {', '.join(devices)}"]
     if table.baseline is None:
         lines.append("no row of Supervised, or more than one: `--baseline ROW` adds differences")
     untested = sum("best" not in run.summary.get("test", {}) for row in table.rows for run in row.runs)
@@ -236,6 +236,18 @@ def differing(table: Table) -> list[str]:
     rows = [row for row in table.rows if row.runs]
     keys = sorted(set.intersection(*({*row.settings} for row in rows)) - {"method"}) if rows else []
     return [line for key in keys for line in told_apart(key, {row.label: row.settings[key] for row in rows})]
+
+
+def refinements(table: Table) -> list[str]:
+    """A line on each refinement, such as `best+mrf`, that runs were not tested with in the same way."""
+    lines = []
+    for which in (which for which in table.tested if "+" in which):
+        told = {
+            run.source: str(json.loads(run.images[which].evaluation).get("postprocess"))
+            for row in table.rows for run in row.runs if which in run.images
+        }  # fmt: skip
+        lines += told_apart(which, told)
+    return lines
 
 
 def told_apart(key: str, values: dict[str, str]) -> list[str]:

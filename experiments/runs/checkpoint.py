@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 import datamodules
 import methods
 from common.model.module import SegmentationModule
+from common.training.files import plain_yaml
 from datamodules.base import SegmentationDataModule
 from datamodules.files import default_color
 from experiments.runs.legacy import class_name, translate
@@ -37,6 +38,7 @@ class Classes:
     size: tuple[Side, Side] | Literal["native"]
 
 
+MOST_PIXELS = 2**26  # of the size that a checkpoint may ask for: small photos are enlarged to it
 PRECISIONS = ("32-true", "32", "16-mixed", "16", "bf16-mixed", "bf16", "bf16-true", "16-true", "64-true", "64")
 # Stored options that are not taken: an optimizer is code, a cache is a place to write to, the seed is the run's.
 LEFT_OUT = ("optimizer", "cache_dir", "seed", "num_classes")
@@ -80,12 +82,12 @@ def stored_config(checkpoint: Checkpoint, packages: Sequence[str] = ()) -> dict[
         ValueError: it names a class that is not found, or options that the class does not take.
     """
     try:
-        config = yaml.safe_load(checkpoint["weakseg"]["config"])
+        config = plain_yaml(checkpoint["weakseg"]["config"])
         model, data = translate(config)["model"], config["data"]
         seed, precision = config["seed_everything"], (config.get("trainer") or {}).get("precision") or "32-true"
         model["init_args"]["network"]["weights"] = None
         data["init_args"].keys()
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"the checkpoint's config cannot be read ({told})") from error
     shown = (config.get("trainer") or {}).get("enable_progress_bar") is not False
@@ -134,6 +136,8 @@ def classes_of(checkpoint: Checkpoint, config: dict[str, Any]) -> Classes:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"the checkpoint's {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if found.size != "native" and found.size[0] * found.size[1] > MOST_PIXELS:
+        raise ValueError(f"the checkpoint's size {[*found.size]} has more than {MOST_PIXELS >> 20} Mi pixels")
     if len(found.colors) != len(found.names):
         raise ValueError(f"the checkpoint has {len(found.names)} classes and {len(found.colors)} colours")
     return found
@@ -161,7 +165,7 @@ def photos_part(classes: Classes, config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that says the data: any images, as a trained model sees them."""
     options = {"class_names": [*classes.names], "colors": [[*color] for color in classes.colors]}
     size = classes.size if classes.size == "native" else [*classes.size]
-    of_data = ("num_workers", "value_range", "channels", "rgb", *(["crop"] if size == "native" else []))
+    of_data = ("value_range", "channels", "rgb", *(["crop"] if size == "native" else []))
     kept = {name: value for name, value in config["data"]["init_args"].items() if name in of_data}
     return {"class_path": "datamodules.photos.Photos", "init_args": {**options, "size": size, **kept}}
 

@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 import datamodules.decode as decoding
-from datamodules.decode import MOST_PIXELS, decode, stored_size, turned
+from datamodules.decode import MOST_PIXELS, decode, read_drawn, stored_size, turned
 from datamodules.files import read_image, read_mask, to_rgb, upright_mask
 
 RNG = np.random.default_rng(0)
@@ -282,6 +282,13 @@ def test_a_picture_beyond_pillows_limit_is_read_without_a_word(tmp_path, monkeyp
         warnings.simplefilter("error")
         assert read_image(tmp_path / "a.png").shape == (6, 9, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_a_drawn_mask_beyond_pillows_limit_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    mask = RNG.integers(0, 256, (6, 9), np.uint8)
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    assert (read_drawn(tmp_path / "a.png") == mask).all()
 
 
 def broken(kind, path):

@@ -54,6 +54,21 @@ def test_training_batches_keep_the_contract(tmp_path):
         assert "strong" not in batch["labeled"]
 
 
+@pytest.mark.parametrize("train", [3, 7, 21])
+def test_accumulated_parts_are_those_of_whole_steps(train, tmp_path):
+    """Also with fewer images than a step has, and where they do not divide."""
+    steps = {}
+    for parts in (1, 2, 4):
+        data = Synthetic(train=train, val=2, test=2, side=40, size=32, crop=[24, 28], batch_size=8,
+                         num_workers=0, cache_dir=str(tmp_path))  # fmt: skip
+        data.prepare_data()
+        data.accumulation = parts
+        names = [name for batch in epoch(data, data.train_dataloader()) for name in batch["labeled"]["name"]]
+        assert len(names) == 8 * max(1, train // 8)
+        steps[parts] = names
+    assert steps[1] == steps[2] == steps[4]
+
+
 def test_a_batch_is_made_ready_by_the_hooks_of_a_trainer_and_stays_as_it_was(tmp_path):
     data = synthetic(tmp_path)
     batch = next(iter(data.train_dataloader()))[0]
@@ -126,6 +141,12 @@ def test_a_folder_to_predict(tmp_path):
     assert "broken.png" in batches[10]["error"][0]
     assert torch.equal(batches[1]["image"], batches[11]["image"])
     assert [*data.show(root / "images" / "3.png")] == ["3"]
+
+
+@pytest.mark.parametrize("sides", [{"size": 0}, {"size": [48]}, {"size": -5}, {"crop": [0, 0]}, {"crop": [8, 8, 8]}])
+def test_sides_that_are_none_are_refused(sides):
+    with pytest.raises(ValueError, match=rf"data.{min(sides)} is \[height, width\] in pixels, at least 1"):
+        Synthetic(**sides)
 
 
 def test_bad_streams_are_told_without_setup(tmp_path):

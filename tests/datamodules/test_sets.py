@@ -517,16 +517,19 @@ def test_clicks_are_scaled_to_the_image_here():
 
 def test_bad_clicks_are_named(tmp_path):
     path = tmp_path / "clicks.json"
-    refused(FileNotFoundError, [path, "does not exist"], read_clicks, path)
+    refused(FileNotFoundError, [path, "does not exist"], read_clicks, path, 21)
     for content in (
         "{",
         "[]",
         '{"a": 3}',
         '{"a": {"fg": [], "bg": []}}',
         '{"a": {"size": [1, 2], "fg": [[3]], "bg": []}}',
+        '{"a": {"size": [0, 2], "fg": [], "bg": []}}',
+        '{"a": {"size": [9, 9], "fg": [[3, 3, 21, 1]], "bg": []}}',
+        '{"a": {"size": [9, 9], "fg": [[3, 3, -1, 1]], "bg": []}}',
     ):
         path.write_text(content)
-        refused(ValueError, [path, "cannot be read as clicks", "replace it"], read_clicks, path)
+        refused(ValueError, [path, "cannot be read as clicks", "replace it"], read_clicks, path, 21)
 
 
 def test_voc_gives_what_people_drew(drawn, tmp_path):

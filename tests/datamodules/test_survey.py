@@ -202,9 +202,29 @@ def test_unlabelled_frames_of_a_sequence_that_is_held_out_are_left_out(root):
     whole = Folder(str(root), sequences="(p.)_")
     name = whole.names("val")[0]
     (root / "masks" / f"{name}.png").unlink()
-    with pytest.warns(UserWarning, match="1 images without a mask are of sequences of val or test, and are left out"):
+    with pytest.warns(UserWarning, match="1 images are of sequences of other splits, and are left out"):
         data = Folder(str(root), sequences="(p.)_")
     assert not any(name in data.names(split) for split in ("train", "val", "test"))
+
+
+@pytest.mark.parametrize("listed", ["train", "val"])
+def test_a_list_keeps_its_people_out_of_the_splits_that_are_made(listed, root):
+    people(root)
+    (root / f"{listed}.txt").write_text("p0_0\np1_0\n")
+    with pytest.warns(UserWarning, match="2 images are of sequences of other splits, and are left out"):
+        data = Folder(str(root), sequences="^[^_]+", size=32)
+    homes = {split: {data.sequence(name) for name in data.names(split)} for split in ("train", "val", "test")}
+    assert homes[listed] == {"p0", "p1"}
+    assert sum(map(len, homes.values())) == len(set().union(*homes.values())) == 5
+
+
+def test_lists_that_tear_a_person_apart_are_told_of(root):
+    people(root)
+    (root / "train.txt").write_text("p0_0\np1_0\n")
+    (root / "val.txt").write_text("p0_1\n")
+    (root / "test.txt").write_text("p2_1\n")
+    found = survey(root, sequences="^[^_]+")
+    assert ("error", "images of p0 are in several splits: give each sequence to one list") in found
 
 
 @pytest.mark.parametrize(("pattern", "words"), [("(", "no regular expression"), ("^q", "finds nothing in 'p")])

@@ -65,6 +65,18 @@ def test_every_choice_can_be_overridden_and_a_class_is_no_folder(root):
     assert "chosen" not in weakseg("fit", "--data", "Folder", "--data.root", root, expect=2)
 
 
+def test_a_config_and_a_size_of_two_sides_are_heard(root):
+    (root.parent / "mine.yaml").write_text(
+        "data: {init_args: {mask_values: {0: ground, 1: red thing, 2: blue thing, 255: ignore}}}"
+    )
+    words = ["--config", "mine.yaml", "--data.size", "[96, 64]", "--run_dir", "mine"]
+    text = weakseg("fit", "--data", "my_data", *TINY, *words)
+    assert "chosen: " in text
+    data = config_of(root.parent / "mine")["data"]["init_args"]
+    assert (data["size"], data["crop"]) == ([96, 64], [64, 64])  # three quarters of the longer one
+    assert data["mask_values"]["255"] == "ignore"
+
+
 def test_a_resumed_run_takes_its_choices_and_measures_nothing(root, monkeypatch):
     weakseg("fit", "--data", "my_data", *TINY)
     run_dir = root.parent / "runs" / "my_data" / "supervised_ema" / "seed0"

@@ -9,6 +9,7 @@ from lightning import seed_everything
 
 import weakseg
 from common.ops.batch import check_batch
+from common.training.run import device_count, house_arguments
 from conftest import fit_tiny
 from conftest import weakseg as command
 from same_run import assert_equal, load, metrics
@@ -87,6 +88,20 @@ def test_a_used_directory_is_refused_and_overwritten_when_told(tmp_path):
         train(tmp_path / "run")
     train(tmp_path / "run", max_steps=3, val_check_interval=3, overwrite=True)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
+
+
+def test_training_without_an_end_is_refused(tmp_path):
+    data = scenes()
+    model = weakseg.methods.Supervised(data.num_classes, network=NETWORK)
+    trainer = weakseg.make_trainer(tmp_path / "run", model, data)
+    with pytest.raises(ValueError, match="give trainer.max_steps or trainer.max_epochs"):
+        trainer.fit(model, data)
+
+
+@pytest.mark.parametrize(("devices", "count"), [("0,", 1), ("0,2", 2), ([1], 1), ([0, 1], 2), (3, 3), ("2", 2)])
+def test_devices_are_counted(devices, count):
+    assert device_count({"devices": devices}) == count
+    assert house_arguments({"devices": devices, "accelerator": "cpu"}).get("sync_batchnorm") in (None, False)
 
 
 def test_loaders_work_without_a_trainer(tmp_path):
