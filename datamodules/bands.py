@@ -57,13 +57,13 @@ def image_reader(channels: int, rgb: Sequence[int] | None, value_range: ValueRan
 
     Args:
         channels, rgb: see `check_bands`.
-        value_range: [low, high], or one pair a band in the order of the file; None: values need none.
+        value_range: [low, high], or one pair a band in the order of the file, or `percentiles`; None: values need none.
 
     Raises:
         ValueError: the options are out of range or contradict each other.
     """
     order = check_bands(channels, rgb)
-    if value_range is not None:
+    if value_range is not None and value_range != "percentiles":
         pairs: list[Any] = [*value_range] if isinstance(value_range[0], Sequence) else [value_range]
         good = [len(pair) == 2 and np.isfinite(pair).all() and pair[0] < pair[1] for pair in pairs]
         if not all(good) or len(pairs) not in ((1,) if channels == 3 else (1, channels)):

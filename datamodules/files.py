@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,7 +19,8 @@ from datamodules.splits import first_few
 from datamodules.text import normal
 
 Color = tuple[int, int, int]
-ValueRange = Sequence[float] | Sequence[Sequence[float]]  # [low, high] of all bands, or of each
+# [low, high] of all bands, or of each; or what lies between each image's own 1st and 99th percentile, of each band
+ValueRange = Sequence[float] | Sequence[Sequence[float]] | Literal["percentiles"]
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
 
 
@@ -114,7 +115,7 @@ def read_image(path: Path, value_range: ValueRange | None = None) -> Array:
 
     Args:
         value_range: [low, high] of files of other than 8 bits: their values are mapped linearly from it to 0..255, what
-            lies outside becomes 0 or 255.
+            lies outside becomes 0 or 255; `percentiles`: from the image's own 1st and 99th percentile.
 
     Raises:
         ValueError: the file is truncated, no image, or holds values that need `value_range`.
@@ -145,7 +146,12 @@ def to_bytes(values: Array, name: str, value_range: ValueRange | None) -> Array:
     low, high = values.min().item(), values.max().item()
     if value_range is not None:
         exact: Array = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-        bottom, top = np.asarray(value_range, exact.dtype).T
+        if value_range == "percentiles":
+            exact = exact.astype(np.float64)
+            bottom, top = np.percentile(exact, (1, 99), axis=(0, 1))
+            top = np.maximum(top, bottom + 1e-6)
+        else:
+            bottom, top = np.asarray(value_range, exact.dtype).T
         return np.asarray((exact - bottom) * (255 / (top - bottom))).round().clip(0, 255).astype(np.uint8)
     if values.dtype == np.uint16 and (high >= DARK or high == 0):
         return (values // 257).astype(np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -37,7 +37,7 @@ class Photos(SegmentationDataModule):
         self,
         class_names: list[str],
         colors: list[list[int]],
-        value_range: list[float] | list[list[float]] | None = None,
+        value_range: list[float] | list[list[float]] | Literal["percentiles"] | None = None,
         channels: int = 3,
         rgb: list[int] | None = None,
         **kwargs: Any,

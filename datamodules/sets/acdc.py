@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class ACDC(SegmentationDataModule):
     colors = ((0, 0, 0), (230, 85, 75), (90, 190, 110), (80, 130, 230))
     background = 0
     own_splits = True
+    value_range: ClassVar[Literal["percentiles"]] = "percentiles"  # of volumes, also those that are predicted
 
     def __init__(self, root: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -120,10 +121,7 @@ class ACDC(SegmentationDataModule):
     def image(self, name: str) -> Array:
         if name not in self.volumes:
             return super().image(name)
-        values = self.volumes[name].slice(name).astype(np.float64)
-        low, high = np.percentile(values, (1, 99))
-        grey = ((values - low) / max(high - low, 1e-6) * 255).round().clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, -1)
+        return self.volumes[name].image(name, self.value_range)
 
     def mask(self, name: str) -> Array | None:
         return super().mask(name) if name not in self.volumes else self._of_volume("gt", name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -61,7 +61,7 @@ class Folder(SegmentationDataModule):
         root: the folder.
         fill: class of the pixels outside the shapes that annotation tools have drawn; None: they have no label.
         value_range: [low, high] of images of other than 8 bits, see `datamodules.files.read_image`; with `channels`
-            also one such pair for each band, in the order of the file.
+            also one such pair for each band, in the order of the file. Or `percentiles`.
         channels: bands of an image: 3 for pictures in colour or grey; more for TIFF files, pictures with four bands and
             NumPy arrays (.npy), see `datamodules.bands`.
         rgb: numbers, from 1 on, of the three bands that are shown and that kernels over colour and the jitter see as
@@ -89,7 +89,7 @@ class Folder(SegmentationDataModule):
         self,
         root: str,
         fill: str | None = None,
-        value_range: list[float] | list[list[float]] | None = None,
+        value_range: list[float] | list[list[float]] | Literal["percentiles"] | None = None,
         channels: int = 3,
         rgb: list[int] | None = None,
         mask_values: dict[int, str] | None = None,

@@ -83,8 +83,7 @@ def metadata(run: Run, size: tuple[int, int] | None = None) -> str:
     statistics = {name: getattr(network, name).flatten().tolist() for name in ("mean", "std")}
     sides = {"multiple_of": network.stride} if size is None else {"bound_to": [*size]}
     # Band numbers count from 1; a file has the three of `rgb` first, then the others.
-    value_range = run.config["data"]["init_args"].get("value_range")
-    bands = {"channels": photos.channels, "rgb": [*photos.rgb], "value_range": value_range}
+    bands = {"channels": photos.channels, "rgb": [*photos.rgb], "value_range": photos.value_range}
     how = {"inference": asdict(model.inference), "postprocess": asdict(model.postprocess)}
     told = {**about, **statistics, **sides, **how, "method": type(model).__name__, "input": "RGB in [0, 1]", **bands}
     return json.dumps(told)

@@ -167,6 +167,8 @@ def photos_part(classes: Classes, config: dict[str, Any]) -> dict[str, Any]:
     size = classes.size if classes.size == "native" else [*classes.size]
     of_data = ("value_range", "channels", "rgb", *(["crop"] if size == "native" else []))
     kept = {name: value for name, value in config["data"]["init_args"].items() if name in of_data}
+    if tones := getattr(class_of(config["data"]), "value_range", None):  # of a set that does not ask for it
+        kept["value_range"] = tones
     return {"class_path": "datamodules.photos.Photos", "init_args": {**options, "size": size, **kept}}
 
 
@@ -232,12 +234,19 @@ def typed(owner: str, name: str, value: Any, hint: Any) -> Any:
         raise ValueError(f"the checkpoint's {where} of {owner}: {told['msg']}, got {got}") from error
 
 
+def class_of(part: dict[str, Any]) -> Any:
+    """The class that a checked part of a config names."""
+    module, _, name = part["class_path"].rpartition(".")
+    return getattr(sys.modules[module], name)
+
+
 def built(part: dict[str, Any], *first: Any) -> Any:
     """The object of a checked part of a config; `first` are further arguments of its constructor."""
-    module, _, name = part["class_path"].rpartition(".")
-    found = getattr(sys.modules[module], name)
+    found = class_of(part)
     hints = option_types(found)
-    return found(*first, **{key: typed(name, key, value, hints[key]) for key, value in part["init_args"].items()})
+    return found(
+        *first, **{key: typed(found.__name__, key, value, hints[key]) for key, value in part["init_args"].items()}
+    )
 
 
 def check_method(path: Path, method: str) -> Checkpoint:

@@ -30,6 +30,7 @@ import datamodules
 from common.ops.batch import IGNORE
 from conftest import ROOT, fit_tiny
 from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribble_png, read_scribble_xml
+from datamodules.photos import Photos
 from datamodules.sets.acdc import ACDC
 from datamodules.sets.ade20k import ADE20K
 from datamodules.sets.bsds500 import BSDS500
@@ -41,6 +42,7 @@ from datamodules.sets.stanford_background import StanfordBackground
 from datamodules.sets.voc import PascalVOC
 from datamodules.splits import read_list
 from datamodules.supervision import Supervision
+from experiments.runs.checkpoint import Classes, photos_part
 
 SHARED = ROOT.parent / "shared" / "data"
 CONFIGS = ROOT / "experiments" / "configs" / "data"
@@ -261,6 +263,14 @@ def test_volumes_of_acdc_as_the_challenge_has_them(tmp_path):
     assert image.shape == (24, 20, 3)  # rows run to the back
     assert (int(image.min()), int(image.max())) == (0, 255)
     assert np.array_equal(mask, truth[:, :, 1].T)
+    voxels = nibabel.load(tmp_path / "training/patient001/patient001_frame12.nii.gz").get_fdata()[:, :, 1].T
+    low, high = np.percentile(voxels, (1, 99))
+    assert np.array_equal(image[..., 2], np.clip((voxels - low) / (high - low) * 255, 0, 255).round())
+    trained_on = {"data": {"class_path": "datamodules.ACDC", "init_args": {}}}
+    told = photos_part(Classes([*data.class_names], [*data.colors], (24, 24)), trained_on)
+    photos = Photos(**told["init_args"])
+    photos.show(tmp_path / "training/patient001/patient001_frame12.nii.gz")
+    assert np.array_equal(photos.image(name), image), "what a model that was trained on them sees of a volume"
     assert data.spacing(name) == (1.25, 1.5)
     assert data.scored_with(name) == "patient001_frame12"
     drawn = data.annotation(name, "scribbles")

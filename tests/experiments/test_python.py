@@ -94,7 +94,7 @@ def test_training_without_an_end_is_refused(tmp_path):
     data = scenes()
     model = weakseg.methods.Supervised(data.num_classes, network=NETWORK)
     trainer = weakseg.make_trainer(tmp_path / "run", model, data)
-    with pytest.raises(ValueError, match="give trainer.max_steps or trainer.max_epochs"):
+    with pytest.raises(ValueError, match="until the last step: give trainer"):
         trainer.fit(model, data)
 
 
