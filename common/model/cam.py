@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.model.networks import NetworkConfig, SegmentationNetwork, build_network
-from common.ops.cam import normalise_cam
+from common.ops.cam import Normalisation, normalise_cam
 from common.ops.tensors import at_least_fp32
 
 # Architectures to take the encoder from: at output stride 16 where it can be dilated, else (most transformers) as it
@@ -61,13 +61,11 @@ def multi_scale_cam(
     size: tuple[int, int],
     scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
     flip: bool = True,
-    accumulate: str = "sum",
     multiple: int = 1,
 ) -> Tensor:
     """Activations of an image at several magnifications, of it and its mirror image: the raw CAM, not normalised.
 
-    Each is resized to `size` after relu, and added up [PSA, IRN, SEAM code]; with `accumulate="max"` the larger one of
-    image and mirror image is [AFA, ToCo code].
+    Each is resized to `size` after relu, and added up [PSA, IRN, SEAM code].
 
     Args:
         activations: (B, 3, h, w) to (B, C, h', w'), which covers the image. In eval mode.
@@ -87,8 +85,7 @@ def multi_scale_cam(
         scaled = at_scale(image, scale, multiple)
         found = resized(scaled)
         if flip:
-            mirrored = resized(scaled.flip(-1)).flip(-1)
-            found = torch.maximum(found, mirrored) if accumulate == "max" else found + mirrored
+            found = found + resized(scaled.flip(-1)).flip(-1)
         total = found if total is None else total + found
     assert total is not None  # there is a scale
     return total
@@ -112,6 +109,7 @@ class CamNetwork(SegmentationNetwork):
         self.mean, self.std, self.only_size = donor.mean, donor.std, donor.only_size
         self.affinity: nn.Module | None = None  # see `common.model.affinity.add_affinity`
         self.register_buffer("background", torch.tensor(background))
+        self.normalisation: Normalisation = "max"  # of the maps of `forward`
         # A method's own: (activations, [normalised image, the encoder's last two maps], valid) to better maps.
         self.refine: nn.Module | None = None
 
@@ -147,7 +145,7 @@ class CamNetwork(SegmentationNetwork):
         a, maps = (at_least_fp32(one) for one in self.both(image))
         found = (image_logits(a) > 0)[:, :, None, None]
         maps = F.interpolate(maps, self.padded_size(height, width), mode="bilinear", align_corners=False)
-        cam = normalise_cam(maps[..., :height, :width]) * found
+        cam = normalise_cam(maps[..., :height, :width], self.normalisation) * found
         return torch.cat([self.background.expand_as(cam[:, :1]), cam], 1).clamp(min=LEAST).log()
 
 

@@ -78,6 +78,7 @@ class CamModule(SegmentationModule):
                 f"{name} learns from tags of images, not from labelled pixels: leave the options labeled out"
             )
         self.scales, self.flip, self.normalisation = scales, flip, normalisation
+        self.classifier.normalisation = normalisation
         self.curve: Tensor | None = None  # mIoU of the maps on val at each threshold, for the run directory
 
     def make_network(self, config: NetworkConfig) -> CamNetwork:
@@ -190,7 +191,8 @@ class CamModule(SegmentationModule):
             cam = self.refined_cam(image, tags, size, refine, name)[None]
             return irn_seeds(*(labels_of(cam, t) for t in two)) if seeds else self.labels_of_maps(cam, threshold)
         cam = self.cam_of(image, tags, (image.shape[1], image.shape[2]), name)[None]
-        found = irn_seeds(*(label_crf(labels_of(cam, t), image[:3]) for t in two))
+        classes = F.pad(tags[1:], (1, 0), value=True).nonzero()[:, 0].to(image.device)
+        found = irn_seeds(*(label_crf(labels_of(cam, t), image[:3], classes) for t in two))
         return F.interpolate(found[None, None].float(), size, mode="nearest-exact")[0, 0].long()
 
     def labels_of_maps(self, cam: Tensor, threshold: float) -> Tensor:
@@ -223,7 +225,7 @@ class CamModule(SegmentationModule):
 
     def walk_affinity(self, image: Tensor) -> Tensor:
         """Affinities (1, P, h, w) of cells that cover an image (1, 3, H, W): by colours, 4 pixels a cell."""
-        return bilateral_affinity(F.avg_pool2d(image[:, :3], STRIDE, ceil_mode=True), RADIUS, SIGMA)
+        return bilateral_affinity(F.avg_pool2d(at_scale(image[:, :3], 1, STRIDE), STRIDE), RADIUS, SIGMA)
 
     def tags_of(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Tags (B, K) bool of an evaluation batch: given, or the classes of its mask; None without either."""

@@ -83,22 +83,27 @@ def cam_labels(cam: Tensor, background: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def label_crf(labels: Tensor, image: Tensor, confidence: float = 0.7, **parameters: Any) -> Tensor:
+def label_crf(
+    labels: Tensor, image: Tensor, classes: Tensor | None = None, confidence: float = 0.7, **parameters: Any
+) -> Tensor:
     """A label map through a dense CRF, in which each pixel's label is right with probability `confidence` (IRN [code]).
 
-    The other classes of the map share the rest. Time grows with the square of the number of pixels: `stride` 1 is the
+    The other classes share the rest. Time grows with the square of the number of pixels: `stride` 1 is the
     reference, for small images.
 
     Args:
         labels: (H, W) int64 without 255.
         image: (3, H, W), RGB in [0, 1].
+        classes: (n,) ids that there may be, ascending: of IRN those of the image, also if they win nowhere in the map.
+            None: those of the map.
         confidence: of each label.
         parameters: of `common.ops.crf.dense_crf`, in place of IRN's and of its stride 4.
 
     Returns:
-        (H, W) int64, classes of the map.
+        (H, W) int64, of these classes.
     """
-    classes, index = labels.unique(return_inverse=True)
+    classes = labels.unique() if classes is None else classes
+    index = torch.searchsorted(classes, labels)
     if len(classes) == 1:  # nothing to decide
         return labels.clone()
     other = (1 - confidence) / (len(classes) - 1)

@@ -62,7 +62,7 @@ class AALR(SegmentationModule):
         reassign_ce: the cross entropy learns the reassigned labels too.
         start: fraction of the run in which the classifier alone learns.
         reassign_start: fraction of the run before labels are reassigned.
-        stride: both losses are taken on cells of stride x stride pixels.
+        stride: both losses are taken on cells of stride x stride pixels, from which maps become labels too.
         kwargs: see `common.model.module.SegmentationModule`.
 
     Raises:

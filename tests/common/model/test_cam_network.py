@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import methods
 from common.model.affinity import add_affinity
 from common.model.cam import CamHead, build_cam_network, image_logits, multi_scale_cam
 from common.model.metrics import CamMetrics, scores
 from common.model.networks import NetworkConfig
+from common.ops.walk import bilateral_affinity
 from conftest import two_processes
 
 
@@ -30,12 +32,11 @@ def stub(image):
     return F.avg_pool2d(torch.cat([image, 1 - image], 1), 4) - 0.3
 
 
-@pytest.mark.parametrize("accumulate", ["sum", "max"])
-def test_the_map_of_the_mirror_image_is_the_mirror_image_of_the_map(accumulate):
+def test_the_map_of_the_mirror_image_is_the_mirror_image_of_the_map():
     torch.manual_seed(0)
     image = torch.rand(1, 3, 24, 32).double()
     scales = (0.5, 1, 1.5, 2)
-    one, other = (multi_scale_cam(stub, x, (30, 41), scales, True, accumulate, 4) for x in (image, image.flip(-1)))
+    one, other = (multi_scale_cam(stub, x, (30, 41), scales, True, 4) for x in (image, image.flip(-1)))
     torch.testing.assert_close(other, one.flip(-1))
     assert one.min() >= 0
     assert one.shape == (1, 6, 30, 41)
@@ -47,10 +48,36 @@ def test_scales_and_flip_add_up():
     resized = lambda x: F.interpolate(stub(x).relu(), (16, 24), mode="bilinear", align_corners=False)  # noqa: E731
     double = F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=False)
     both = [(resized(x), resized(x.flip(-1)).flip(-1)) for x in (image, double)]
-    found = {a: multi_scale_cam(stub, image, (16, 24), (1, 2), True, a) for a in ("sum", "max")}
-    torch.testing.assert_close(found["sum"], sum(a + b for a, b in both))
-    torch.testing.assert_close(found["max"], sum(torch.maximum(a, b) for a, b in both))
+    torch.testing.assert_close(multi_scale_cam(stub, image, (16, 24), (1, 2), True), sum(a + b for a, b in both))
     torch.testing.assert_close(multi_scale_cam(stub, image, (16, 24), (1,), False), both[0][0])
+
+
+@pytest.mark.parametrize(
+    ("method", "normalisation"), [(methods.CAM, "max"), (methods.CAM, "minmax"), (methods.CPN, "minmax")]
+)
+def test_the_network_alone_labels_as_the_method_does_at_one_scale(method, normalisation):
+    """It is what is exported."""
+    torch.manual_seed(0)
+    model = method(4, network=NetworkConfig("Unet", "tu-test_resnet"), scales=[1.0], flip=False, threshold=0.45,
+                   normalisation=normalisation).eval()  # fmt: skip
+    weight = model.classifier.model.segmentation_head[0].weight
+    weight.data = weight.data.abs()
+    image = F.interpolate(torch.rand(1, 3, 5, 6), (160, 192), mode="bicubic").clamp(0, 1)
+    with torch.no_grad():
+        cam = model.cam_of(image[0], F.pad(model.find_tags(image)[0] > 0, (1, 0)), (160, 192))
+        labels = torch.cat([torch.full((1, 160, 192), 0.45), cam]).argmax(0)
+        alone = model.network(image)[0].argmax(0)
+    assert 0.05 < (labels > 0).float().mean() < 0.95
+    assert (labels != alone).float().mean() < 1e-3
+
+
+def test_cells_of_the_walk_cover_the_image_where_its_sides_do_not_divide():
+    model = methods.CAM(3, network=NetworkConfig("Unet", "tu-test_resnet"))
+    image = torch.linspace(0, 1, 45).expand(1, 3, 30, 45)
+    affinity = model.walk_affinity(image)
+    assert affinity.shape[2:] == (8, 11)
+    ramp = F.avg_pool2d(F.interpolate(image, (32, 44), mode="bilinear"), 4)
+    torch.testing.assert_close(affinity, bilateral_affinity(ramp, 5, 0.1))
 
 
 # The network -------------------------------------------------------------------------------------------------------

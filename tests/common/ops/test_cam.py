@@ -78,6 +78,11 @@ def test_the_label_crf_is_the_dense_crf_of_its_unary_and_follows_an_edge():
     assert torch.equal(found, 4 * exact.argmax(0))
     assert (found[:, 8:] == 4).all()
     assert (found[:, :8] == 0).all()
+    third = torch.full((3, 12, 16), 0.15).scatter(0, (labels // 4)[None], 0.7)  # a class of the image that wins nowhere
+    exact = dense_crf(third, image, weight=10, sigma_xy=50, sigma_rgb=5, smooth_weight=3, smooth_sigma=3, stride=1)
+    assert torch.equal(
+        label_crf(labels, image, torch.tensor([0, 4, 7]), stride=1), torch.tensor([0, 4, 7])[exact.argmax(0)]
+    )
     assert (label_crf(labels, image) == found).float().mean() > 0.95  # cells of 4 pixels
     assert torch.equal(label_crf(torch.full((5, 5), 3), image[:, :5, :5]), torch.full((5, 5), 3))
 
