@@ -164,8 +164,8 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:  # decoders raise many kinds
         if "imagecodecs" in str(error):
             raise ValueError(
-                f"{path} has a compression that needs the package imagecodecs ({error}): pip install "
-                "'weakseg[images]', or save the file without compression"
+                f"{path} has a compression that needs the package imagecodecs ({error}): pip install -e "
+                "'.[images]', or save the file without compression"
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} cannot be read as an image ({reason}): replace it, or remove it") from error

@@ -22,8 +22,9 @@ NO_LABEL = 4  # in scribbles as volumes
 
 
 class ACDC(SegmentationDataModule):
-    """ACDC, slices of cardiac MRI at the end of diastole and systole, 4 classes (Bernard et al., TMI 2018), with the
-    scribbles that experts drew (Valvano et al., TMI 2021).
+    """ACDC, slices of cardiac MRI with scribbles that experts drew, 4 classes.
+
+    Hearts at the end of diastole and systole (Bernard et al., TMI 2018); scribbles of Valvano et al., TMI 2021.
 
     Layout of the challenge: `training/patientNNN/` and `testing/patientNNN/` with `patientNNN_frameFF.nii.gz` and
     `patientNNN_frameFF_gt.nii.gz` (their axial slices are the images, `patient001_frame01/003`), and of the scribbles'

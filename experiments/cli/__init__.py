@@ -35,7 +35,7 @@ compare
   study        the runs of a table, and its page:            weakseg study quickstart
 
 look around
-  demo         two methods trained, compared and pictured, in minutes
+  demo         three networks trained, compared and pictured, in minutes
   methods      the papers and baselines there are
   datamodules  the data sets there are
   doctor       check the installation and, with --config NAME, the data it names

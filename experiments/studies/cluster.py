@@ -104,7 +104,7 @@ class Jobs:
         try:
             import submitit
         except ModuleNotFoundError:
-            raise ModuleNotFoundError("--cluster needs submitit: pip install 'weakseg[cluster]'") from None
+            raise ModuleNotFoundError("--cluster needs submitit: pip install -e '.[cluster]'") from None
         if kind == "slurm" and shutil.which("sbatch") is None:
             raise OSError("--cluster slurm needs SLURM's commands: sbatch is not on the PATH; --cluster local does not")
         executor = submitit.AutoExecutor(self.folder, cluster=kind, slurm_max_num_timeout=10**6)  # see `Element`

@@ -18,7 +18,7 @@ Planes = dict[str, Tensor]
 
 
 class UniMatch(SegmentationModule):
-    """UniMatch: pseudo-labels of a weak view for two strong ones and perturbed features (Yang et al. 2022, 2208.09910).
+    """UniMatch: pseudo-labels of a weak view for two strong ones and perturbed features (Yang et al. 2023, 2208.09910).
 
     Args:
         variant: `v1`: pseudo-labels are the student's own, a third stream perturbs the weak view's features; `v2`
