@@ -1,6 +1,7 @@
 """CPN: its pair, its losses and its correlations by the properties T1 ... T13 of its specification, and runs of it."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -305,6 +306,160 @@ def test_refined_maps_train_their_own_layers_alone():
     assert with_gradient
     assert all(name.startswith("network.refine.") for name in with_gradient)
     assert {name.split(".")[2] for name in with_gradient} == {"reduce", "query", "key"}
+
+
+# The whole step, written out ----------------------------------------------------------------------------------------
+
+
+E = 1e-5
+
+
+def slow_maps(network, x, valid):
+    """a and R (C, h, w) of one normalised image (3, H, W), as section 2 of the specification has them ("PCM + PRCM").
+    Cells without a valid pixel are left out of everything, and 0 in R."""
+    refine = network.refine
+    conv4, conv5 = network.model.encoder(x[None])[-2:]
+    a = F.conv2d(conv5, network.model.segmentation_head[0].weight)[0]
+    height, width = a.shape[1:]
+    reduced = [
+        F.conv2d(one.detach(), layer.weight).relu() for one, layer in zip((conv4, conv5), refine.reduce, strict=True)
+    ]
+    planes = [
+        F.interpolate(one, (height, width), mode="bilinear", align_corners=True)[0] for one in (x[None], *reduced)
+    ]
+    shown = valid.view(height, x.shape[1] // height, width, x.shape[2] // width).any(3).any(1).flatten()
+    f, g = torch.cat(planes).flatten(1)[:, shown], a.detach().flatten(1)[:, shown].relu()
+    g = (g - E).relu() / (g.amax(1, keepdim=True) + E)
+    g = torch.cat([1 - g.amax(0, keepdim=True), torch.where(g == g.amax(0, keepdim=True), g, 0)])
+    query = refine.query.weight[:, :, 0, 0] @ f
+    q = query / (query.norm(dim=0) + E)
+    affinity = (q.T @ q).relu()
+    refined = g @ (affinity / (affinity.sum(0) + E))
+    if refine.key is not None:
+        regions = g.softmax(1) @ f.T
+        key = (regions @ refine.key.weight[:, :, 0, 0].T).relu()
+        refined = refined + (key @ query.relu() / math.sqrt(len(g))).softmax(1) * g
+    r = torch.zeros_like(a).flatten(1)
+    r[:, shown] = refined[1:]
+    return a, r.view_as(a)
+
+
+def slow_loss(model, labeled, tcp_weight, cpcr_weight):
+    """L_cls + tcp_weight L_tcp + cpcr_weight L_cpcr, image by image over its valid pixels alone."""
+    network, terms = model.network, {name: [] for name in ("tag", "least", "tcp", "cpcr")}
+    mean, std = ((one[0] if one.ndim == 4 else one).double() for one in (network.mean, network.std))
+    for image, valid, tags, key, segments in zip(
+        *(labeled[name] for name in ("image", "valid", "tags", "key", "superpixels")), strict=True
+    ):
+        n, t = int(segments.max()), tags[1:, None].double()
+        drawn = (key_uniform(key[None], (n + 1) // 2, model.draw_seed())[0] * (n + 1)).long()
+        hidden = torch.isin(segments, drawn[drawn > 0])
+        c = (~hidden[valid]).double().mean()
+        assert 0.2 < c < 0.8
+        x = (image - mean) / std  # what is hidden is 0 here
+        a, r = [], []
+        for part in (x, x * ~hidden, x * hidden):
+            both = [
+                F.interpolate(one[None], image.shape[1:], mode="bilinear", align_corners=True)[0][:, valid]
+                for one in slow_maps(network, part, valid)
+            ]
+            score = both[0].mean(1).sigmoid()
+            terms["tag"].append(-torch.where(tags[1:], score.log(), (1 - score).log()).mean())
+            lowest = (both[1] * t).amax(0).sort().values[: int(valid.sum()) // 4]
+            terms["least"].append(lowest.relu().mean())
+            for found, one in zip((a, r), both, strict=True):
+                low, high = one.relu().amin(1, keepdim=True), one.relu().amax(1, keepdim=True)
+                found.append((one.relu() - low - E).relu() / (high - low + E) * t)
+        a, r = ([one[0], c * one[1], (1 - c) * one[2]] for one in (a, r))
+        terms["tcp"].append(((a[1] + a[2]).detach() - a[0]).abs() + (r[0] - r[1] - r[2]).abs())
+        both = 0.0
+        for part, other in ((1, 2), (2, 1)):
+            whole, seen, target = (torch.cat([1 - one.amax(0, keepdim=True), one]) for one in (a[0], a[part], r[other]))
+            gap = (whole - seen).detach()
+            gap = torch.where(gap == gap.amax(0), gap, 0)
+            entries = (gap - target).abs().flatten().sort(descending=True).values
+            both = both + entries[: len(entries) // 5].mean()
+        terms["cpcr"].append(both)
+    terms = {
+        name: torch.cat([one.flatten() for one in values]).mean() if name == "tcp" else torch.stack(values).mean()
+        for name, values in terms.items()
+    }
+    return terms["tag"] + terms["least"] + tcp_weight * terms["tcp"] + cpcr_weight * terms["cpcr"], terms
+
+
+def exact(**options):
+    """A model in float64 whose maps differ, and a batch of which one image has a padded part."""
+    torch.manual_seed(0)
+    model = methods.CPN(4, network=NETWORK, **options).double().eval()
+    labeled = batch(2)["labeled"]
+    labeled["image"] = labeled["image"].double()
+    labeled["valid"][0, :, 40:] = False  # the third of four columns of cells shows half
+    labeled["superpixels"][0, :, 40:] = 0
+    with torch.no_grad():
+        mean = model.network.encode(labeled["image"])[0][-1].mean((0, 2, 3))
+        weight = torch.randn(3, len(mean), dtype=torch.float64)
+        weight += (0.2 - weight @ mean)[:, None] * mean / mean.square().sum()  # 0.2 is the mean activation
+        model.network.model.segmentation_head[0].weight.copy_(weight[:, :, None, None])
+        a = model.network.activations(labeled["image"])
+    assert (a.amax((2, 3)) > 0.1).all()
+    assert (a.amin((2, 3)) < 0).any()
+    return model, labeled
+
+
+@pytest.mark.parametrize("prcm", [True, False])
+def test_a_step_has_the_loss_and_the_gradient_of_the_formulas(prcm):
+    model, labeled = exact(tcp_weight=0.7, cpcr_weight=0.3, prcm=prcm)
+    out = model.compute_loss({"labeled": labeled})
+    wanted, terms = slow_loss(model, labeled, 0.7, 0.3)
+    for name, value in terms.items():
+        assert value > 1e-3, name
+        torch.testing.assert_close(out.logs[name], value, rtol=1e-6, atol=0)  # shares are float32
+    torch.testing.assert_close(out.loss, wanted, rtol=1e-6, atol=0)
+    network = model.network
+    encoder = [p for p in network.model.encoder.parameters() if p.ndim == 4][-1]
+    layers = [encoder, network.model.segmentation_head[0].weight, *network.refine.parameters()]
+    for one, two in zip(torch.autograd.grad(out.loss, layers), torch.autograd.grad(wanted, layers), strict=True):
+        assert two.abs().max() > 1e-6
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-9)
+
+
+def test_parts_are_hidden_in_the_mean_colour_and_add_up_once_normalised(monkeypatch):
+    model, labeled = exact()
+    seen = []
+    both = model.network.both
+    monkeypatch.setattr(model.network, "both", lambda image, valid: (seen.append(image), both(image, valid))[1])
+    model.compute_loss({"labeled": labeled})
+    prepared = [model.network.prepared(one) for one in seen]
+    assert len(prepared) == 3
+    torch.testing.assert_close(prepared[1] + prepared[2], prepared[0])
+    assert all((one == 0).any() for one in prepared[1:])
+    assert (prepared[1] * prepared[2] == 0).all()
+
+
+def test_maps_at_inference_are_the_refined_ones_without_their_least_value():
+    model, labeled = exact(scales=[1.0], flip=False)
+    image, whole = labeled["image"][1], torch.ones(64, 64, dtype=torch.bool)
+    mean, std = ((one[0] if one.ndim == 4 else one).double() for one in (model.network.mean, model.network.std))
+    with torch.no_grad():
+        a, r = slow_maps(model.network, (image - mean) / std, whole)
+        torch.testing.assert_close(model.maps(image[None], torch.ones(4).bool())[0], r)
+    assert (a - r).abs().max() > 0.1
+    found = model.cam_of(image, torch.tensor([0, 1, 1, 0]).bool(), (31, 40))
+    large = F.interpolate(r[None].relu(), (31, 40), mode="bilinear", align_corners=False)[0]
+    for k in range(2):
+        np.testing.assert_allclose(found[k], slow_norm(large[k].numpy()), atol=1e-6)
+    assert not found[2].any()
+
+
+def test_new_layers_begin_as_in_the_released_code():
+    torch.manual_seed(0)
+    network = methods.CPN(4, network=NETWORK).network
+    head = network.model.segmentation_head[0].weight
+    for weight, gain in ((network.refine.query.weight, 4), (network.refine.key.weight, 4), (head, 1)):  # xavier
+        limit = gain * math.sqrt(6 / (weight.shape[0] + weight.shape[1]))
+        assert 0.95 * limit < weight.abs().max() <= limit
+    for layer in network.refine.reduce:  # kaiming
+        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / layer.weight.shape[1]), rel=0.1)
 
 
 # The method --------------------------------------------------------------------------------------------------------
