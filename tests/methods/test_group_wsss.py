@@ -1,19 +1,24 @@
 """Group-WSSS: messages, dropout, loss and rules by the properties T1 ... T12 of its specification, and runs of it. T11
 is in tests/datamodules/test_samplers.py."""
 
+import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import methods
 import weakseg as package
 from common.model.cam import image_logits
 from common.model.networks import NetworkConfig
 from common.ops.batch import IGNORE
+from common.ops.mixing import key_uniform
+from common.training.loggers import CSVLogger
 from conftest import fit_tiny, two_processes, weakseg
 from methods.group_wsss.graph import Graph, graph_dropout, message
 from methods.group_wsss.labels import OnlineMaps, labels_by_rules
@@ -258,6 +263,63 @@ def test_each_image_is_scored_by_its_own_tags_and_dropout_is_of_training_alone()
     assert first != trained
 
 
+def slow_dropout(x, coin):
+    a = x.mean(0, keepdim=True)
+    w = (a < 0.7 * a.max()).to(x) if coin else a.sigmoid()
+    return (x * w + x) / 2
+
+
+def exact(**options):
+    """A model in float64 whose graph changes much."""
+    model = build(**options).double()
+    for name, parameter in model.graph.named_parameters():
+        torch.manual_seed(len(name))
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def seen(labeled):
+    """A batch's images in float64."""
+    return {"labeled": {**labeled, "image": labeled["image"].double()}}
+
+
+def test_a_step_has_the_loss_of_the_formulas_with_a_coin_of_each_image_in_each_round():
+    model, labeled = exact().train(), batch()["labeled"]
+    labeled["valid"][1, :, 40:] = False  # the third of four columns of cells shows half
+    labeled["valid"][5, :12] = False
+    labeled["key"][:, 0] = 7  # an epoch in which the coins differ
+    out = model.compute_loss(seen(labeled))
+    with torch.no_grad():
+        x = model.classifier.activations(labeled["image"].double())
+    coins = key_uniform(labeled["key"], 3, model.draw_seed()) < 0.8
+    assert {*coins[:, :2].flatten().tolist()} == {False, True}  # both before the last round
+    assert {*coins[:, 2].tolist()} == {False, True}
+    maps, cover = [*x], [labeled["valid"][k].double().view(4, 16, 4, 16).mean((1, 3)) for k in range(6)]
+    maps[1], cover[1] = maps[1][:, :, :3], cover[1][:, :3]
+
+    def image_loss(one, k):
+        score = ((one * cover[k]).sum((1, 2)) / cover[k].sum()).sigmoid()
+        return -torch.where(labeled["tags"][k, 1:], score.log(), (1 - score).log()).mean()
+
+    wanted = 0.0
+    for group in ([0, 1, 2], [3, 4, 5]):
+        nodes = [maps[k] for k in group]
+        for turn in range(3):
+            told = slow_round(model.graph, nodes)
+            nodes = [slow_dropout(one, coins[k, turn]) for one, k in zip(told, group, strict=True)]
+        for one, k in zip(nodes, group, strict=True):
+            wanted += (0.4 * image_loss(maps[k], k) + image_loss(one, k)) / 2 / 6
+            at = (k, ..., slice(one.shape[2]))
+            torch.testing.assert_close(model.latest[0][at], ((maps[k] + one) / 2).detach())
+    torch.testing.assert_close(out.loss, wanted, rtol=1e-9, atol=0)
+
+
+def test_new_layers_of_the_graph_begin_as_in_the_released_code():
+    weights = torch.cat([p.flatten() for name, p in build().graph.named_parameters() if name.endswith("weight")])
+    assert weights.std().item() == pytest.approx(0.01, rel=0.2)
+    assert not any(p.any() for name, p in build().graph.named_parameters() if name.endswith("bias"))
+
+
 def test_half_precision_is_close_to_single():
     model = build().eval()
     with torch.no_grad():
@@ -294,6 +356,44 @@ def test_an_image_by_itself_gets_partners_of_its_class_from_memory():
     assert torch.equal(a[0], b[0])
 
 
+def test_a_map_is_the_mean_of_before_and_after_the_rounds_and_nothing_is_dropped():
+    model, labeled, tags = exact(), batch()["labeled"], torch.tensor([0, 0, 1, 1]).bool()
+    with torch.no_grad():
+        model.train().compute_loss(seen(labeled))
+        image = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1)).double()
+        x = model.eval().classifier.activations(image)
+        nodes = [x[0], *(state[0].double() for state, _ in model.partners(tags[1:]))]
+        assert [one.shape[1:] for one in nodes] == [(3, 4), (16, 16), (16, 16)]
+        for _ in range(3):
+            nodes = slow_round(model.graph, nodes)
+        assert (nodes[0] - x[0]).abs().max() > 0.1
+        torch.testing.assert_close(model.maps(image, tags)[0], (x[0] + nodes[0]) / 2)
+
+
+def test_pseudo_labels_follow_the_rules_on_maps_in_steps_of_1_255_without_their_least_value(monkeypatch):
+    model, tags = build(flip=False).eval(), torch.tensor([0, 1, 0, 1]).bool()
+    raw = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(3)) * torch.tensor([2, 1, 5])[:, None, None]
+    raw = raw + torch.tensor([1, 0, 0.5])[:, None, None]
+    monkeypatch.setattr(model, "maps", lambda image, tags: raw)
+    image = torch.zeros(3, 32, 32)
+    x = raw[0].double() / raw[0].amax((1, 2), keepdim=True)
+    x = (255 * x).round() / 255
+    np.testing.assert_allclose(model.cam_of(image, tags, (24, 40))[[0, 2]], x[[0, 2]], atol=1e-6)
+    low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
+    x = (x - low - 1e-5).relu() / (high - low + 1e-5)
+    x[1] = 0  # has no tag
+    for threshold in (0.3, 0.85):
+        wanted = torch.zeros(24, 40, dtype=torch.int64)
+        for at in itertools.product(range(24), range(40)):
+            one = x[(slice(None), *at)].tolist()
+            if max(one) > threshold:
+                wanted[at] = 1 + one.index(max(one))
+            if sum(each > 0.9 for each in one) > 1 or (max(one) > 0.8 and wanted[at] == 0):
+                wanted[at] = IGNORE
+        assert {*wanted.unique().tolist()} == {0, 1, 3, IGNORE}
+        assert torch.equal(model.pseudo_labels(image, tags, (24, 40), "none", threshold), wanted)
+
+
 RULES = [((0, 0.95), IGNORE), ((40, 0.1), IGNORE), ((10, 0.5), 0), ((10, 0.85), IGNORE), ((200, 0.5), 1)]
 
 
@@ -307,6 +407,30 @@ def test_labels_by_saliency_follow_the_rules():
     assert (labels_by_rules(few, 0.3) == IGNORE).all()
     few[0, 0, :4] = 1
     assert labels_by_rules(few, 0.3).unique().tolist() == [0, 1]
+
+
+def test_each_constant_of_the_rules_has_its_side():
+    def label(cam, background=0.3, saliency=None):
+        cam = torch.tensor(cam).view(-1, 1, 1)
+        return labels_by_rules(
+            cam, background, None if saliency is None else torch.full((1, 1), float(saliency))
+        ).item()
+
+    assert label([0.91, 0.92]) == IGNORE  # two above 0.9
+    assert [label([0.89, 0.92]), label([0.92, 0.89])] == [2, 1]
+    assert label([0.9, 0.92]) == 2  # above it, not at it
+    rest = [0.0] * 50
+    for cam, wanted in ((0.79, 0), (0.81, IGNORE)):  # an object above 0.8 that the background beats
+        maps = torch.tensor([1.0, cam, *rest]).view(1, 1, -1)
+        assert labels_by_rules(maps, 0.85)[0, 1] == wanted
+    for shade, wanted in ((31, 0), (32, IGNORE)):
+        maps, saliency = torch.tensor([1.0, 0.1, *rest]).view(1, 1, -1), torch.zeros(1, 52)
+        saliency[0, :2] = torch.tensor([200, shade])
+        assert labels_by_rules(maps, 0.3, saliency)[0, 1] == wanted
+    for width, wanted in ((100, 0), (101, IGNORE)):  # one pixel shows an object: 1 %, and less
+        maps = torch.zeros(1, 1, width)
+        maps[..., 0] = 1
+        assert labels_by_rules(maps, 0.3)[0, 1] == wanted
 
 
 def test_labels_without_saliency_are_those_above_a_constant():
@@ -329,6 +453,33 @@ def test_online_maps_are_a_maximum_by_image_and_a_repeated_step_changes_nothing(
     Image.new("L", (4, 7)).save(tmp_path / "maps" / "c.png")
     with pytest.raises(ValueError, match=r"c.png does not hold 2 maps of 'c'"):
         kept.get("c", 2)
+
+
+def test_maps_of_probable_classes_are_kept_from_the_second_epoch_on_and_others_in_the_last_one(tmp_path, monkeypatch):
+    model, labeled = build(maps="online"), batch("abc")["labeled"]
+    maps = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    logits = torch.tensor([0.11, 0.5, 0.09]).logit().expand(3, -1)  # of the tagged classes one is above 0.1
+    large = F.interpolate(maps[:1], (64, 64), mode="bilinear", align_corners=False)[0, [0, 2]]
+    wanted = (255 * large / large.amax((1, 2), keepdim=True)).round()
+
+    def kept(epoch, step):
+        """After a step of a run of three epochs of four steps."""
+        trainer = SimpleNamespace(
+            num_training_batches=4, accumulate_grad_batches=1, estimated_stepping_batches=12, global_step=step,
+            loggers=[CSVLogger(tmp_path)],
+        )  # fmt: skip
+        monkeypatch.setattr(methods.GroupWSSS, "trainer", trainer)
+        monkeypatch.setattr(methods.GroupWSSS, "current_epoch", epoch)
+        model.keep_online(labeled, maps, logits)
+        return OnlineMaps(tmp_path / "online_maps").get("a", 2)
+
+    assert kept(0, 4) is None
+    one = kept(1, 5)
+    np.testing.assert_allclose(one[0], wanted[0], atol=1)  # a half is rounded up or down
+    assert not one[1].any()
+    assert not kept(1, 8)[1].any()
+    np.testing.assert_allclose(kept(2, 9), wanted, atol=1)
+    assert len([*(tmp_path / "online_maps").glob("*.png")]) == 1  # of the anchor alone
 
 
 @pytest.mark.parametrize("options", [{"group": 0}, {"rounds": 0}, {"drop_rate": 1.5}])
