@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from common.ops.batch import IGNORE
+from common.ops.crf import dense_crf
+from common.ops.refine import pamr, par
 from conftest import two_processes
 from methods.aalr.labels import balanced_scores, crf_labels, pamr_labels, two_pass_labels
 from methods.aalr.losses import (
@@ -381,6 +383,97 @@ def test_a_pixel_that_two_classes_claim_has_no_label():
     assert (labels == 1).all()
     none, _ = pamr_labels(torch.full((3, 8, 8), 0.15), torch.rand(3, 8, 8))
     assert (none == IGNORE).all()
+
+
+DILATIONS = (1, 2, 4, 8, 12, 24)
+CRF = {"weight": 10.0, "sigma_xy": 80.0, "sigma_rgb": 13.0, "smooth_weight": 3.0, "smooth_sigma": 3.0, "iterations": 10}
+
+
+def enlarged(maps, side=None):
+    """Maps (n, h, w) at a size, that of `drawn` images."""
+    return F.interpolate(maps[None], side or (48, 56), mode="bilinear", align_corners=False)[0]
+
+
+def drawn(seed):
+    """A smooth image, and smooth activations of two classes."""
+    g = torch.Generator().manual_seed(seed)
+    image, cam = (torch.rand(*size, generator=g).double() for size in ((3, 6, 7), (2, 4, 4)))
+    return enlarged(image), enlarged(3 * cam - 1, (12, 14))
+
+
+def slow_pamr_rule(cam, image):
+    """Each pixel by itself: the one class that is above 0.2 and above its share of its own maximum."""
+    cam = cam.relu() / (cam.relu().amax((1, 2), keepdim=True) + 1e-5)
+    scores = torch.cat([torch.full_like(cam[:1], 0.3), cam])
+    scores = pamr(image[None], (scores / scores.sum(0))[None], 10, DILATIONS)[0]
+    scores = enlarged(scores)
+    labels, top = torch.zeros(image.shape[1:], dtype=torch.int64), [0.7, 0.6, 0.6]
+    least = [max(0.2, share * one.max()) for share, one in zip(top, scores, strict=True)]
+    for y, x in itertools.product(*map(range, labels.shape)):
+        passed = [k for k in range(3) if scores[k, y, x] > least[k]]
+        labels[y, x] = passed[0] if len(passed) == 1 else IGNORE
+    return labels, scores.amax(0)
+
+
+def slow_crf_rule(cam, image):
+    """RRM's: the label of PSA's seeds where the CAM and the CRF are sure of it."""
+    cam = enlarged(cam).relu()
+    cam = cam / (cam.amax((1, 2), keepdim=True) + 1e-5)
+    cautious, generous = (torch.cat([(1 - cam.amax(0, keepdim=True)) ** alpha, cam]) for alpha in (4, 32))
+    best, sure = generous.argmax(0), torch.zeros(image.shape[1:], dtype=torch.bool)
+    sure[(best == 0) & (generous[0] > 0.8)] = True
+    for k in (1, 2):
+        own = generous[k][(best == k) & (generous[k] > 0.1)].sort().values
+        sure[(best == k) & (generous[k] > own[int(0.6 * len(own))])] = True
+    cautious, generous = (dense_crf(one / one.sum(0), image, stride=4, **CRF) for one in (cautious, generous))
+    labels = torch.full(image.shape[1:], IGNORE)
+    for y, x in itertools.product(*map(range, labels.shape)):
+        k = int(cautious[:, y, x].argmax())
+        if generous[:, y, x].argmax() == 0:
+            labels[y, x] = 0 if sure[y, x] and generous[0, y, x] >= 0.8 else IGNORE
+        elif k:
+            labels[y, x] = k if sure[y, x] and cautious[k, y, x] >= 0.8 else IGNORE
+    return labels, torch.cat([generous[:1], cautious[1:]]).amax(0)
+
+
+def slow_two_pass_rule(cam, image):
+    """AFA's: objects of the pass with 0.55, background of that with 0.35."""
+    cam = enlarged(cam, (24, 28)).relu()
+    low, high = cam.amin((1, 2), keepdim=True), cam.amax((1, 2), keepdim=True)
+    cam = (cam - low - 1e-5).relu() / (high - low + 1e-5)
+    passes = []
+    for background in (0.55, 0.35):
+        scores = torch.cat([torch.full_like(cam[:1], background), cam]).softmax(0)
+        passes.append(enlarged(par(image[None], scores[None], 10, DILATIONS)[0]))
+    first, second = (one.argmax(0) for one in passes)
+    labels = torch.where(first > 0, first, torch.where(second > 0, IGNORE, 0))
+    return labels, passes[0].amax(0)
+
+
+SLOW = {"pamr": slow_pamr_rule, "crf": slow_crf_rule, "two_pass": slow_two_pass_rule}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("rule", RULES)
+def test_labels_are_those_of_the_rule_pixel_by_pixel(rule, seed):
+    image, cam = drawn(seed)
+    labels, confidence = RULES[rule](cam, image)
+    wanted, score = SLOW[rule](cam, image)
+    assert {*wanted.unique().tolist()} == {0, 1, 2, IGNORE}
+    assert torch.equal(labels, wanted)
+    torch.testing.assert_close(confidence, score)
+
+
+def test_each_constant_of_the_pamr_rule_has_its_side(monkeypatch):
+    monkeypatch.setattr("methods.aalr.labels.pamr", lambda image, maps: maps)
+
+    def labels(*rows):
+        scores = torch.tensor(rows)[:, None]
+        return pamr_labels(scores, torch.zeros(3, 1, scores.shape[2]))[0][0].tolist()
+
+    assert labels([0.9, 0.64, 0.62], [0.0, 0.0, 0.0]) == [0, 0, IGNORE]  # 0.7 of 0.9 is 0.63
+    assert labels([0.0, 0.0, 0.0], [0.8, 0.49, 0.47]) == [1, 1, IGNORE]  # 0.6 of 0.8 is 0.48
+    assert labels([0.0, 0.0, 0.0], [0.3, 0.21, 0.19]) == [1, 1, IGNORE]  # 0.6 of 0.3 is less than 0.2
 
 
 def test_balanced_scores_are_shares_of_the_background_and_the_maps():

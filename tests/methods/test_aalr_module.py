@@ -1,5 +1,6 @@
 """AA&LR-style: its labels, terms and centres in a step, what it refuses and warns of, runs through the command."""
 
+import itertools
 import json
 import math
 
@@ -14,6 +15,7 @@ from common.model.networks import NetworkConfig
 from common.model.optim import ChainedOptimizer
 from common.ops.batch import IGNORE
 from conftest import LONG, draw_tagged, fit_tiny, two_processes, weakseg
+from methods.aalr.labels import balanced_scores, crf_labels, pamr_labels, two_pass_labels
 from same_run import assert_same_run, load
 
 NETWORK = NetworkConfig("Unet", "tu-test_resnet", decoder={"decoder_channels": [16, 16, 8, 8], "encoder_depth": 4})
@@ -246,6 +248,185 @@ def test_bf16_autocast_and_sizes_that_the_stride_does_not_divide(monkeypatch):
 def test_options_out_of_range_or_without_effect_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         methods.AALR(**{"num_classes": 4, "network": NETWORK, **options})
+
+
+# The whole step, written out ----------------------------------------------------------------------------------------
+
+
+def slow_affinity(logits, labels, weight, table):
+    """L_AA pair by pair and class by class: distances 1, 2 and 3, margin 3, probabilities of at least 1e-4."""
+    p, labels, weight = logits.softmax(1).tolist(), labels.tolist(), weight.tolist()
+    count, height, width = logits.shape[1:]
+    found = {}
+    for b, y, x in itertools.product(range(len(p)), range(height), range(width)):
+        for (at, d), dy, dx in itertools.product(enumerate((1, 2, 3)), (-1, 0, 1), (-1, 0, 1)):
+            v, u = y + d * dy, x + d * dx
+            if (dy, dx) == (0, 0) or not (0 <= v < height and 0 <= u < width):
+                continue
+            i, n = labels[b][y][x], labels[b][v][u]
+            if IGNORE in (i, n):
+                continue
+            w = min(weight[b][y][x], weight[b][v][u])
+            for c in range(count):
+                a, o = p[b][c][v][u], p[b][c][y][x]
+                pairs = [[max(one, 1e-4) for one in both] for both in ((a, o), (1 - a, 1 - o))]
+                kl = sum(one * math.log(one / two) for one, two in pairs)
+                edge = (i == c) != (n == c)
+                found.setdefault((i, at, int(not edge)), []).append((w * max(0, 3 - kl) if edge else w * kl, w))
+    share = table.softmax(1)
+    total = sum(
+        share[key] * sum(value for value, _ in values) / sum(w for _, w in values) for key, values in found.items()
+    )
+    return total / len({key[0] for key in found})
+
+
+def slow_reassign(model, decoded, logits, labels, tags, fixed):
+    """L_LR and the corrected labels, cell by cell."""
+    layer = model.embedding
+    area = F.avg_pool2d(decoded, decoded.shape[3] // labels.shape[2])
+    e = torch.einsum("ed,bdhw->behw", layer.weight[:, :, 0, 0], area) + layer.bias[:, None, None]
+    log_p, corrected, terms = logits.log_softmax(1), torch.full_like(labels, IGNORE), []
+    for b, y, x in itertools.product(*map(range, labels.shape)):
+        own = int(labels[b, y, x])
+        candidates = [k for k in range(4) if (k == 0 or tags[b, k]) and model.centres[k].any()]
+        if own not in candidates:  # also 255
+            continue
+        unit = e[b, :, y, x] / e[b, :, y, x].norm()
+        q = torch.stack([unit @ model.centres[k] / 0.1 for k in candidates]).softmax(0)
+        order = q.argsort(descending=True)
+        margin, first = q[order[0]] - q[order[1]] if len(q) > 1 else torch.tensor(1.0), candidates[order[0]]
+        if first != own and not fixed[b, y, x]:
+            own = first if margin > 0.5 else IGNORE
+        corrected[b, y, x] = own
+        if own != IGNORE:
+            terms.append(margin * (-log_p[b, own, y, x] - q[candidates.index(own)].log()))
+    return (torch.stack(terms).mean() if terms else 0.0), corrected
+
+
+def slow_tags(activations, tags, cover, pooling):
+    """L_cls of activations (B, C, h, w): `cover` (B, h, w) is the share of a cell's pixels that are valid."""
+    if pooling == "gap":
+        z = torch.stack([(a * c).sum((1, 2)) / c.sum() for a, c in zip(activations, cover, strict=True)])
+    else:
+        p = torch.cat([torch.ones_like(activations[:, :1]), activations], 1).softmax(1)[:, 1:] * cover[:, None]
+        total = p.sum((2, 3))
+        m = total / cover.sum((1, 2))[:, None]
+        z = (activations * p).sum((2, 3)) / (1 + total) + (1 - m) ** 3 * (0.01 + m).log()
+    return F.multilabel_soft_margin_loss(z, tags[:, 1:].double())
+
+
+def labelled(seed=0):
+    """Two images of which the first has a padded part, labels of each pixel as if from their tags, and their scores.
+    Some pixels of the second have a mask."""
+    g = torch.Generator().manual_seed(seed)
+    one = batch()["labeled"]
+    one["image"] = torch.rand(2, 3, 32, 32, generator=g).double()
+    one["tags"] = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]]).bool()
+    one["valid"][0, 27:] = False  # the last cell but one has padding too
+    choice = torch.tensor([[0, 1, 3, 3, IGNORE], [0, 0, 2, 3, IGNORE]])
+    online = torch.stack([row[torch.randint(5, (32, 32), generator=g)] for row in choice]).where(one["valid"], IGNORE)
+    one["mask"][1, :10, :18] = torch.tensor([0, 2])[torch.randint(2, (10, 18), generator=g)]
+    return one, online, torch.rand(2, 32, 32, generator=g).double()
+
+
+@pytest.mark.parametrize(("options", "progress"), [
+    ({}, 0.75), ({"start": 0}, 0.0), ({}, 1.0), ({"decay": False}, 0.75),
+    ({}, 0.55), ({"start": 0.8}, 0.7),  # nothing is reassigned yet; there is no label but people's
+    ({"pooling": "ngwp"}, 0.75), ({"reassign_ce": True}, 0.6), ({"reassign_ce": True}, 0.55),
+    ({"adapt": "confidence"}, 0.75), ({"adapt": "none"}, 0.75),
+])  # fmt: skip
+def test_a_step_has_the_loss_of_the_formulas(options, progress, monkeypatch):
+    weights = {"reassign_weight": 0.3, "affinity_weight": 0.2}
+    times = {"start": 0.5, "reassign_start": 0.6}
+    model = with_centres(build(monkeypatch, progress, **{**times, **weights, **options})).double().eval()
+    if not options:
+        model.centres[1] = 0  # not seen yet
+    model.network.model.segmentation_head[0].weight.data *= 20  # else all pairs are alike
+    table = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(4)).double()
+    if model.scale_table is None:
+        table = torch.zeros_like(table)
+    else:
+        model.scale_table.data.copy_(table)
+    labeled, online, confidence = labelled()
+    image, given, valid, tags = (labeled[name] for name in ("image", "mask", "valid", "tags"))
+    monkeypatch.setattr(model, "online_labels", lambda stream: (online, confidence))
+
+    with torch.no_grad():
+        out = model.compute_loss({"labeled": labeled})
+        maps, _ = model.network.encode(image)
+        decoded, logits = model.network.decode(maps), model.network(image)
+        activations = F.conv2d(maps[-1], model.cam_head[0].weight)
+        side = 32 // activations.shape[3]
+        cover = F.avg_pool2d(valid.double()[:, None], side)[:, 0]
+        tag = slow_tags(activations, tags, cover, options.get("pooling", "gap"))
+        if progress < model.start:
+            online = torch.full_like(online, IGNORE)
+        labels = torch.where(given == IGNORE, online, given)
+        weight = (
+            confidence.where(given == IGNORE, 1.0) if options.get("adapt") == "confidence" else torch.ones(2, 32, 32)
+        )
+        cells = labels[:, 2::4, 2::4].clone()  # the pixel in the middle of each
+        cells[0, 6:] = IGNORE
+        coarse = F.avg_pool2d(logits, 4)
+        reassign, corrected = 0.0, torch.full_like(cells, IGNORE)
+        if progress >= 0.6:
+            fixed = given[:, 2::4, 2::4] != IGNORE
+            reassign, corrected = slow_reassign(model, decoded, coarse, cells, tags, fixed)
+            if progress >= model.start:
+                assert ((corrected != cells) & (corrected != IGNORE)).any()
+                assert ((corrected == IGNORE) & (cells != IGNORE)).any()
+            if options.get("reassign_ce"):
+                labels = corrected.repeat_interleave(4, 1).repeat_interleave(4, 2).where(given == IGNORE, given)
+        error = -logits.log_softmax(1).gather(1, labels[:, None].clamp(max=3))[:, 0]
+        objects = (labels > 0) & (labels != IGNORE) & valid
+        ce = error[(labels == 0) & valid].mean() / 2 + error[objects].mean() / 2
+        affinity = slow_affinity(coarse, cells, weight[:, 2::4, 2::4], table)
+        factor = 0.2 * (10**-progress if options.get("decay", True) else 1)
+        wanted = tag + ce + factor * affinity + 0.3 * reassign
+    for name, value in {"tag": tag, "ce": ce, "affinity": affinity, "reassign": reassign}.items():
+        assert float(out.logs[name]) == pytest.approx(float(value), rel=1e-6), name
+    assert out.loss.item() == pytest.approx(wanted.item(), rel=1e-7)
+
+
+def test_maps_of_labels_are_the_sum_over_the_scales_without_the_mirror_image():
+    model = build(scales=[1.0, 0.5]).eval()
+    image = torch.rand(1, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        small = F.interpolate(image, (32, 16), mode="bilinear", align_corners=False)
+        both = [F.conv2d(model.network.encode(one)[0][-1], model.cam_head[0].weight) for one in (image, small)]
+        one, two = (F.interpolate(a.relu(), (16, 8), mode="bilinear", align_corners=False) for a in both)
+        torch.testing.assert_close(model.maps(image), one + two)
+        model = build(pooling="ngwp").eval()
+        p = torch.cat([torch.ones_like(both[0][:, :1]), both[0]], 1).softmax(1)
+        torch.testing.assert_close(model.maps(image), F.interpolate(p, (16, 8), mode="bilinear", align_corners=False))
+
+
+RULES = {
+    "pamr": lambda cam, image: pamr_labels(balanced_scores(cam), image),
+    "crf": crf_labels,
+    "two_pass": two_pass_labels,
+}
+
+
+@pytest.mark.parametrize("pooling", ["gap", "ngwp"])
+@pytest.mark.parametrize("rule", RULES)
+def test_labels_of_a_batch_are_those_of_the_rule_for_the_maps_of_the_tags(rule, pooling):
+    model, one = build(labels=rule, pooling=pooling), batch(side=48)["labeled"]
+    one["image"] = F.interpolate(one["image"][..., :5, :5], (48, 48), mode="bilinear", align_corners=False)
+    one["tags"][1, 2] = True
+    labels, confidence = model.online_labels(one)
+    with torch.no_grad():
+        maps = model.eval().maps(one["image"])
+    for b, classes in enumerate(([1, 3], [2])):
+        if pooling == "ngwp" and rule == "pamr":
+            found, score = pamr_labels(maps[b, [0, *classes]], one["image"][b])  # with the background's own map
+        else:
+            found, score = RULES[rule](maps[b, [k - 1 for k in classes]], one["image"][b])
+        wanted = found.clone()
+        for number, k in enumerate(classes, 1):
+            wanted[found == number] = k
+        assert torch.equal(labels[b], wanted)
+        torch.testing.assert_close(confidence[b], score)
 
 
 # Through the command -----------------------------------------------------------------------------------------------
