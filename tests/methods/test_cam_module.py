@@ -12,6 +12,7 @@ from common.model.cam_module import BETA
 from common.model.networks import NetworkConfig
 from common.ops.batch import IGNORE
 from common.ops.cam import normalise_cam
+from common.ops.crf import dense_crf
 from common.ops.refine import pamr
 from common.ops.walk import random_walk
 from conftest import fit_tiny, weakseg
@@ -181,6 +182,100 @@ def test_data_without_a_background_are_refused_and_classes_in_every_image_told(t
         fit_tiny(tmp_path / "two", *on_folder(root), "--model", "CAM", "--trainer.max_steps", "1")
 
 
+# Refinements, with their constants written out ---------------------------------------------------------------------
+
+
+def test_maps_are_by_default_summed_over_four_scales_and_the_mirror_image_and_divided_by_their_maximum():
+    torch.manual_seed(0)
+    model = methods.CAM(4, network=NETWORK).eval()
+    head = model.network.model.segmentation_head[0].weight
+    head.data = head.data.abs()
+    image, total = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)), 0.0
+    with torch.no_grad():
+        for height, width in ((32, 48), (64, 96), (96, 144), (128, 192)):  # 0.5, 1, 1.5 and 2
+            scaled = F.interpolate(image, (height, width), mode="bilinear", align_corners=False)
+            for flip in (False, True):
+                a = F.conv2d(model.network.encode(scaled.flip(-1) if flip else scaled)[0][-1], head).relu()
+                large = F.interpolate(a, (61, 47), mode="bilinear", align_corners=False)
+                total = total + (large.flip(-1) if flip else large)
+        wanted = total / (total.amax((2, 3), keepdim=True) + 1e-5)
+    torch.testing.assert_close(model.cam_of(image[0], torch.ones(4), (61, 47)), wanted[0])
+    assert model.pseudo_threshold == pytest.approx(0.15)
+
+
+def smooth(*size, seed=0):
+    """Planes (3, H, W) in [0, 1] without edges."""
+    small = torch.rand(1, 3, 4, 5, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(small, size, mode="bilinear", align_corners=True)[0]
+
+
+def test_the_walk_goes_256_steps_along_the_colours_of_cells_of_4_pixels_less_than_5_apart(model):
+    image, tags = 0.7 * smooth(26, 30), torch.tensor([False, True, False, True])
+    places = torch.cartesian_prod(torch.arange(7), torch.arange(8))
+    cells = [image[:, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].double().mean((1, 2)) for y, x in places.tolist()]
+    colors = torch.stack(cells)
+    apart = (places[:, None] - places).square().sum(2)
+    affinity = (-(colors[:, None] - colors).square().sum(2) / (2 * 0.1**2)).exp()
+    weights = torch.where(apart < 5**2, affinity**8, 0)
+    cam = model.cam_of(image, tags, (7, 8)).double()
+    walked = cam.flatten(1) @ torch.linalg.matrix_power(weights / weights.sum(0), 256)
+    walked = (walked / (walked.amax(1, keepdim=True) + 1e-5)).view(1, 3, 7, 8)
+    assert (walked[0] - cam).abs().max() > 0.1
+    assert walked[0, 0].min() < 0.9
+    wanted = F.interpolate(walked, (61, 47), mode="bilinear", align_corners=False)[0].float()
+    torch.testing.assert_close(model.refined_cam(image, tags, (61, 47), "walk"), wanted, atol=1e-4, rtol=0)  # float32
+
+
+def slow_pamr(image, maps):
+    """PAMR of maps (C, H, W) by an image (3, H, W): ten means over eight neighbours at each of six distances."""
+    height, width = image.shape[1:]
+
+    def shifted(planes, dy, dx):
+        rows, columns = ((torch.arange(side) + d).clamp(0, side - 1) for side, d in ((height, dy), (width, dx)))
+        return planes[:, rows][:, :, columns]
+
+    steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
+    offsets = [(d * y, d * x) for d in (1, 2, 4, 8, 12, 24) for y, x in steps]
+    near = torch.stack([shifted(image, *offset) for offset in offsets])
+    deviation = torch.cat([near, image.expand(6, -1, -1, -1)]).std(0)
+    weights = (-((near - image).abs() / (1e-8 + 0.1 * deviation)).mean(1)).softmax(0)
+    for _ in range(10):
+        maps = sum(w * shifted(maps, *offset) for w, offset in zip(weights, offsets, strict=True))
+    return maps
+
+
+def test_pamr_takes_ten_means_over_six_distances(model):
+    image, tags = smooth(60, 56), torch.tensor([False, True, False, True])
+    cam = model.cam_of(image, tags, (60, 56))
+    wanted = slow_pamr(image.double(), cam.double())
+    assert (wanted - cam).abs().max() > 0.05
+    found = model.refined_cam(image, tags, (60, 56), "pamr")
+    torch.testing.assert_close(found, wanted.float(), atol=1e-5, rtol=0)
+
+
+def test_labels_by_a_crf_are_seeds_of_two_thresholds_each_of_which_the_crf_has_smoothed(model, monkeypatch):
+    image, tags = smooth(40, 56), torch.tensor([False, True, False, True])
+    image = (image + 0.1 * torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    cam = (3 * smooth(40, 56, seed=4) - 1.5).clamp(0, 1) * torch.tensor([1, 0, 1])[:, None, None]
+    monkeypatch.setattr(model, "cam_of", lambda *_: cam)
+    plain, crf = [], []
+    for background in (0.6, 0.1):  # twice and a third of 0.3
+        labels = torch.cat([torch.full_like(cam[:1], background), cam]).argmax(0)
+        classes = labels.unique()
+        other = 0.3 / (len(classes) - 1)
+        unary = torch.stack([torch.where(labels == k, 0.7, other) for k in classes])
+        options = {"weight": 10.0, "sigma_xy": 50.0, "sigma_rgb": 5.0, "smooth_weight": 3.0, "smooth_sigma": 3.0}
+        found = dense_crf(unary, image, **options, iterations=10, stride=4)
+        plain.append(labels)
+        crf.append(classes[found.argmax(0)])
+    plain, wanted = (torch.where(one > 0, one, torch.where(two > 0, IGNORE, 0)) for one, two in (plain, crf))
+    assert {*wanted.unique().tolist()} == {0, 1, 3, IGNORE}
+    found = model.pseudo_labels(image, tags, (40, 56), "crf", 0.3)
+    assert torch.equal(found, wanted)
+    assert (found != plain).float().mean() > 0.01
+    assert torch.equal(model.pseudo_labels(image, tags, (80, 112), "crf", 0.3)[::2, ::2], wanted)
+
+
 # Learned affinities ------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +283,35 @@ def learn_affinities(folder, kind, *words, expect=0):
     tiny = ["fit", "--config", "tests/tiny.yaml", "--model", "CAM", "--model.affinity", "true", "--model.scales", "[1]"]
     labels = ["--data.init_args.supervision", f"{{kind: {kind}, fraction: null}}"]
     return weakseg(*tiny, *labels, "--run_dir", folder, *words, expect=expect)
+
+
+def test_learned_affinities_are_those_of_the_three_last_maps_and_padding_has_no_pair():
+    torch.manual_seed(0)
+    model = methods.CAM(4, affinity=True, network=NETWORK).eval()
+    one, layers = batch(side=64)["labeled"], model.affinity
+    with torch.no_grad():
+        maps = layers.encoder(model.network.prepared(one["image"]))[-3:]
+        assert [layer.weight.shape[0] for layer in layers.reduce] == [64, 128, 256]
+        reduced = [F.elu(F.conv2d(m, layer.weight)) for m, layer in zip(maps, layers.reduce, strict=True)]
+        size = maps[0].shape[2:]
+        reduced = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in reduced]
+        f = F.elu(F.conv2d(torch.cat(reduced, 1), layers.join.weight))
+        found = model.walk_affinity(one["image"])
+        offsets = [(y, x) for y in range(5) for x in range(-4, 5) if y**2 + x**2 < 25 and (y > 0 or x > 0)]
+        assert found.shape[1] == len(offsets)
+        for number, (dy, dx) in enumerate(offsets):
+            here = f[:, :, : size[0] - dy, max(0, -dx) : size[1] - max(0, dx)]
+            there = f[:, :, dy:, max(0, dx) : size[1] + min(0, dx)]
+            wanted = (-(here - there).abs().mean(1)).exp()
+            at = found[:, number, : size[0] - dy, max(0, -dx) : size[1] - max(0, dx)]
+            torch.testing.assert_close(at, wanted, atol=1e-5, rtol=1e-4)
+        one["mask"] = torch.randint(3, (2, 64, 64), generator=torch.Generator().manual_seed(0))
+        whole = model.compute_loss({"labeled": one}).loss
+        one["valid"][:, 40:] = False
+        shown = model.compute_loss({"labeled": one}).loss
+        one["mask"][:, 40:], one["valid"][:] = IGNORE, True
+        torch.testing.assert_close(model.compute_loss({"labeled": one}).loss, shown)
+        assert shown != whole
 
 
 def test_affinities_need_a_trained_classifier_and_labels_of_pixels(tmp_path):
