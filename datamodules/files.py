@@ -109,6 +109,12 @@ def _is_shown(name: str) -> bool:
     return not name.startswith(".") and name not in TOOLS_FOLDERS
 
 
+def near(root: Path, given: str) -> Path:
+    """Where a path leads: from here, or else from a data set's root."""
+    path = Path(given).expanduser()
+    return path if path.exists() else root / path
+
+
 def read_image(path: Path, value_range: ValueRange | None = None) -> Array:
     """uint8 (H, W, 3) RGB, upright (EXIF orientation applied). Grey and palette images are converted, transparency is
     dropped; 16 bits are divided by 257 where they use the range.

@@ -33,11 +33,6 @@ def find_classes(folders: Iterable[str], bases: Collection[str], pattern: str) -
     return found
 
 
-def bases_of(node: ast.ClassDef) -> set[str]:
-    """The names that a class derives from."""
-    return {base.id for base in node.bases if isinstance(base, ast.Name)}
-
-
 def load(package: str, classes: dict[str, Found], name: str) -> Any:
     """The class `name`, imported (for a package's `__getattr__`).
 

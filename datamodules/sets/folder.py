@@ -20,7 +20,7 @@ from datamodules.decode import SUFFIXES, Picture
 from datamodules.drawn import check_classes, find
 from datamodules.drawn.content import BOXES, naming
 from datamodules.drawn.paint import upright_size
-from datamodules.files import class_ids, find_images, read_mask, unread_images, upright_mask
+from datamodules.files import class_ids, find_images, near, read_mask, unread_images, upright_mask
 from datamodules.names import Names
 from datamodules.nifti import Volumes, check_alone
 from datamodules.simulate import paint_boxes
@@ -109,7 +109,7 @@ class Folder(SegmentationDataModule):
         self.value_range = value_range
         self.volumes = Volumes(self.root / "images")
         self.images = self._find_images()
-        self.tag_file = None if tags in (None, FOLDERS) else self._near(str(tags))
+        self.tag_file = None if tags in (None, FOLDERS) else near(self.root, str(tags))
         self.tagged = self._read_tags(tags)
         if fill is not None and fill not in self.class_names:
             raise ValueError(f"data.fill is '{fill}', but the classes are {', '.join(self.class_names)}")
@@ -145,11 +145,6 @@ class Folder(SegmentationDataModule):
         if self.volumes.files and self.channels != 3:
             raise ValueError(f"{folder} holds volumes, which are grey: leave data.channels out")
         return self.volumes.images() or pictures
-
-    def _near(self, given: str) -> Path:
-        """Where a path leads: from here, or else from the root."""
-        path = Path(given).expanduser()
-        return path if path.exists() else self.root / path
 
     def _read_tags(self, tags: str | None) -> Tags | None:
         if tags == FOLDERS:

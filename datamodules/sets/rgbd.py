@@ -16,7 +16,7 @@ from common.ops.array import Array
 from common.ops.geometry import Intrinsics, check_pose, ray_to_z
 from datamodules.base import SegmentationDataModule
 from datamodules.depth_layouts import LAYOUTS, Layout, boxes_of
-from datamodules.files import find_images
+from datamodules.files import default_color, find_images
 from datamodules.splits import SPLITS, check_disjoint, first_few, read_list
 from datamodules.splits import missing as lost_of
 from datamodules.views import View, Views
@@ -108,7 +108,7 @@ class RGBD(Views, SegmentationDataModule):
         if not isinstance(names, list) or len(names) < 2 or names[0] != "background":
             raise ValueError(f"{where} names no classes: give data.classes, the first one background")
         self.class_names = [str(name) for name in names]
-        self.colors = [(60, 60, 60), *(palette(number) for number in range(1, len(names)))]
+        self.colors = [(60, 60, 60), *(default_color(number) for number in range(1, len(names)))]
 
     def _read_official(self, layout: str, classes: list[str] | None) -> None:
         self._name_classes(classes, f"data.layout={layout}")
@@ -234,13 +234,6 @@ class RGBD(Views, SegmentationDataModule):
             )
         depth = torch.from_numpy(metres)
         return ray_to_z(depth, camera) if self.depth_kind == "ray" else depth
-
-
-def palette(number: int) -> tuple[int, int, int]:
-    """A colour for each class, VOC's."""
-    bits = [(number >> 3 * place & 7) for place in range(3)]
-    red, green, blue = (sum((b >> channel & 1) << 7 - place for place, b in enumerate(bits)) for channel in range(3))
-    return red, green, blue
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from common.ops.array import Array
 from datamodules.base import SegmentationDataModule
-from datamodules.files import default_color, find_images
+from datamodules.files import default_color, find_images, near
 from datamodules.pascal_download import VOC, download
 from datamodules.pascal_weak import clicks_mask, read_clicks, read_scribbles
 from datamodules.splits import check_disjoint, hold_out, missing, read_list, read_lists
@@ -69,12 +69,12 @@ class PascalVOC(SegmentationDataModule):
             self.prepare(self.root, masks)
         self.images = find_images(self.root / VOC / "JPEGImages")
         self.masks = find_images(self.root / VOC / masks)
-        self.scribbles = self._near(scribbles) if scribbles else None
+        self.scribbles = near(self.root, scribbles) if scribbles else None
         if self.scribbles and not self.scribbles.is_dir():
             raise FileNotFoundError(f"folder {self.scribbles} does not exist: check data.scribbles")
-        self.click_file = self._near(clicks) if clicks else None
+        self.click_file = near(self.root, clicks) if clicks else None
         self.clicks = read_clicks(self.click_file, self.num_classes) if self.click_file else None
-        self.splits = read_lists(self._near(splits)) if splits else self._official()
+        self.splits = read_lists(near(self.root, splits)) if splits else self._official()
         check_disjoint(self.splits)
         if "val" not in self.splits:
             train, test = self.splits["train"], self.splits["test"]
@@ -84,11 +84,6 @@ class PascalVOC(SegmentationDataModule):
                 raise FileNotFoundError(f"{self.root / VOC / 'JPEGImages'} has no image of {lost}, of {split}: add it")
             if split != "train" and (lost := missing(names, self.masks)):
                 raise ValueError(f"{self.root / VOC / masks} has no mask of {lost}, of {split}: add it")
-
-    def _near(self, given: str) -> Path:
-        """Where a path leads: from here, or else from the root."""
-        path = Path(given).expanduser()
-        return path if path.exists() else self.root / path
 
     def _official(self) -> dict[str, list[str]]:
         lists = self.root / VOC / "ImageSets" / "Segmentation"
