@@ -201,6 +201,26 @@ def test_maps_are_by_default_summed_over_four_scales_and_the_mirror_image_and_di
         wanted = total / (total.amax((2, 3), keepdim=True) + 1e-5)
     torch.testing.assert_close(model.cam_of(image[0], torch.ones(4), (61, 47)), wanted[0])
     assert model.pseudo_threshold == pytest.approx(0.15)
+    rates = [group["lr"] for group in model.make_optimizer().param_groups]
+    assert rates[0] * 10 == pytest.approx(rates[-1])  # the encoder's, the head's
+
+
+def test_the_network_by_itself_says_the_background_and_the_maps_of_the_classes_that_it_finds():
+    torch.manual_seed(0)
+    network, image = methods.CAM(4, network=NETWORK).eval().network, torch.rand(1, 3, 60, 45)
+    with torch.no_grad():
+        features = network.encode(image)[0][-1]
+        mean, weight = features.mean((0, 2, 3)), torch.randn(3, features.shape[1])
+        wanted = torch.tensor([0.1, -0.1, 0.1])  # the means of the activations: the second class is not found
+        weight += (wanted - weight @ mean)[:, None] * mean / mean.square().sum()
+        network.model.segmentation_head[0].weight.copy_(weight[:, :, None, None])
+        large = F.interpolate(F.conv2d(features, weight[:, :, None, None]), (64, 48), mode="bilinear")[0, :, :60, :45]
+        found = network(image)[0].exp()
+    assert (large.amax((1, 2)) > 0.1).all()
+    cam = large.relu() / (large.relu().amax((1, 2), keepdim=True) + 1e-5)
+    torch.testing.assert_close(found[[1, 3]], cam[[0, 2]].clamp(min=1e-6), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[0], torch.full((60, 45), 0.15))
+    assert found[2].max() < 1e-5
 
 
 def smooth(*size, seed=0):
