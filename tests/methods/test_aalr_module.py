@@ -321,7 +321,7 @@ def labelled(seed=0):
     g = torch.Generator().manual_seed(seed)
     one = batch()["labeled"]
     one["image"] = torch.rand(2, 3, 32, 32, generator=g).double()
-    one["tags"] = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]]).bool()
+    one["tags"] = torch.tensor([[1, 1, 0, 1], [0, 0, 1, 1]]).bool()  # nobody tags the background
     one["valid"][0, 27:] = False  # the last cell but one has padding too
     choice = torch.tensor([[0, 1, 3, 3, IGNORE], [0, 0, 2, 3, IGNORE]])
     online = torch.stack([row[torch.randint(5, (32, 32), generator=g)] for row in choice]).where(one["valid"], IGNORE)
