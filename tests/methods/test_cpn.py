@@ -315,8 +315,8 @@ E = 1e-5
 
 
 def slow_maps(network, x, valid):
-    """a and R (C, h, w) of one normalised image (3, H, W), as section 2 of the specification has them ("PCM + PRCM").
-    Cells without a valid pixel are left out of everything, and 0 in R."""
+    """a and R = PCM + PRCM g, (C, h, w), of one normalised image (3, H, W). Cells without a valid pixel are left out of
+    everything, and 0 in R."""
     refine = network.refine
     conv4, conv5 = network.model.encoder(x[None])[-2:]
     a = F.conv2d(conv5, network.model.segmentation_head[0].weight)[0]
