@@ -243,7 +243,7 @@ def test_a_compression_without_its_decoder_names_the_package(tmp_path, monkeypat
     try:
         import imagecodecs  # noqa: F401
     except ImportError:
-        refused(path, "weakseg[images]", "without compression")
+        refused(path, ".[images]", "without compression")
     else:
         refused(path, "cannot be read")
 
