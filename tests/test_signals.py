@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from common.training.signals import AGAIN
+from common.training.signals import AGAIN, Stopped, stop_request
 from conftest import ROOT, TINY, fit_tiny, slow_but_for, weakseg
 from same_run import assert_same_run, load
 
@@ -183,6 +183,12 @@ def test_a_signal_in_foreign_code_stops_the_command(how, tmp_path):
     assert done.returncode == os.EX_TEMPFAIL, done.stderr
     assert done.stderr == f"weakseg: stopped by SIGTERM before the first step, {AGAIN}\n"
     assert done.stdout == "cleared up\n"
+
+
+def test_a_stop_is_not_taken_for_the_error_of_a_later_command(tmp_path):
+    with pytest.raises(Stopped), stop_request.listening():
+        signal.raise_signal(signal.SIGTERM)
+    assert "no checkpoint" in weakseg("test", "--ckpt", tmp_path / "nothing.ckpt", expect=1)
 
 
 FULL = """

@@ -68,7 +68,7 @@ class StopRequest:
         try:
             yield
         finally:
-            self.owner = 0
+            self.owner, self.raised = 0, False
             sys.unraisablehook = unraisable
             signal.set_wakeup_fd(wakeup)
             for one, handler in before.items():

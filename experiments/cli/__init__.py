@@ -100,7 +100,7 @@ def run(verb: str, rest: list[str]) -> int:
         stop_request.begun = True
         return command.main(rest) or 0
     except Exception as error:
-        if stop_request.raised:  # foreign code made this error of it
+        if stop_request.raised and not stop_request.training:  # foreign code made this error of it
             raise stop_request.stopped() from error
         if os.environ.get("WEAKSEG_TRACEBACK"):
             raise

@@ -19,8 +19,7 @@ from common.training.predictions import PredictionWriter, Written
 from datamodules.photos import Photos
 from experiments.cli.lightning import run
 from experiments.cli.trained import TrainedCLI, check_folder, from_run, trained_parser
-
-HERE = {"num_workers", "cache", "cache_dir", "seed"}  # options of the data that change no label
+from experiments.compare.protocol import HARDWARE
 
 
 class Predict(TrainedCLI):
@@ -53,7 +52,7 @@ class Predict(TrainedCLI):
     def maker(self) -> str:
         """What decides the labels, so that those of two checkpoints are not mixed."""
         content = yaml.safe_load(self.config_text())
-        data = {name: value for name, value in content["data"]["init_args"].items() if name not in HERE}
+        data = {name: value for name, value in content["data"]["init_args"].items() if name not in HARDWARE}
         told = json.dumps([content["model"], data, content["trainer"]["precision"]], sort_keys=True)
         return sha256(self.options.ckpt.read_bytes() + told.encode()).hexdigest()
 

@@ -153,7 +153,7 @@ def from_folder(folder: Path) -> Finished:
     summary = json.loads((folder / "summary.json").read_text())
     score = score_of(summary)
     curve = [(int(row["step"]) + 1, float(row[score])) for row in rows if row.get(score)]
-    _ = config["seed_everything"] + 0, config["trainer"].keys(), config["data"]["init_args"]["supervision"].keys()
+    _ = config["seed_everything"] + 0, config["trainer"].keys()
     for part, options in (("model", ("network", "inference", "postprocess")), ("data", ("supervision",))):
         _ = config[part]["class_path"], [config[part]["init_args"][option].keys() for option in options]
     for part in ("last", "best"):
