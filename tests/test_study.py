@@ -40,7 +40,7 @@ title: Tiny scenes
 about: Some words
   about it.
 regimes:
-  pixels: {{configs: [{TINY}]}}
+  pixels: {{configs: [{TINY}], set: {{data.supervision.kind: pixels}}}}
   clicks: {{configs: [{TINY}], set: {{data.supervision.kind: points, data.supervision.fraction: null}}}}
 seeds: [0, 1]
 baseline: base

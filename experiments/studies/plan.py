@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from experiments.cli.configs import CONFIG_OPTIONS, compose, find_config
 from experiments.compare.protocol import flatten, text
 from experiments.compare.runs import read_images
 from experiments.studies.spec import KIND, POSTPROCESS, Options, Row, Search, Study, folder_name, known
@@ -299,14 +300,26 @@ def check_options(run: Run) -> None:
     if not file.exists():
         return
     found = {short(name): value for name, value in flatten(yaml.safe_load(file.read_text())).items()}
-    stated = {short(one[2:].partition("=")[0]): one.partition("=")[2] for one in run.fit if "=" in one}
-    for name, said in stated.items():
-        value = yaml.safe_load(said)
+    for name, value in stated(run.fit).items():
         if name in found and not same(found[name], value) and not name.startswith(PLACES):
             raise ValueError(
                 f"{run.folder} holds a run with {name} {text(found[name])}, the study says {text(value)}: remove that "
                 "folder to make the run again, or choose another --runs"
             )
+
+
+def stated(words: Sequence[str]) -> Options:
+    """What the options of a command say; one that a config behind it says too is that config's to say, not checked."""
+    found: dict[str, Any] = {}
+    for before, one in itertools.pairwise(("", *words)):
+        name, _, said = one.partition("=")
+        if before in CONFIG_OPTIONS:
+            for layer in map(yaml.safe_load, compose(find_config(one))):
+                for option in flatten(layer):
+                    found.pop(short(option), None)
+        elif said:
+            found[short(name.removeprefix("--"))] = yaml.safe_load(said)
+    return found
 
 
 def short(name: str) -> str:
