@@ -6,7 +6,6 @@ made them and for which classes. Like every file from elsewhere it is data: noth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +15,10 @@ import numpy as np
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
+from common.training.files import read_json
 from datamodules.decode import decode
 
 ABOUT = "pseudo.json"
-LARGEST = 2**24  # bytes of it; ours has a few hundred
 OTHERWISE = "or set data.pseudo_masks to null"
 
 
@@ -99,22 +98,17 @@ def read_about(folder: Path, class_names: Sequence[str] | None = None) -> dict[s
         raise FileNotFoundError(
             f"{what}: give data.pseudo_masks a folder of `weakseg pseudo`; masks of your own go into the data set"
         )
-    broken = f"{path} is broken (%s): make the pseudo-masks anew with `weakseg pseudo`"
-    if path.stat().st_size > LARGEST:
-        raise ValueError(broken % f"{path.stat().st_size} bytes")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(broken % " ".join(str(error).split())[:100]) from error
-    names = content.get("classes") if isinstance(content, dict) else None
+    way_out = ": make the pseudo-masks anew with `weakseg pseudo`"
+    content = read_json(path, way_out)
+    names = content.get("classes")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(broken % "it names no classes")
+        raise ValueError(f"{path} is broken (it names no classes){way_out}")
     if class_names is not None and names != [*class_names]:
         raise ValueError(
             f"{path} is of the classes {first_words(names)}, but the data's are {first_words(class_names)}: ids would "
             "mean something else; make the pseudo-masks on these data"
         )
-    return dict(content)
+    return content
 
 
 def first_words(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from test_reliability import at_step, in_child
 
@@ -137,6 +138,42 @@ def test_files_that_no_run_has_written_are_not_touched(name, how, trained, tmp_p
     assert str(folder) in text
     assert "another --run_dir" in text
     assert snapshot(folder) == before
+
+
+NOT_TEXT = b"\xcd\x00abc"
+DAMAGED = {"empty": b"", "cut": b'{"last": {', "no text": NOT_TEXT, "a list": b"[1]", "another object": b'{"last": null}'}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_summary_is_named_before_anything_is_measured_and_can_be_written_anew(how, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "summary.json").write_bytes(DAMAGED[how])
+    text = weakseg("test", "--run", run, expect=1)
+    assert f"{run}/summary.json is broken (" in text
+    assert "remove it, and start the run again with `--resume auto`" in text
+    assert "test/miou" not in text
+    (run / "summary.json").unlink()
+    fit_tiny(run, "--trainer.max_steps", "4", "--resume", "auto")
+    assert summary(run)["last"] == summary(trained)["last"]
+
+
+def test_what_a_run_does_not_read_may_be_damaged(trained, tmp_path):
+    """It is written again, or only shown."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    for name in ("config.yaml", "metrics.csv", "data.json", MARK):
+        (run / name).write_bytes(NOT_TEXT)
+    weakseg("test", "--run", run)
+    fit_tiny(run, "--trainer.max_steps", "6", "--resume", "auto")
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 6
+    assert summary(run)["steps"] == 6
+
+
+def test_metrics_of_another_shape_are_named(trained, tmp_path):
+    """A spreadsheet has saved them."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "metrics.csv").write_text((run / "metrics.csv").read_text().replace(",", ";"))
+    text = fit_tiny(run, "--trainer.max_steps", "6", "--resume", "auto", expect=1)
+    assert f"{run}/metrics.csv has rows without a step: put it back" in text
 
 
 def test_overwrite_replaces_the_run_and_leaves_the_rest(tmp_path):

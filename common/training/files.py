@@ -150,6 +150,44 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: Path, way_out: str = "", most: int = 2**24) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: the file.
+        way_out: end of the message, what to do about a file that is broken.
+        most: bytes that are read of it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is broken, larger, or holds something else.
+    """
+    try:
+        if (size := path.stat().st_size) > most:
+            raise ValueError(f"it has {size} bytes, at most {most} are read")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is broken ({' '.join(str(error).split())[:100]}){way_out}") from error
+    return content
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """`summary.json` of a run directory.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is broken.
+    """
+    path = run_dir / "summary.json"
+    way_out = ": remove it, and start the run again with `--resume auto`, which writes it anew"
+    summary = read_json(path, way_out)
+    if not all(isinstance(summary.get(part), dict) for part in ("last", "best", "annotation")):
+        raise ValueError(f"{path} is broken (it lacks what a run writes){way_out}")
+    return summary
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write rows as CSV, whole or not at all; columns in the order in which rows name them first, unless given."""
     text = io.StringIO()

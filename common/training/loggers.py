@@ -77,8 +77,10 @@ class CSVLogger(Logger):
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         if not self.path.exists():
             return [], []
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", errors="replace") as file:
             reader = csv.DictReader(file)
             # A kill can leave half a row at the end: it has too few cells (None) and is written again.
             rows = [row for row in reader if None not in row.values()]
-            return list(reader.fieldnames or []), rows
+        if not all((row.get("step") or "").isdecimal() for row in rows):
+            raise ValueError(f"{self.path} has rows without a step: put it back as it was written, or remove it")
+        return list(reader.fieldnames or []), rows

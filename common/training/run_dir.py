@@ -87,7 +87,7 @@ def beat(mark: Path, ended: Event) -> None:
 def elsewhere(mark: Path) -> str:
     """The process of another machine that a mark names; empty if it names none."""
     try:
-        holder = mark.read_text().strip()
+        holder = mark.read_text(errors="replace").strip()
     except OSError:
         return ""
     return "" if holder.endswith(f" on {socket.gethostname()}") else holder
@@ -195,7 +195,7 @@ class RunStart(Callback):
             clean(place)
         aside = set_aside(folder) if self.overwrite else None
         path = folder / "config.yaml"
-        before = path.read_text() if path.exists() else None
+        before = path.read_text(errors="replace") if path.exists() else None
         if before != self.config:
             if before and not self.overwrite:
                 rank_zero_warn(f"this config differs from {path}: the run continues, but not as the unbroken one would")

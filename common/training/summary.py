@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import subprocess
@@ -15,7 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from common.training.files import write_json
+from common.training.files import read_summary, write_json
 from common.training.run_dir import locked
 from common.training.throughput import Throughput, peak_memory_gb
 
@@ -86,11 +85,15 @@ class RunSummary(Callback):
         }
         write_json(self.path, summary)
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.test_name is not None and self.path.exists():
+            read_summary(self.path.parent)  # one that is broken would lose what is measured now
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self.test_name is None or not self.path.exists():
             return
         with locked(self.path.parent, wait=True):  # best and last may be tested side by side
-            summary = json.loads(self.path.read_text())
+            summary = read_summary(self.path.parent)
             summary.setdefault("test", {})[self.test_name] = read_metrics(trainer, "test")
             write_json(self.path, summary)
 

@@ -19,7 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from common.training.files import write_text
+from common.training.files import read_summary, write_text
 
 WandbMode = Literal["off", "online", "offline"]
 
@@ -83,9 +83,9 @@ def make_trackers(folder: Path, wandb: WandbMode, tensorboard: bool, commit: str
     """
     if getattr(rank_zero_only, "rank", 0):
         return []
-    text = (folder / "config.yaml").read_text()
     made: list[Logger] = []
     if tensorboard:
+        text = (folder / "config.yaml").read_text(errors="replace")
         board = loggers.TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step or None)
         board.experiment.add_text("config", f"```yaml\n{text}\n```", step)
         made.append(board)
@@ -223,7 +223,7 @@ class Tracking(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            log_summary(trainer.loggers, json.loads((self.folder / "summary.json").read_text()))
+            log_summary(trainer.loggers, read_summary(self.folder))
             if self.checkpoints:
                 log_checkpoints(trainer.loggers, self.folder)
 
@@ -231,7 +231,7 @@ class Tracking(Callback):
         summary = self.folder / "summary.json"
         if trainer.is_global_zero and self.trackers and summary.exists():
             trackers = self.trackers()
-            log_summary(trackers, json.loads(summary.read_text()), sorted(self.folder.glob("test_*_images.npz")))
+            log_summary(trackers, read_summary(self.folder), sorted(self.folder.glob("test_*_images.npz")))
             finish(trackers)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from common.ops.array import Array
 from common.ops.geometry import Intrinsics, check_pose, ray_to_z
+from common.training.files import read_json
 from datamodules.base import SegmentationDataModule
 from datamodules.depth_layouts import LAYOUTS, Layout, boxes_of
 from datamodules.files import default_color, find_images
@@ -88,7 +88,7 @@ class RGBD(Views, SegmentationDataModule):
         self.masks = find_images(self.root / "masks", needed=False)
         self.depths: Mapping[str, Path] = find_images(self.root / "depth")
         self.files = {name: self.root / f"{name}.json" for name in ("cameras", "boxes")}
-        boxes = read_json(self.files["boxes"])
+        boxes = read_entries(self.files["boxes"])
         self._name_classes(classes or boxes.get("classes"), str(self.files["boxes"]))
         self.splits = {split: read_list(self.root / f"{split}.txt", self.images) for split in SPLITS}
         check_disjoint(self.splits)
@@ -100,7 +100,7 @@ class RGBD(Views, SegmentationDataModule):
                 )
         if lost := lost_of({*self.splits["val"], *self.splits["test"]}, self.masks):
             raise ValueError(f"{self.root / 'masks'} lacks {lost}: val and test are compared with masks")
-        self.views = self._read_views(read_json(self.files["cameras"]), boxes, listed)
+        self.views = self._read_views(read_entries(self.files["cameras"]), boxes, listed)
         self._check_rooms()
         self.boxed = self._read_boxes(boxes)
 
@@ -236,19 +236,11 @@ class RGBD(Views, SegmentationDataModule):
         return ray_to_z(depth, camera) if self.depth_kind == "ray" else depth
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises FileNotFoundError, ValueError."""
+def read_entries(path: Path) -> dict[str, Any]:
+    """Entries by id. Raises FileNotFoundError, ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: it belongs to a folder with depth, see `RGBD`")
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than such a file has")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is broken ({' '.join(str(error).split())[:100]})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no object with entries by id")
-    return content
+    return read_json(path, most=LARGEST)
 
 
 def refuse_single_files(root: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,11 +71,12 @@ def lacks_images(folder: Path, which: str, summary: Mapping[str, Any]) -> bool:
 
 def test_missing(folders: Sequence[Path]) -> None:
     """Run `weakseg test` on the checkpoints of finished runs whose images were not measured yet."""
+    from common.training.files import read_summary
     from experiments.cli.test import main as test
 
     for folder in folders:
         for which in ("best", "last"):
-            summary = json.loads((folder / "summary.json").read_text())
+            summary = read_summary(folder)
             tested = summary.get("test", {})
             checkpoint = folder / "checkpoints" / f"{which}.ckpt"
             if checkpoint.exists() and (which not in tested or lacks_images(folder, which, summary)):

@@ -4,7 +4,6 @@ and a picture."""
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from common.training.files import read_summary
 from common.training.pictures import colorize, mark_pixels, save_grid
 from datamodules.cache import shrink
 from datamodules.decode import read_drawn
@@ -87,7 +87,7 @@ def demo(folder: Path, more: Sequence[str] = ()) -> int:
         if row.of:
             runs[row.name].model.postprocess = make_config(vars(runs[row.name].model.postprocess), row.test)
         name = f"last+{row.test[KIND]}" if row.of else "last"
-        scores[row.name] = json.loads((run_dir / "summary.json").read_text())["test"][name]
+        scores[row.name] = read_summary(run_dir)["test"][name]
     path, data = folder / "comparison.png", runs[ROWS[0]].data
     picture(path, runs, data.lists()[0][:SHOWN])
     print(f"\n{len(data.names('test'))} test slices\n\n{table(scores)}\n\npicture: {path.resolve()}")

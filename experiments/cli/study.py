@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -242,6 +241,7 @@ def dry_run(study: Study, place: Place, jobs: int) -> None:
     """The commands that are still to be run, and the budget: runs, those done, and minutes as far as they are known."""
     from tqdm import tqdm
 
+    from common.training.files import read_summary
     from experiments.studies.plan import all_runs
 
     runs = all_runs(study, place)
@@ -252,7 +252,7 @@ def dry_run(study: Study, place: Place, jobs: int) -> None:
     print()
     for name in dict.fromkeys(run.name for run in runs):
         mine = [run for run in runs if run.name == name]
-        done = [json.loads((run.folder / "summary.json").read_text())["seconds"] for run in mine if run.finished]
+        done = [read_summary(run.folder)["seconds"] for run in mine if run.finished]
         each = f", {mean(done) / 60:.1f} min each" if done else ""
         print(f"{name}: {len(mine)} runs, {len(done)} done{each}")
         left += (len(mine) - len(done)) * mean(done) if done else 0

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from common.ops.array import Array
-from common.training.files import plain_yaml
+from common.training.files import plain_yaml, read_summary
 from experiments.runs.wandb_api import wandb_api
 
 SERVER = "wandb:"  # how a source on the W&B server begins
@@ -150,7 +150,7 @@ def from_folder(folder: Path) -> Finished:
     # A later row overwrites an earlier one.
     logged = {key: float(value) for row in rows for key, value in row.items() if value and key.startswith("train/")}
     config = plain_yaml((folder / "config.yaml").read_text())
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_summary(folder)
     score = score_of(summary)
     curve = [(int(row["step"]) + 1, float(row[score])) for row in rows if row.get(score)]
     _ = config["seed_everything"] + 0, config["trainer"].keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.training.files import folder_written_whole
+from common.training.files import folder_written_whole, read_summary
 from experiments.runs.checkpoint import classes_of, read_checkpoint, stored_config
 from experiments.runs.run_dir import shown
 
@@ -103,7 +102,7 @@ def card_of(run: Path, which: str, repository: str) -> str:
     classes = classes_of(checkpoint, {} if "classes" in checkpoint["weakseg"] else stored_config(checkpoint))
     size = classes.size if classes.size == "native" else " x ".join(map(str, classes.size))
     try:
-        summary = json.loads((run / "summary.json").read_text())
+        summary = read_summary(run)
         counts, title = summary["annotation"], f"{summary['method']} on {summary['data']}"
         rows = {
             "classes": ", ".join(classes.names),

@@ -24,7 +24,7 @@ from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.ops.crf import dense_crf
 from common.ops.geometry import backproject, splat, to_world
-from common.training.files import write_json, written_whole
+from common.training.files import read_json, write_json, written_whole
 from common.training.pictures import colorize, save_grid
 from common.training.png import RowPng
 from datamodules.base import SegmentationDataModule
@@ -140,7 +140,7 @@ class Round:
     def begin(self, work: Path) -> None:
         """Raise FileExistsError if another round was left unfinished there."""
         if (work / ROUND).is_file():
-            if json.loads((work / ROUND).read_text()).get("print") == self.print:
+            if read_json(work / ROUND).get("print") == self.print:
                 return
             raise FileExistsError(
                 f"{work} holds an unfinished round of other settings: finish that one with its own command, remove it, "

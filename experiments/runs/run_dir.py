@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+
+from common.training.files import read_summary
 
 # Beginnings of metrics' names.
 PER_CENT = ("miou", "iou", "accuracy", "cam_miou", "cam_iou", "map", "f1", "dice", "precision", "recall",
@@ -13,7 +14,7 @@ PER_CENT = ("miou", "iou", "accuracy", "cam_miou", "cam_iou", "map", "f1", "dice
 
 def print_results(folder: Path) -> None:
     """The end of a run: what came out, and where it is."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_summary(folder)
     print_metrics({"last": summary["last"], "best": summary["best"]})
     speed = f", {summary['images_per_s']} images/s" if summary["images_per_s"] else ""
     print(f"\n{summary['seconds']:.0f} s{speed}. Everything is in {folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from common.training.files import write_json
+from common.training.files import read_json, write_json
 from experiments.compare.columns import near
 from experiments.studies.element import Element, slurm_states
 from experiments.studies.plan import Run
@@ -97,7 +96,7 @@ class Jobs:
 
     def ids(self) -> dict[str, str]:
         file = self.folder / "jobs.json"
-        return dict(json.loads(file.read_text())) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     def executor(self, kind: str, cluster: Cluster, name: str) -> Any:
         """Raises ModuleNotFoundError, OSError: there is no submitit, or no SLURM."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from common.training.files import plain_yaml, read_summary
 from experiments.cli.configs import CONFIG_OPTIONS, compose, find_config
 from experiments.compare.protocol import flatten, text
 from experiments.compare.runs import read_images
@@ -279,8 +280,7 @@ def find_run(study: Study, place: Place, name: str, seed: int) -> Run:
 
 def is_tested(run: Run, name: str, options: Options) -> bool:
     """Whether `weakseg test` has measured this, with these options."""
-    summary, images = run.folder / "summary.json", run.folder / f"test_{name}_images.npz"
-    found = json.loads(summary.read_text()).get("test", {})
+    found, images = read_summary(run.folder).get("test", {}), run.folder / f"test_{name}_images.npz"
     if name not in found or not found[name].keys() >= {*run.metrics}:
         return False
     if not options or not images.exists():  # not written where phases are matched to classes
@@ -299,7 +299,12 @@ def check_options(run: Run) -> None:
     file = run.folder / "config.yaml"
     if not file.exists():
         return
-    found = {short(name): value for name, value in flatten(yaml.safe_load(file.read_text())).items()}
+    again = f"remove {run.folder} to make the run again"
+    try:
+        content = plain_yaml(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is broken ({' '.join(str(error).split())[:100]}): {again}") from error
+    found = {short(name): value for name, value in flatten(content).items()}
     for name, value in stated(run.fit).items():
         if name in found and not same(found[name], value) and not name.startswith(PLACES):
             raise ValueError(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from common.model.inference import predict_probabilities
 from common.model.metrics import SegmentationMetrics
 from common.model.postprocess import PostprocessConfig, postprocess
-from common.training.files import write_json
+from common.training.files import read_json, write_json
 from experiments.runs.load import load_run
 from experiments.studies.spec import POSTPROCESS, Options
 
@@ -29,7 +29,7 @@ def key_of(which: str, setting: Options) -> str:
 
 def known_scores(run_dir: Path) -> dict[str, float]:
     file = run_dir / FILE
-    return dict(json.loads(file.read_text())) if file.exists() else {}
+    return read_json(file, ": remove it, its scores are measured again") if file.exists() else {}
 
 
 def score_settings(run_dir: Path, which: str, settings: Sequence[Options]) -> None:
