@@ -250,7 +250,7 @@ FAULTS = {
     ),
     "a cut picture": (lambda f: cut(f / "train00007.png"), "train00007.png"),
     "a cut pseudo.json": (lambda f: cut(f / "pseudo.json"), "pseudo.json is broken"),
-    "a list for pseudo.json": (lambda f: (f / "pseudo.json").write_text("[1]"), "pseudo.json is broken (it names no"),
+    "a list for pseudo.json": (lambda f: (f / "pseudo.json").write_text("[1]"), "is broken (it holds no object)"),
     "nested pseudo.json": (lambda f: (f / "pseudo.json").write_text("[" * 10**5), "pseudo.json is broken"),
     "no pseudo.json": (lambda f: (f / "pseudo.json").unlink(), "masks has no pseudo.json: give data.pseudo_masks a"),
     "no folder": (lambda f: shutil.rmtree(f), "masks does not exist: give data.pseudo_masks a folder of"),

@@ -141,7 +141,7 @@ def test_files_that_no_run_has_written_are_not_touched(name, how, trained, tmp_p
 
 
 NOT_TEXT = b"\xcd\x00abc"
-DAMAGED = {"empty": b"", "cut": b'{"last": {', "no text": NOT_TEXT, "a list": b"[1]", "another object": b'{"last": null}'}
+DAMAGED = {"empty": b"", "cut": b'{"last": {', "no text": NOT_TEXT, "a list": b"[1]", "another": b'{"last": null}'}
 
 
 @pytest.mark.parametrize("how", DAMAGED)

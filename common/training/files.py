@@ -183,7 +183,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
     way_out = ": remove it, and start the run again with `--resume auto`, which writes it anew"
     summary = read_json(path, way_out)
-    if not all(isinstance(summary.get(part), dict) for part in ("last", "best", "annotation")):
+    if not all(isinstance(summary.get(part), dict) for part in ("last", "best")):
         raise ValueError(f"{path} is broken (it lacks what a run writes){way_out}")
     return summary
 

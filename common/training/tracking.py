@@ -83,9 +83,9 @@ def make_trackers(folder: Path, wandb: WandbMode, tensorboard: bool, commit: str
     """
     if getattr(rank_zero_only, "rank", 0):
         return []
+    text = (folder / "config.yaml").read_text(errors="replace")
     made: list[Logger] = []
     if tensorboard:
-        text = (folder / "config.yaml").read_text(errors="replace")
         board = loggers.TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step or None)
         board.experiment.add_text("config", f"```yaml\n{text}\n```", step)
         made.append(board)

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from common.training.files import plain_yaml, read_summary
-from experiments.cli.configs import CONFIG_OPTIONS, compose, find_config
 from experiments.compare.protocol import flatten, text
 from experiments.compare.runs import read_images
 from experiments.studies.spec import KIND, POSTPROCESS, Options, Row, Search, Study, folder_name, known
@@ -314,15 +313,14 @@ def check_options(run: Run) -> None:
 
 
 def stated(words: Sequence[str]) -> Options:
-    """What the options of a command say; one that a config behind it says too is that config's to say, not checked."""
+    """What the options of a command say. A config that follows another one directly (`configs` of a row) may override
+    all that comes before it, of which nothing is kept."""
     found: dict[str, Any] = {}
-    for before, one in itertools.pairwise(("", *words)):
-        name, _, said = one.partition("=")
-        if before in CONFIG_OPTIONS:
-            for layer in map(yaml.safe_load, compose(find_config(one))):
-                for option in flatten(layer):
-                    found.pop(short(option), None)
-        elif said:
+    for at, one in enumerate(words):
+        name, sign, said = one.partition("=")
+        if one == "--config" == "".join(words[at - 2 : at - 1]):
+            found.clear()
+        elif sign:
             found[short(name.removeprefix("--"))] = yaml.safe_load(said)
     return found
 
