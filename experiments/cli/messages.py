@@ -67,7 +67,8 @@ def explain(message: str, error: BaseException | None = None, options: Iterable[
     if message == NO_OPTIONS:
         return f"{where}.init_args is null: name options below it, or leave it out"
     short = owner.rsplit(".", 1)[-1]
-    way_out = f"`weakseg fit --{keys[0]}.help {short}` lists them" if owner else "`weakseg fit --help-all` lists them"
+    page = f"{keys[0]}.help {short}" if owner and keys else "help-all"
+    way_out = f"`weakseg fit --{page}` lists them"
     if match := UNKNOWN_OPTION.match(message):
         name = next(group for group in match.groups() if group)
         word = re.split(r"[ =]", name)[0].lstrip("-")

@@ -290,11 +290,13 @@ def test_what_cannot_be_frozen_or_adapted_is_named_with_the_way_out(settings, wo
         assert word in str(error.value)
 
 
-def test_without_peft_it_says_what_to_install(monkeypatch):
+def test_without_peft_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(adapt, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModuleNotFoundError, match=re.escape("network.lora needs peft: pip install -e '.[lora]'")):
         build(VIT, lora=LoRAConfig())
+    told = fit_tiny(tmp_path, "--model.network.lora={}", expect=1)
+    assert told.endswith("weakseg: error: network.lora needs peft: pip install -e '.[lora]'\n")
 
 
 # Checkpointed activations, compilation --------------------------------------------------------------------------------
