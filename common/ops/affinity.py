@@ -166,7 +166,7 @@ def window_offsets(radius: int) -> list[tuple[int, int]]:
 
 def _pairs_of_views(height: int, width: int, radius: int) -> Iterator[tuple[Any, Any]]:
     """Per offset, the two overlapping views of a map: every pair of pixels that far apart, once."""
-    for dy, dx in window_offsets(radius):
+    for dy, dx in window_offsets(min(radius, max(height, width) - 1)):
         if dy < height and abs(dx) < width:
             right, left = slice(max(dx, 0), width + min(dx, 0)), slice(max(-dx, 0), width - max(dx, 0))
             yield (..., slice(0, height - dy), left), (..., slice(dy, height), right)

@@ -132,6 +132,7 @@ def relaxed_cross_entropy(logits: Tensor, mask: Tensor, valid: Tensor, radius: i
     check_plane("valid", valid, logits)
     labelled = (mask != IGNORE) & valid
     classes = one_hot(mask.masked_fill(~labelled, IGNORE), logits.shape[1])
+    radius = min(radius, max(mask.shape[1:]))
     near = F.max_pool2d(classes, 2 * radius + 1, 1, radius) > 0
     logits = at_least_fp32(logits)
     # Elsewhere N_i may be empty, and log 0 would spoil the gradient: there the set is everything, the loss 0.

@@ -327,10 +327,11 @@ def test_t7_kernel_mass_of_the_position_window() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (6, 1), (2, 2)])
-def test_a_window_larger_than_the_image(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("radius", [9, 10**11])
+def test_a_window_larger_than_the_image(shape: tuple[int, int], radius: int) -> None:
     values = torch.rand(1, 2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     features = positions(values) / 3
-    found = window_kernel(features, radius=9)(values)
+    found = window_kernel(features, radius=radius)(values)
     torch.testing.assert_close(found, dense_kernel(features)(values) - values, rtol=1e-12, atol=1e-14)
 
 
