@@ -53,6 +53,9 @@ class SegmentationModule(LightningModule):
         inference: whole images or sliding window, flips.
         postprocess: refinement of `test` and `predict` results (never of `val`).
         labeled: the loss on labelled pixels, see `common.model.labeled.LabeledConfig`.
+
+    Raises:
+        ValueError: an option out of range.
     """
 
     streams: tuple[str, ...] = ("labeled",)  # what a method's batches must hold
@@ -75,6 +78,11 @@ class SegmentationModule(LightningModule):
         labeled: LabeledConfig = LabeledConfig(),  # noqa: B008
     ) -> None:
         super().__init__()
+        if encoder_lr_scale < 0 or not 0 <= warmup < 1:
+            raise ValueError(
+                "encoder_lr_scale must be >= 0, and warmup a fraction of the run in [0, 1), "
+                f"got {encoder_lr_scale} and {warmup}"
+            )
         self.given = given_options(inspect.currentframe())  # for `config.yaml` of runs made in Python
         self.num_classes = num_classes
         self.network: SegmentationNetwork = self.make_network(network)

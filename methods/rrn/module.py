@@ -68,8 +68,8 @@ class RRN(SegmentationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
-        if min(selection_weight, dynamic_weight, matching_weight) < 0 or region_conv < 1:
-            raise ValueError("weights must be >= 0 and region_conv >= 1")
+        if min(selection_weight, dynamic_weight, matching_weight, discriminator_lr) < 0 or region_conv < 1:
+            raise ValueError("weights and discriminator_lr must be >= 0 and region_conv >= 1")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is a score in [0, 1], got {threshold}")
         if selection_weight == matching_weight == 0 and diversity == "none":

@@ -343,7 +343,10 @@ def test_a_run_with_accumulation_clipping_and_bfloat16(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"selection_weight": -1.0}, "weights must be >= 0"),
+        ({"selection_weight": -1.0}, "weights and discriminator_lr must be >= 0"),
+        ({"discriminator_lr": -1.0}, "discriminator_lr must be >= 0"),
+        ({"encoder_lr_scale": -1.0}, "encoder_lr_scale must be >= 0"),
+        ({"warmup": 500.0}, "warmup a fraction of the run"),
         ({"region_conv": 0}, "region_conv >= 1"),
         ({"threshold": 1.1}, "threshold is a score"),
         ({"selection_weight": 0.0, "matching_weight": 0.0, "diversity": "none"}, "use method CPS"),
