@@ -34,6 +34,8 @@ from datamodules.state import State, changes, digest_of_state, plain, state_of
 from datamodules.supervision import TAGGED, Supervision, split_images
 from datamodules.transforms import Box
 
+MOST = 2**16  # images of a batch: a slip of the keys must not fill the memory of the machine
+
 
 class SegmentationDataModule(LightningDataModule):
     """Labelled and unlabelled images, three splits, one way to load them.
@@ -120,15 +122,15 @@ class SegmentationDataModule(LightningDataModule):
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"data.scale must be [low, high] with 0 < low <= high, got {scale}")
         self.batch_size, self.unlabeled_batch_size = batch_size, unlabeled_batch_size or 0
-        if self.batch_size < 1 or self.unlabeled_batch_size < 0:
-            raise ValueError(f"batch sizes must be positive, got {batch_size} and {unlabeled_batch_size}")
+        if not (1 <= self.batch_size <= MOST and 0 <= self.unlabeled_batch_size <= MOST):
+            raise ValueError(f"batch sizes are from 1 to {MOST}, got {batch_size} and {unlabeled_batch_size}")
         self.supervision, self.unlabeled_pool = supervision, unlabeled_pool or "rest"
         self.scale, self.flip = (scale[0], scale[1]), flip
         self.num_workers, self.seed = num_workers, seed
         self.cache_dir = Path(cache_dir or os.environ.get("WEAKSEG_CACHE", "~/.cache/weakseg")).expanduser()
         self.strong_views, self.cache = strong_views or 0, cache
-        if self.strong_views < 0:
-            raise ValueError(f"data.strong_views is a number of views, got {strong_views}")
+        if not 0 <= self.strong_views <= 64:
+            raise ValueError(f"data.strong_views is a number of views, at most 64, got {strong_views}")
         self.pseudo_folder = None if pseudo_masks is None else Path(pseudo_masks).expanduser()
         if self.pseudo_folder and (supervision.kind in ("tags", "none") or supervision.real):
             what = "supervision.real" if supervision.real else f"supervision kind {supervision.kind}"

@@ -285,8 +285,11 @@ def test_groups_come_whole_by_their_tags(tmp_path):
 @pytest.mark.parametrize(("options", "words"), [
     ({"group": 2}, "data.group goes by tags of images, and supervision kind dense has none"),
     ({"group": 2, "class_sampling": 0.1, "supervision": Supervision(kind="boxes")}, "leave one of them out"),
+    ({"batch_size": 10**11}, "batch sizes are from 1 to 65536"),
+    ({"unlabeled_batch_size": 10**11}, "batch sizes are from 1 to 65536"),
+    ({"strong_views": 10**11}, "at most 64"),
     ({"superpixels": 70000}, "data.superpixels is from 0 to 65535"),
 ])  # fmt: skip
-def test_superpixels_and_groups_out_of_range_or_without_effect_are_refused(options, words, tmp_path):
+def test_options_out_of_range_or_without_effect_are_refused(options, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         Synthetic(cache_dir=str(tmp_path), **options)
