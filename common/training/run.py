@@ -38,6 +38,7 @@ from common.training.tracking import Tracking, WandbMode, make_trackers
 DEFAULTS = {"max_epochs": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "devices": 1,
             "log_every_n_steps": 10, "enable_model_summary": False}  # fmt: skip
 RANK_TIMEOUT = 10.0  # minutes
+ABOVE_0 = ("accumulate_grad_batches", "log_every_n_steps", "num_nodes", "val_check_interval")
 QUIET = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed")
 
 
@@ -68,8 +69,12 @@ def run_parts(
         patience: validations without a higher score after which the run ends; None: it goes on.
         wandb, tensorboard: log there too.
         wandb_checkpoints: send the checkpoints to W&B too.
-    """
 
+    Raises:
+        ValueError: `checkpoint_every` or `patience` is below 1.
+    """
+    if checkpoint_every < 1:
+        raise ValueError(f"--checkpoint_every is a number of steps, at least 1, got {checkpoint_every}")
     # Called when the run directory is claimed: they write into it at once.
     more_loggers = partial(make_trackers, folder, wandb, tensorboard, git_commit())
     checkpoints = folder / "checkpoints"
@@ -166,14 +171,22 @@ def house_arguments(told: Mapping[str, Any], rank_timeout: float = RANK_TIMEOUT)
         rank_timeout: minutes that one process waits for another.
 
     Raises:
-        ValueError: the arguments say other nodes and devices than the processes that were started.
+        ValueError: the arguments say other nodes and devices than the processes that were started, or a number that
+            cannot be.
     """
+    for name in ABOVE_0:
+        if isinstance(value := told.get(name), (int, float)) and value <= 0:
+            raise ValueError(f"trainer.{name} must be above 0, got {value}")
+    if rank_timeout <= 0:
+        raise ValueError(f"--rank_timeout is in minutes, above 0, got {rank_timeout}")
     config = {**told, "use_distributed_sampler": False}  # EpochSampler and the evaluation loader shard by themselves
-    config["plugins"] = [AtomicCheckpointIO(), *(told.get("plugins") or [])]
+    config["plugins"] = [AtomicCheckpointIO(), *as_list(told.get("plugins"))]
     if not any(isinstance(plugin, ClusterEnvironment) for plugin in config["plugins"]):
         config |= as_launched(config)
         config["plugins"] += cluster_environment()
     config["profiler"] = FetchTimer() if told.get("profiler") is None else told["profiler"]
+    if config.get("devices") in (-1, "-1") and not (on_gpus(told) and torch.cuda.is_available()):
+        config["devices"] = "auto"  # which is 1; Lightning knows no -1 there
     if device_count(config) > 1 and told.get("strategy", "auto") in ("auto", "ddp"):
         # Every parameter gets a gradient in every step, and `average_buffers` makes buffers equal before they are used.
         config["strategy"] = DDPStrategy(
@@ -237,13 +250,22 @@ def cluster_environment() -> list[ClusterEnvironment]:
 
 def device_count(told: Mapping[str, Any]) -> int:
     """Processes that trainer arguments ask for."""
-    devices = told.get("devices", 1)
+    devices = said = told.get("devices", 1)
     if devices in ("auto", -1, "-1"):
         devices = torch.cuda.device_count() if on_gpus(told) else 1
     if isinstance(devices, str) and "," in devices:  # numbers of GPUs, `0,` is the first one
         devices = [one for one in devices.split(",") if one.strip()]
-    several = isinstance(devices, Sequence) and not isinstance(devices, str)
-    return max(1, len(devices) if several else int(devices)) * int(told.get("num_nodes", 1))
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        devices = len(devices)
+    try:
+        return max(1, int(devices)) * int(told.get("num_nodes", 1))
+    except (TypeError, ValueError):
+        raise ValueError(f"trainer.devices is a number, auto, or a list of GPUs, got {said}") from None
+
+
+def as_list(given: Any) -> list[Any]:
+    """What Lightning takes alone or as a list."""
+    return list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
 
 
 def on_gpus(told: Mapping[str, Any]) -> bool:

@@ -26,4 +26,6 @@ class Synthetic(Scenes, SegmentationDataModule):
 
     def __init__(self, train: int = 200, val: int = 50, test: int = 100, side: int = 96, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if side < 1:
+            raise ValueError(f"data.side is a number of pixels, at least 1, got {side}")
         self.splits, self.side = number_scenes(train, val, test), side

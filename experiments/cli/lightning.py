@@ -19,7 +19,7 @@ from common.model.module import SegmentationModule
 from common.training.discovery import import_all
 from common.training.memory import keep_freed
 from common.training.progress import progress
-from common.training.run import house_arguments, quiet
+from common.training.run import as_list, house_arguments, quiet
 from datamodules.base import SegmentationDataModule
 from experiments.cli.configs import stated
 from experiments.cli.messages import Parser, check_given
@@ -110,7 +110,7 @@ class WeaksegCLI(LightningCLI):
         told = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         parts = self.parts()
         first, rest = parts["callbacks"][:1], parts["callbacks"][1:]  # the run is claimed before a bar is shown
-        callbacks = [*first, *progress(told), *rest, *(told["callbacks"] or [])]
+        callbacks = [*first, *progress(told), *rest, *as_list(told["callbacks"])]
         return Trainer(**{**house_arguments(told, self.settings.rank_timeout), **parts, "callbacks": callbacks})
 
 
@@ -128,6 +128,10 @@ def run(cli: type[WeaksegCLI], arguments: list[str], *more: Any) -> None:
         cli(arguments, *more)
     except MisconfigurationException as error:  # trainer options that contradict each other or this machine
         raise ValueError(str(error)) from error
+    except TypeError as error:
+        if "`devices` selected with" in str(error):  # a list of GPUs where there are none
+            raise ValueError(f"trainer.devices: {error} (with GPUs it may be a list of their numbers)") from error
+        raise
     except RuntimeError as error:
         if words := in_our_words(str(error)):
             raise ValueError(words) from error

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from lightning import seed_everything
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 import weakseg
 from common.ops.batch import check_batch
@@ -102,6 +103,15 @@ def test_training_without_an_end_is_refused(tmp_path):
 def test_devices_are_counted(devices, count):
     assert device_count({"devices": devices}) == count
     assert house_arguments({"devices": devices, "accelerator": "cpu"}).get("sync_batchnorm") in (None, False)
+
+
+def test_all_devices_of_a_machine_without_gpus_are_its_processor():
+    assert house_arguments({"devices": -1, "accelerator": "cpu"})["devices"] == "auto"
+
+
+def test_a_plugin_may_be_given_alone():
+    one = LightningEnvironment()
+    assert one in house_arguments({"plugins": one})["plugins"]
 
 
 def test_loaders_work_without_a_trainer(tmp_path):
