@@ -4,7 +4,8 @@
 
 `experiments/results/decision.yaml` lists what somebody has, in the order of the table: with the regimes of studies that
 tell of it (`NAME/REGIME`), or, until there is such a study, with what is said by hand. Of a study the row is taken that
-is best on val; figures, also those of rows that lose against the baseline, are of test. Rows without runs are left out.
+is best on val; figures, also those of rows that lose against the baseline, are of test. Rows of fewer runs than the
+baseline's are left out: another seed may label other images, and its score says less of the method than of these.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def of_study(place: str, results: Path) -> tuple[str, str]:
     name, _, regime = place.partition("/")
     study = read_study(name)
     with (results / f"{name}.csv").open(newline="") as file:
-        rows = {row["row"]: row for row in csv.DictReader(file) if row["regime"] == regime and row["n"] != "0"}
+        rows = {row["row"]: row for row in csv.DictReader(file) if row["regime"] == regime}
+    least = max(1, int(rows.get(study.baseline, {}).get("n", 0)))
+    rows = {row: found for row, found in rows.items() if int(found["n"]) >= least}
     key, test = f"val_miou_{study.score}", f"test_miou_{study.score}"
     missing = [row for row, found in rows.items() if not found.get(key)]
     if missing or study.baseline not in rows:
