@@ -249,7 +249,7 @@ def cluster_environment() -> list[ClusterEnvironment]:
 
 
 def device_count(told: Mapping[str, Any]) -> int:
-    """Processes that trainer arguments ask for."""
+    """Processes that trainer arguments ask for. Raises ValueError for devices that are no number or list."""
     devices = said = told.get("devices", 1)
     if devices in ("auto", -1, "-1"):
         devices = torch.cuda.device_count() if on_gpus(told) else 1

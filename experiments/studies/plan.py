@@ -298,11 +298,10 @@ def check_options(run: Run) -> None:
     file = run.folder / "config.yaml"
     if not file.exists():
         return
-    again = f"remove {run.folder} to make the run again"
     try:
         content = plain_yaml(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} is broken ({' '.join(str(error).split())[:100]}): {again}") from error
+        raise ValueError(f"{file} is broken ({' '.join(str(error).split())[:100]}): remove {run.folder}") from error
     found = {short(name): value for name, value in flatten(content).items()}
     for name, value in stated(run.fit).items():
         if name in found and not same(found[name], value) and not name.startswith(PLACES):
@@ -318,7 +317,7 @@ def stated(words: Sequence[str]) -> Options:
     found: dict[str, Any] = {}
     for at, one in enumerate(words):
         name, sign, said = one.partition("=")
-        if one == "--config" == "".join(words[at - 2 : at - 1]):
+        if one == "--config" and at > 1 and words[at - 2] == "--config":
             found.clear()
         elif sign:
             found[short(name.removeprefix("--"))] = yaml.safe_load(said)
