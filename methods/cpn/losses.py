@@ -1,14 +1,16 @@
 """What only CPN has (Zhang et al., ICCV 2021, arXiv 2108.03852, as in the code Ferenas/CPN): complementary parts of an
 image, and the losses between its maps and theirs.
 
-Maps are (B, C, H, W) of the C = K - 1 objects; `valid` (B, H, W) bool is False at padding, which is in no mean and no
-extreme value [ours; the code has it in all].
+Maps are (B, T, H, W) of the objects that `looked_at` names out of C = K - 1. Those of the others are 0 in every loss
+[code], and are not made. `valid` (B, H, W) bool is False at padding, which is in no mean and no extreme value [ours;
+the code has it in all].
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from common.ops.cam import EPS
 from common.ops.distributed import global_mean
@@ -53,6 +55,35 @@ def hidden_cells(size: tuple[int, int], cell: int, key: Tensor, seed: int = 0) -
     return hidden[:, rows[:, None] * across + columns]
 
 
+def looked_at(tags: Tensor) -> tuple[Tensor, Tensor]:
+    """The objects of each image that the losses look at: those with a tag, and one without, which stands for all of
+    these in a maximum; more where another image of the batch has more.
+
+    Args:
+        tags: (B, C) bool.
+
+    Returns:
+        Their indices (B, T), and which of them have a tag (B, T).
+    """
+    most = min(int(tags.sum(1).max()) + 1, tags.shape[1])
+    objects = tags.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return objects, tags.gather(1, objects)
+
+
+def resized_mean(maps: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C) the means over the valid pixels of maps (B, C, h, w) resized to `size`, of which `valid` is the upper left
+    part. Resizing is linear, so each cell has a weight, and no map is resized for this."""
+    with torch.autocast(maps.device.type, enabled=False):
+        rows, columns = (
+            F.interpolate(torch.eye(n).to(maps)[None], to, mode="linear", align_corners=True)
+            for n, to in zip(maps.shape[2:], size, strict=True)
+        )
+        height, width = valid.shape[1:]
+        weight = rows[..., :height] @ valid.to(maps.dtype) @ columns[..., :width].mT
+    counts = valid.flatten(1).sum(1).clamp(min=1)
+    return (maps * (weight / counts[:, None, None])[:, None]).sum((2, 3))
+
+
 def complementary(image: Tensor, hidden: Tensor, valid: Tensor, blank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Two images that show together what the first one shows: without the hidden pixels, and they alone.
 
@@ -92,68 +123,74 @@ def keep_max(x: Tensor) -> Tensor:
     return torch.where(x == x.amax(1, keepdim=True), x, 0)
 
 
-def top_mean(x: Tensor, valid: Tensor, share: float, largest: bool = True) -> Tensor:
+def top_mean(x: Tensor, valid: Tensor, share: float, channels: int, largest: bool = True) -> Tensor:
     """(B,) the mean of the `share` largest (or smallest) values of each image's valid pixels, rounded down, at least
-    one; x is (B, C, H, W). 0 without a valid pixel."""
-    counts = (share * x.shape[1] * valid.flatten(1).sum(1)).long().clamp(min=1).tolist()
+    one; 0 without a valid pixel. Of `channels` channels x (B, <= channels, H, W) may lack some that are 0 and change no
+    maximum."""
+    counts = (share * channels * valid.flatten(1).sum(1)).long().clamp(min=1).tolist()
     inside = x.masked_fill(~valid[:, None], -torch.inf if largest else torch.inf).flatten(1)
-    chosen = [one.topk(n, largest=largest, sorted=False).values for one, n in zip(inside, counts, strict=True)]
-    return torch.stack([torch.where(one.isfinite(), one, 0).mean() for one in chosen])
+    chosen = [
+        one.topk(min(n, len(one)), largest=largest, sorted=False).values
+        for one, n in zip(inside, counts, strict=True)
+    ]  # fmt: skip
+    return torch.stack([torch.where(one.isfinite(), one, 0).sum() / n for one, n in zip(chosen, counts, strict=True)])
 
 
 def minimum_pool(refined: Tensor, tags: Tensor, valid: Tensor) -> Tensor:
     """(B,) the mean of `relu` of the lowest quarter of the positions of `max over objects of R t`, R before N [code].
 
     Args:
-        refined: (B, C, H, W) maps R.
-        tags: (B, C).
+        refined: (B, T, H, W) maps R.
+        tags: (B, T).
     """
     highest = (at_least_fp32(refined) * tags[:, :, None, None]).amax(1, keepdim=True).relu()
-    return top_mean(highest, valid, 0.25, largest=False)
+    return top_mean(highest, valid, 0.25, 1, largest=False)
 
 
-def triplet_loss(a: list[Tensor], r: list[Tensor], valid: Tensor, pair: Tensor) -> Tensor:
+def triplet_loss(a: list[Tensor], r: list[Tensor], valid: Tensor, pair: Tensor, objects: int) -> Tensor:
     """L_tcp: the maps of the parts add up to the image's. `mean |sg(A1 + A2) - A| + mean |R - R1 - R2|`.
 
-        loss = triplet_loss([a, a1, a2], [r, r1, r2], valid, pair)
+        loss = triplet_loss([a, a1, a2], [r, r1, r2], valid, pair, 20)
 
     Args:
-        a: A, A1, A2 (B, C, H, W): normalised activations of tagged classes, those of the parts times their share.
+        a: A, A1, A2 (B, T, H, W): normalised activations, 0 without a tag, those of the parts times their share.
         r: R, R1, R2, the same of the refined maps.
         valid: (B, H, W) bool.
         pair: (B,) which images have parts.
+        objects: C.
 
     Returns:
-        Scalar, the mean over images, all objects (also the absent ones) and valid pixels of the global batch.
+        Scalar, the mean over images, all C objects (also the absent ones) and valid pixels of the global batch.
     """
     inside = valid * pair[:, None, None]
     gap = ((a[1] + a[2]).detach() - a[0]).abs() + (r[0] - r[1] - r[2]).abs()
-    return global_mean((gap.sum(1) * inside).sum(), inside.sum() * a[0].shape[1])
+    return global_mean((gap.sum(1) * inside).sum(), inside.sum() * objects)
 
 
 def gaps(whole: Tensor, part: Tensor, other: Tensor) -> Tensor:
-    """`|D - R'|` (B, K, H, W) with background: what the map A of the image has and that of a part lacks, against the
-    refined map R' of the other part. D has no gradient."""
+    """`|D - R'|` (B, 1 + T, H, W) with background: what the map A of the image has and that of a part lacks, against
+    the refined map R' of the other part. D has no gradient."""
     lacks = keep_max((with_background(whole) - with_background(part)).detach())
     return (lacks - with_background(other)).abs()
 
 
-def region_loss(a: list[Tensor], r: list[Tensor], valid: Tensor, pair: Tensor) -> Tensor:
-    """L_cpcr: the mean over the highest fifth of `|D1 - R2|`, and of `|D2 - R1|`, of each image.
+def region_loss(a: list[Tensor], r: list[Tensor], valid: Tensor, pair: Tensor, objects: int) -> Tensor:
+    """L_cpcr: the mean over the highest fifth of `|D1 - R2|`, and of `|D2 - R1|`, of each image, absent objects too.
 
     D is no map but a difference, with a background near 0 where that of R is `1 - max`. So the loss lifts R to the gap
     and never lowers it (derived, see README.md).
 
-        loss = region_loss([a, a1, a2], [r, r1, r2], valid, pair)
+        loss = region_loss([a, a1, a2], [r, r1, r2], valid, pair, 20)
 
     Args:
         a: A, A1, A2, see `triplet_loss`.
         r: R, R1, R2, the same.
         valid: (B, H, W) bool.
         pair: (B,) which images have parts.
+        objects: C.
 
     Returns:
         Scalar, the mean over the images with parts of the global batch.
     """
-    both = top_mean(gaps(a[0], a[1], r[2]), valid, 0.2) + top_mean(gaps(a[0], a[2], r[1]), valid, 0.2)
-    return global_mean((both * pair).sum(), pair.sum())
+    first, second = (top_mean(gaps(a[0], a[k], r[3 - k]), valid, 0.2, 1 + objects) for k in (1, 2))
+    return global_mean(((first + second) * pair).sum(), pair.sum())

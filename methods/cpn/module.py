@@ -25,9 +25,11 @@ from methods.cpn.losses import (
     complementary,
     hidden_cells,
     hidden_pixels,
+    looked_at,
     minimum_pool,
     normalised,
     region_loss,
+    resized_mean,
     triplet_loss,
 )
 
@@ -92,15 +94,13 @@ class CPN(CamModule):
         labeled = batch["labeled"]
         image, valid, tags = labeled["image"], labeled["valid"], labeled["tags"][:, 1:]
         first, second, share = complementary(image, self.hidden(labeled), valid, self.network.mean)
-        pair, t = (share < 1).float(), tags.float()
-        views = [self.seen(image, valid)]
+        pair, (objects, t) = (share < 1).float(), looked_at(tags)
+        views = [self.seen(image, valid, objects)]
         with kept_statistics(self.network):
-            views += [self.seen(part, valid) for part in (first, second)]
-        activations, refined = zip(*views, strict=True)
+            views += [self.seen(part, valid, objects) for part in (first, second)]
+        scores, activations, refined = zip(*views, strict=True)
 
-        counts = torch.cat([torch.ones_like(pair), pair, pair])
-        logits = torch.cat([(a * valid[:, None]).sum((2, 3)) for a in activations])
-        logits = logits / valid.flatten(1).sum(1).clamp(min=1).repeat(3)[:, None]
+        counts, logits = torch.cat([torch.ones_like(pair), pair, pair]), torch.cat(scores)
         tag = tag_loss(logits, tags.repeat(3, 1), counts)
         pooled = torch.cat([minimum_pool(r, t, valid) for r in refined])
         least = global_mean((pooled * counts).sum(), counts.sum())
@@ -110,9 +110,9 @@ class CPN(CamModule):
             [normalised(one, valid) * (w[:, None] * t)[:, :, None, None] for one, w in zip(maps, weights, strict=True)]
             for maps in (activations, refined)
         )
-        tcp, cpcr = triplet_loss(a, r, valid, pair), region_loss(a, r, valid, pair)
+        tcp, cpcr = (loss(a, r, valid, pair, tags.shape[1]) for loss in (triplet_loss, region_loss))
         loss = tag + least + self.tcp_weight * tcp + self.cpcr_weight * cpcr
-        right = ((logits[: len(t)].detach() > 0) == tags).float().mean()
+        right = ((scores[0].detach() > 0) == tags).float().mean()
         shown = global_mean((share * pair).sum(), pair.sum())
         logs = {"tag": tag, "least": least, "tcp": tcp, "cpcr": cpcr, "right": right, "shown": shown}
         return StepOutput(loss, logs)
@@ -124,13 +124,15 @@ class CPN(CamModule):
         height, width = labeled["image"].shape[-2:]
         return hidden_cells((height, width), self.cell, labeled["key"], self.draw_seed())
 
-    def seen(self, image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Activations and refined maps (B, C, H, W) at the image's size."""
+    def seen(self, image: Tensor, valid: Tensor, objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (B, C) of all objects, and activations and refined maps (B, T, H, W) of `objects` (B, T) at the
+        image's size: of VOC's twenty an image has one or two, and the others' maps would be most of a step."""
         height, width = image.shape[-2:]
         size = self.network.padded_size(height, width)
-        both = self.classifier.both(image, self.cell_cover(image, valid))
-        a, r = (F.interpolate(at_least_fp32(one), size, mode="bilinear", align_corners=True) for one in both)
-        return a[..., :height, :width], r[..., :height, :width]
+        maps = [at_least_fp32(one) for one in self.classifier.both(image, self.cell_cover(image, valid))]
+        some = (torch.take_along_dim(one, objects[:, :, None, None], 1) for one in maps)
+        a, r = (F.interpolate(one, size, mode="bilinear", align_corners=True)[..., :height, :width] for one in some)
+        return resized_mean(maps[0], valid, size), a, r
 
 
 @contextmanager

@@ -22,9 +22,11 @@ from methods.cpn.losses import (
     hidden_pixels,
     hidden_segments,
     keep_max,
+    looked_at,
     minimum_pool,
     normalised,
     region_loss,
+    resized_mean,
     top_mean,
     triplet_loss,
     with_background,
@@ -182,15 +184,15 @@ def maps(seed, count=2, classes=3):
 def test_maps_that_add_up_cost_nothing_and_stop_gradients_are_where_the_paper_has_them():
     a1, a2, r1, r2 = (maps(k).requires_grad_() for k in range(4))
     pair = torch.ones(2)
-    assert triplet_loss([a1 + a2, a1, a2], [r1 + r2, r1, r2], ALL, pair) < 1e-15
+    assert triplet_loss([a1 + a2, a1, a2], [r1 + r2, r1, r2], ALL, pair, 3) < 1e-15
     a = maps(5).requires_grad_()
     r = maps(6).requires_grad_()
-    triplet_loss([a, a1, a2], [r, r1, r2], ALL, pair).backward()
+    triplet_loss([a, a1, a2], [r, r1, r2], ALL, pair, 3).backward()
     assert a1.grad is None
     assert a2.grad is None
     assert all(one.grad.abs().sum() > 0 for one in (a, r, r1, r2))
     every = [one.detach().requires_grad_() for one in (a, a1, a2, r, r1, r2)]
-    region_loss(every[:3], every[3:], ALL, pair).backward()
+    region_loss(every[:3], every[3:], ALL, pair, 3).backward()
     assert [one.grad is not None and bool(one.grad.any()) for one in every] == [False] * 4 + [True] * 2
 
 
@@ -198,7 +200,7 @@ def test_losses_equal_the_formulas():
     a, r = [maps(k) for k in range(3)], [maps(k) for k in range(3, 6)]
     pair = torch.tensor([1.0, 0.0])
     gap = np.abs((a[1] + a[2] - a[0])[0].numpy()).mean() + np.abs((r[0] - r[1] - r[2])[0].numpy()).mean()
-    assert triplet_loss(a, r, ALL, pair).item() == pytest.approx(gap)
+    assert triplet_loss(a, r, ALL, pair, 3).item() == pytest.approx(gap)
     total = 0.0
     for part, other in ((1, 2), (2, 1)):
         lists = [[1 - m.max(0), *m] for m in (one[0].numpy() for one in (a[0], a[part], r[other]))]
@@ -207,7 +209,34 @@ def test_losses_equal_the_formulas():
         d = np.where(d == d.max(0), d, 0)
         entries = np.sort(np.abs(d - target).ravel())[::-1]
         total += entries[: int(0.2 * entries.size)].mean()
-    assert region_loss(a, r, ALL, pair).item() == pytest.approx(total)
+    assert region_loss(a, r, ALL, pair, 3).item() == pytest.approx(total)
+
+
+def test_losses_of_the_objects_looked_at_are_those_of_all():
+    a, r = [maps(k, classes=20).requires_grad_() for k in range(3)], [maps(k, classes=20) for k in range(3, 6)]
+    pair, tags = torch.ones(2), torch.zeros(2, 20, dtype=torch.bool)
+    tags[0, 7] = tags[1, 3] = tags[1, 12] = True
+    objects, t = looked_at(tags)
+    assert objects.shape == (2, 3)
+    assert t.tolist() == [[True, False, False], [True, True, False]]
+    for image in range(2):
+        assert {*objects[image, : t[image].sum()].tolist()} == {*tags[image].nonzero().flatten().tolist()}
+    whole = [[one * tags[:, :, None, None] for one in each] for each in (a, r)]
+    some = [[one.take_along_dim(objects[:, :, None, None], 1) for one in each] for each in whole]
+    for loss in (triplet_loss, region_loss):
+        torch.testing.assert_close(loss(*some, ALL, pair, 20), loss(*whole, ALL, pair, 20))
+    assert looked_at(torch.ones(2, 4).bool())[0].shape == (2, 4)  # no object is absent
+    assert looked_at(torch.zeros(2, 4).bool())[1].tolist() == [[False], [False]]
+
+
+def test_the_mean_of_a_resized_map_needs_no_resized_map():
+    cells = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    valid = torch.rand(2, 60, 90) > 0.3
+    valid[1] = False
+    large = F.interpolate(cells, (64, 96), mode="bilinear", align_corners=True)[..., :60, :90]
+    found = resized_mean(cells, valid, (64, 96))
+    torch.testing.assert_close(found[0], large[0][:, valid[0]].mean(1))
+    assert (found[1] == 0).all()
 
 
 def test_minimum_pooling():
@@ -217,8 +246,8 @@ def test_minimum_pooling():
     assert minimum_pool(row + 0.1, torch.ones(1, 1), valid).item() == pytest.approx(0.1)
     assert minimum_pool(row + 0.1, torch.zeros(1, 1), valid).item() == 0  # an absent tag
     assert minimum_pool(-row, torch.ones(1, 1), valid).item() == 0
-    assert top_mean(row, valid, 0.5).item() == pytest.approx(0.6)
-    assert top_mean(row, torch.zeros_like(valid), 0.5).item() == 0
+    assert top_mean(row, valid, 0.5, 1).item() == pytest.approx(0.6)
+    assert top_mean(row, torch.zeros_like(valid), 0.5, 1).item() == 0
 
 
 def test_padding_changes_no_loss():
@@ -227,7 +256,7 @@ def test_padding_changes_no_loss():
     wide = [[F.pad(one, (0, 64), value=7.0) for one in each] for each in (a, r)]
     valid = F.pad(ALL, (0, 64))
     for loss in (triplet_loss, region_loss):
-        torch.testing.assert_close(loss(*wide, valid, pair), loss(a, r, ALL, pair))
+        torch.testing.assert_close(loss(*wide, valid, pair, 3), loss(a, r, ALL, pair, 3))
     torch.testing.assert_close(minimum_pool(wide[1][0], tags, valid), minimum_pool(r[0], tags, ALL))
 
 
@@ -387,17 +416,19 @@ def slow_loss(model, labeled, tcp_weight, cpcr_weight):
     return terms["tag"] + terms["least"] + tcp_weight * terms["tcp"] + cpcr_weight * terms["cpcr"], terms
 
 
-def exact(**options):
-    """A model in float64 whose maps differ, and a batch of which one image has a padded part."""
+def exact(classes=4, **options):
+    """A model in float64 whose maps differ, and a batch of which one image has a padded part; classes from the fifth on
+    occur in no image."""
     torch.manual_seed(0)
-    model = methods.CPN(4, network=NETWORK, **options).double().eval()
+    model = methods.CPN(classes, network=NETWORK, **options).double().eval()
     labeled = batch(2)["labeled"]
+    labeled["tags"] = F.pad(labeled["tags"], (0, classes - 4))
     labeled["image"] = labeled["image"].double()
     labeled["valid"][0, :, 40:] = False  # the third of four columns of cells shows half
     labeled["superpixels"][0, :, 40:] = 0
     with torch.no_grad():
         mean = model.network.encode(labeled["image"])[0][-1].mean((0, 2, 3))
-        weight = torch.randn(3, len(mean), dtype=torch.float64)
+        weight = torch.randn(classes - 1, len(mean), dtype=torch.float64)
         weight += (0.2 - weight @ mean)[:, None] * mean / mean.square().sum()  # 0.2 is the mean activation
         model.network.model.segmentation_head[0].weight.copy_(weight[:, :, None, None])
         a = model.network.activations(labeled["image"])
@@ -406,9 +437,9 @@ def exact(**options):
     return model, labeled
 
 
-@pytest.mark.parametrize("prcm", [True, False])
-def test_a_step_has_the_loss_and_the_gradient_of_the_formulas(prcm):
-    model, labeled = exact(tcp_weight=0.7, cpcr_weight=0.3, prcm=prcm)
+@pytest.mark.parametrize(("classes", "prcm"), [(4, True), (4, False), (21, True)])
+def test_a_step_has_the_loss_and_the_gradient_of_the_formulas(classes, prcm):
+    model, labeled = exact(classes, tcp_weight=0.7, cpcr_weight=0.3, prcm=prcm)
     out = model.compute_loss({"labeled": labeled})
     wanted, terms = slow_loss(model, labeled, 0.7, 0.3)
     for name, value in terms.items():
