@@ -73,8 +73,9 @@ def build(
     key = torch.stack([torch.zeros(batch, dtype=torch.int64), torch.arange(batch)], 1)
     stream = {"image": torch.rand(batch, 3, side, side), "valid": plane, "key": key}
     mask = torch.randint(0, CLASSES, (batch, side, side)).where(torch.rand(batch, side, side) < 0.03, 255)
-    tags = torch.stack([(mask == one).flatten(1).any(1) for one in range(CLASSES)], 1)
-    tags[:, 0] = False  # nobody tags the background
+    tags = torch.zeros(batch, CLASSES, dtype=torch.bool)  # one or two, as images of VOC have; none of the background
+    for number, one in enumerate(tags):
+        one[1 + torch.randperm(CLASSES - 1)[: 1 + number % 2]] = True
     rows = torch.arange(side) // max(1, side // 16)
     superpixels = (1 + 16 * rows[:, None] + rows).expand(batch, side, side)
     streams: dict[str, Any] = {"labeled": {**stream, "mask": mask, "tags": tags, "superpixels": superpixels}}
