@@ -38,7 +38,7 @@ MAPS: dict[str, list[str]] = {
     "CPN, PCM alone": ["--config", "cpn", "--model.prcm", "false"],
     "Group-WSSS": ["--config", "group_wsss", *GROUPS],
     "Group-WSSS, groups of one": ["--config", "group_wsss", "--model.group", "1"],
-    "Group-WSSS without dropout": ["--config", "group_wsss", *GROUPS, "--model.drop_rate", "0"],
+    "Group-WSSS without dropout": ["--config", "group_wsss", *GROUPS, "--model.drop_rate", "null"],
 }
 LABELS = ("none", "pamr", "walk")  # --refine
 OF_MAPS = {"none": EVALUATED, "pamr": "PAMR", "walk": "walk"}  # their rows of cam_quality

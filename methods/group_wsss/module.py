@@ -40,7 +40,7 @@ class GroupWSSS(CamModule):
             them, and `data.batch_size` counts groups.
         rounds: of message passing.
         aggregate: `concat`: messages side by side; `mean`.
-        drop_rate: how often graph dropout hides what is most alike in a group; else it weighs.
+        drop_rate: how often graph dropout hides what is most alike in a group, else it weighs; null: there is none.
         maps: of training images, for `weakseg pseudo`: `inference`: made then, with remembered partners; `online`: the
             maximum over the epochs, kept in the run directory while it trains.
         threshold: score of the background, until a validation with masks has found the best one.
@@ -60,14 +60,14 @@ class GroupWSSS(CamModule):
         group: int = 3,
         rounds: int = 3,
         aggregate: Aggregate = "concat",
-        drop_rate: float = 0.8,
+        drop_rate: float | None = 0.8,
         maps: Literal["inference", "online"] = "inference",
         threshold: float = 0.3,
         normalisation: Normalisation = "max8",
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, threshold=threshold, normalisation=normalisation, **kwargs)
-        if min(group, rounds) < 1 or not 0 <= drop_rate <= 1:
+        if min(group, rounds) < 1 or not 0 <= (drop_rate or 0) <= 1:
             raise ValueError(
                 f"group and rounds must be at least 1, drop_rate in [0, 1], got {group}, {rounds} and {drop_rate}"
             )
@@ -113,8 +113,9 @@ class GroupWSSS(CamModule):
         inside = F.adaptive_max_pool2d(cover[:, None].to(x.dtype), (x.shape[2], x.shape[3])) > 0
         coins = None
         if self.training:
-            coins = key_uniform(labeled["key"], self.rounds, self.draw_seed()) < self.drop_rate
-            coins = coins.unflatten(0, (-1, self.group))
+            if self.drop_rate is not None:
+                coins = key_uniform(labeled["key"], self.rounds, self.draw_seed()) < self.drop_rate
+                coins = coins.unflatten(0, (-1, self.group))
             self.remember(x, inside, tags & real[:, None])
         states, shown = (one.unflatten(0, (-1, self.group)).unbind(1) for one in (x, inside))
         after = torch.stack(self.graph(states, shown, member, coins), 1).flatten(0, 1)

@@ -482,6 +482,14 @@ def test_maps_of_probable_classes_are_kept_from_the_second_epoch_on_and_others_i
     assert len([*(tmp_path / "online_maps").glob("*.png")]) == 1  # of the anchor alone
 
 
+def test_without_graph_dropout_training_passes_the_messages_of_evaluation():
+    def loss(drop_rate, training):
+        return build(drop_rate=drop_rate).train(training).compute_loss(batch()).loss
+
+    torch.testing.assert_close(loss(None, True), loss(0.8, False))
+    assert loss(0.0, True) != loss(0.8, False)  # then maps are weighed in each round
+
+
 @pytest.mark.parametrize("options", [{"group": 0}, {"rounds": 0}, {"drop_rate": 1.5}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="group and rounds must be at least 1"):
