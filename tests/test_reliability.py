@@ -50,10 +50,12 @@ EVEN = {
 }
 
 
-def active(method):
-    """Options with which the terms of a method act from the first step on."""
+def active(method, even=True):
+    """Options with which the terms of a method act from the first step on; AALR's, which are means over what each part
+    of a batch holds, if they need not be `even`."""
     known = inspect.signature(getattr(methods, method).__init__).parameters
-    wanted = {name: 0 for name in ("start", "ramp") if name in known} | EVEN.get(method, {})
+    wanted = {name: 0 for name in ("start", "ramp", "reassign_start") if name in known}
+    wanted |= EVEN.get(method, {}) if even or method != "AALR" else {}
     return [word for name, value in wanted.items() for word in (f"--model.init_args.{name}", str(value))]
 
 
@@ -373,7 +375,7 @@ def test_a_left_out_step_leaves_the_weights(broken_steps, tmp_path):
 @pytest.mark.parametrize("method", every_method("Supervised", "UniMatch"))
 def test_bf16_autocast_is_finite_and_learns(method, tmp_path):
     steps = ["--trainer.max_steps", "30", "--trainer.val_check_interval", "30", "--checkpoint_every", "30"]
-    fit_tiny(tmp_path, "--model", method, *active(method), *steps, "--trainer.precision", "bf16-mixed")
+    fit_tiny(tmp_path, "--model", method, *active(method, even=False), *steps, "--trainer.precision", "bf16-mixed")
     assert torch.isfinite(state(tmp_path)).all()
     assert all(v.dtype in (torch.float32, torch.int64, torch.bool) for v in load(tmp_path)["state_dict"].values())
     found = [row for row in metrics(tmp_path) if row["train/loss"]]
@@ -406,7 +408,7 @@ def test_the_fp16_scaler_skips_what_overflows_and_training_goes_on(method, tmp_p
         return build(**{**config, "plugins": [*config["plugins"], plugin], "callbacks": [*config["callbacks"], seen]})
 
     monkeypatch.setattr(cli, "Trainer", trainer)
-    fit_tiny(tmp_path, "--model", method, *active(method), "--trainer.max_steps", "12")
+    fit_tiny(tmp_path, "--model", method, *active(method, even=False), "--trainer.max_steps", "12")
     assert seen.scales[0] < 2.0**40  # the first step was skipped
     assert seen.scales[-1] == seen.scales[-2] > 1  # the last was not
     assert torch.isfinite(state(tmp_path)).all()

@@ -110,7 +110,8 @@ class CamNetwork(SegmentationNetwork):
         self.affinity: nn.Module | None = None  # see `common.model.affinity.add_affinity`
         self.register_buffer("background", torch.tensor(background))
         self.normalisation: Normalisation = "max"  # of the maps of `forward`
-        # A method's own: (activations, [normalised image, the encoder's last two maps], valid) to better maps.
+        # A method's own: (activations, [normalised image, the encoder's last two maps or its only one], valid) to
+        # better maps.
         self.refine: nn.Module | None = None
 
     def activations(self, image: Tensor) -> Tensor:

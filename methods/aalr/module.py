@@ -60,7 +60,7 @@ class AALR(SegmentationModule):
         decay: the affinity loss counts 10^(-t) at the fraction t of the run.
         reassign_weight: of the label reassign loss; 0 leaves it and the embedding out.
         reassign_ce: the cross entropy learns the reassigned labels too.
-        start: fraction of the run in which the classifier alone learns.
+        start: fraction of the run before maps become labels: the classifier learns alone, but for labels of people.
         reassign_start: fraction of the run before labels are reassigned.
         stride: both losses are taken on cells of stride x stride pixels, from which maps become labels too.
         kwargs: see `common.model.module.SegmentationModule`.
@@ -236,8 +236,10 @@ class AALR(SegmentationModule):
         """What to log of online labels: shares of valid pixels without one, and of images that miss a tagged class."""
         seen = torch.zeros(len(labels), IGNORE + 1, dtype=torch.bool, device=labels.device)
         seen.scatter_(1, labels.flatten(1), True)
-        self.bare_share.update((~seen[:, :IGNORE].any(1)).float())
-        missed = (tags[:, 1:] & ~seen[:, 1 : self.num_classes]).any(1).float().mean()
+        tagged, objects = tags[:, 1:], seen[:, 1 : self.num_classes]
+        if tagged.any():
+            self.bare_share.update((~objects.any(1))[tagged.any(1)].float())
+        missed = (tagged & ~objects).any(1).float().mean()
         return {"unlabeled": ((labels == IGNORE) & valid).sum() / valid.sum().clamp(min=1), "missed": missed}
 
     # The classifier and its labels ---------------------------------------------------------------------------------
@@ -316,8 +318,8 @@ class AALR(SegmentationModule):
         super().on_validation_epoch_start()
         if self.bare_share.update_called and float(self.bare_share.compute()) == 1:
             rank_zero_warn(
-                "no image has got a label from its tags since the last validation: the classifier's maps are flat. Let "
-                "it learn longer before (model.start), or faster"
+                "no image has got the label of an object since the last validation: the classifier's maps are flat. "
+                "Let it learn longer before (model.start), or faster"
             )
         if self.reassigned_share.update_called and (share := float(self.reassigned_share.compute())) > SUSPICIOUS:
             rank_zero_warn(

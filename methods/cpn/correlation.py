@@ -34,11 +34,10 @@ def pixel_correlation(g: Tensor, query: Tensor, inside: Tensor) -> Tensor:
     return g @ (affinity / (affinity.sum(1, keepdim=True) + EPS))
 
 
-def region_correlation(g: Tensor, query: Tensor, regions: Tensor, inside: Tensor, as_released: bool = False) -> Tensor:
+def region_correlation(query: Tensor, regions: Tensor, inside: Tensor, as_released: bool = False) -> Tensor:
     """PRCM (B, K, N): how much each position is like each class's region, a softmax over the positions.
 
     Args:
-        g: (B, K, N).
         query: (B, D, N), >= 0.
         regions: (B, D, K), what the key layer makes of the regions' features, >= 0.
         inside: (B, 1, N) bool; 0 elsewhere.
@@ -54,14 +53,15 @@ class Correlation(nn.Module):
     """R = PCM + PRCM g: the `refine` of a `CamNetwork`. Its input has no gradient, so R trains these layers alone.
 
     Args:
-        channels: of the image and of the encoder's last two maps.
+        channels: of the image and of the encoder's last two maps, or one where it has no more.
         prcm: with PRCM.
     """
 
     def __init__(self, channels: Sequence[int], prcm: bool) -> None:
         super().__init__()
-        self.reduce = nn.ModuleList(nn.Conv2d(i, o, 1, bias=False) for i, o in zip(channels[1:], WIDTHS, strict=True))
-        width = channels[0] + sum(WIDTHS)
+        widths = WIDTHS[1 - len(channels) :]
+        self.reduce = nn.ModuleList(nn.Conv2d(i, o, 1, bias=False) for i, o in zip(channels[1:], widths, strict=True))
+        width = channels[0] + sum(widths)
         self.query = nn.Conv2d(width, QUERY, 1, bias=False)  # theta
         self.key = nn.Conv2d(width, QUERY, 1, bias=False) if prcm else None  # psi
         for weight in self.reduce.parameters():
@@ -71,7 +71,7 @@ class Correlation(nn.Module):
                 nn.init.xavier_uniform_(layer.weight, gain=4)
 
     def forward(self, activations: Tensor, features: Sequence[Tensor], valid: Tensor | None) -> Tensor:
-        """Activations (B, C, h, w), the normalised image and two encoder maps, valid pixels -> R (B, C, h, w)."""
+        """Activations (B, C, h, w), the normalised image and the encoder's maps, valid pixels -> R (B, C, h, w)."""
         size = activations.shape[2:]
         colors, *maps = (one.detach() for one in features)
         reduced = [layer(one).relu() for layer, one in zip(self.reduce, maps, strict=True)]
@@ -89,5 +89,5 @@ class Correlation(nn.Module):
         if self.key is not None:
             key = at_least_fp32(self.key(regions[..., None])).relu()[..., 0]
             with torch.autocast(g.device.type, enabled=False):
-                refined = refined + region_correlation(g, theta.relu(), key, inside) * g
+                refined = refined + region_correlation(theta.relu(), key, inside) * g
         return (refined * inside).unflatten(2, size)[:, 1:]

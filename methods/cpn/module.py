@@ -67,9 +67,9 @@ class CPN(CamModule):
     ) -> None:
         self.prcm = prcm
         super().__init__(num_classes, normalisation=normalisation, **kwargs)
-        if segments < 2 or (cell is not None and cell < 1) or min(tcp_weight, cpcr_weight) < 0:
+        if not 2 <= segments <= 65535 or (cell is not None and cell < 1) or min(tcp_weight, cpcr_weight) < 0:
             raise ValueError(
-                f"segments must be at least 2, cell at least 1 and weights >= 0, got {segments}, {cell}, {tcp_weight} "
+                f"segments must be 2 to 65535, cell at least 1 and weights >= 0, got {segments}, {cell}, {tcp_weight} "
                 f"and {cpcr_weight}"
             )
         self.cell, self.superpixels = cell, 0 if cell else segments

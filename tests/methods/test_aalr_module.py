@@ -517,13 +517,25 @@ def test_boxes_do_too_and_pixels_are_refused(tmp_path):
     assert "AALR does not learn from supervision.kind pixels: choose one of tags, boxes" in said
 
 
+@pytest.mark.parametrize("labels", ["pamr", "crf", "two_pass"])
+def test_maps_that_show_nothing_are_flat_and_an_image_without_a_tag_says_nothing_of_them(monkeypatch, labels):
+    model, one = build(monkeypatch, labels=labels), batch()
+    model.cam_head[0].weight.data.zero_()
+    model.compute_loss(one)
+    assert model.bare_share.compute() == 1
+    model.bare_share.reset()
+    one["labeled"]["tags"][:, 1:] = False
+    model.compute_loss(one)
+    assert not model.bare_share.update_called
+
+
 def test_flat_maps_and_too_many_reassigned_labels_are_told(monkeypatch):
     model = with_centres(build(monkeypatch))
     monkeypatch.setattr("common.model.module.average_buffers", lambda module: None)
     model.bare_share.update(torch.ones(2))
     model.reassigned_share.update(torch.tensor(0.25))
     with (
-        pytest.warns(UserWarning, match="no image has got a label from its tags"),
+        pytest.warns(UserWarning, match="no image has got the label of an object"),
         pytest.warns(UserWarning, match="25 % of the labelled cells were reassigned"),
     ):
         model.on_validation_epoch_start()

@@ -281,7 +281,7 @@ def test_a_constant_map_stays_constant_and_region_maps_add_up_to_one():
     affinity = np.maximum(np.einsum("bdi,bdj->bij", q, q), 0) * inside.numpy().swapaxes(1, 2)
     wanted = np.einsum("bki,bij->bkj", g.numpy(), affinity / (affinity.sum(1, keepdims=True) + 1e-5))
     np.testing.assert_allclose(pixel_correlation(g, query, inside), wanted)
-    regions = region_correlation(g, query, torch.rand(2, 6, 4).double(), inside)
+    regions = region_correlation(query, torch.rand(2, 6, 4).double(), inside)
     np.testing.assert_allclose(regions.sum(2), 1)
     assert (regions[1, :, 15:] == 0).all()
 
@@ -290,9 +290,9 @@ def test_a_constant_map_stays_constant_and_region_maps_add_up_to_one():
 def test_a_permutation_of_the_classes_permutes_the_maps_but_not_in_the_released_code(as_released):
     torch.manual_seed(0)
     order, inside = torch.tensor([2, 0, 3, 1]), torch.ones(1, 1, 20, dtype=torch.bool)
-    g, query, regions = torch.rand(1, 4, 20).double(), torch.rand(1, 6, 20).double(), 9 * torch.rand(1, 6, 4).double()
-    one = region_correlation(g, query, regions, inside, as_released)[:, order]
-    two = region_correlation(g[:, order], query, regions[..., order], inside, as_released)
+    query, regions = torch.rand(1, 6, 20).double(), 9 * torch.rand(1, 6, 4).double()
+    one = region_correlation(query, regions, inside, as_released)[:, order]
+    two = region_correlation(query, regions[..., order], inside, as_released)
     assert torch.allclose(one, two) is not as_released
 
 
@@ -513,6 +513,20 @@ def test_every_parameter_gets_a_gradient_and_frozen_ones_stay_as_they_are():
             assert torch.equal(now[name], value), name
 
 
+def test_an_encoder_of_one_map_is_refined_by_that_and_images_without_a_tag_have_a_loss():
+    torch.manual_seed(0)
+    model = methods.CPN(4, network=NetworkConfig("Linear", "tu-test_vit"), scales=[1.0])
+    one = batch()
+    assert model.compute_loss(one).logs["tcp"] > 0
+    one["labeled"]["tags"][:] = False
+    out = model.compute_loss(one)
+    out.loss.backward()
+    assert len(model.network.refine.reduce) == 1
+    assert out.logs["tcp"] == out.logs["least"] == 0
+    assert out.logs["cpcr"] > 0  # a constant: the background of R is 1, and its target 0
+    assert not any(p.grad is not None and p.grad.any() for p in model.network.refine.parameters())
+
+
 def test_parts_of_images_leave_the_running_statistics_to_the_whole_ones():
     torch.manual_seed(0)
     one, two = (methods.CPN(4, network=NETWORK).train() for _ in range(2))
@@ -523,9 +537,11 @@ def test_parts_of_images_leave_the_running_statistics_to_the_whole_ones():
         assert name.endswith("num_batches_tracked") or torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("options", [{"segments": 1}, {"cell": 0}, {"tcp_weight": -1.0}, {"cpcr_weight": -0.1}])
+@pytest.mark.parametrize(
+    "options", [{"segments": 1}, {"segments": 70000}, {"cell": 0}, {"tcp_weight": -1.0}, {"cpcr_weight": -0.1}]
+)
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match="segments must be at least 2"):
+    with pytest.raises(ValueError, match="segments must be 2 to 65535"):
         methods.CPN(4, network=NETWORK, **options)
 
 

@@ -92,8 +92,8 @@ LOSSES = {
         ))
     ],
     "methods.box.losses.absent_loss": [lambda f, d: f(d["z"], d["labels"], torch.ones(2, CLASSES, dtype=torch.bool))],
-    "methods.cpn.losses.triplet_loss": [lambda f, d: f(3 * [objects(d)], parts(d), d["valid"], torch.ones(2))],
-    "methods.cpn.losses.region_loss": [lambda f, d: f(parts(d), 3 * [objects(d)], d["valid"], torch.ones(2))],
+    "methods.cpn.losses.triplet_loss": [lambda f, d: f(3 * [objects(d)], parts(d), d["valid"], torch.ones(2), 20)],
+    "methods.cpn.losses.region_loss": [lambda f, d: f(parts(d), 3 * [objects(d)], d["valid"], torch.ones(2), 20)],
     "methods.dfr.losses.feature_regularizer": [
         lambda f, d, n=n: f(d["p"], kernel(d), d["valid"], n)[0] for n in ("pixels", "mass")
     ],
@@ -142,8 +142,8 @@ OTHERS = {
         "similarities",
     },
     "methods.cpn.losses": {
-        "complementary", "gaps", "hidden_cells", "hidden_pixels", "hidden_segments", "keep_max", "minimum_pool",
-        "normalised", "top_mean", "with_background",
+        "complementary", "gaps", "hidden_cells", "hidden_pixels", "hidden_segments", "keep_max", "looked_at",
+        "minimum_pool", "normalised", "resized_mean", "top_mean", "with_background",
     },
     "methods.dfr.losses": {"cell_labels", "draw_cells", "dynamic_kernel"},
     "methods.level_set.losses": {"closed_form_field", "head_field", "reduce", "region_tones", "unit_mean"},
