@@ -195,8 +195,11 @@ class Folder(SegmentationDataModule):
         group = self.sequence if self.sequences else str
         known = {group(name) for name in named}  # those in a list go to no other split
         order = in_hash_order({group(name) for name in spare} - known)
-        step = len(absent) if "train" in listed else 5
-        held = {split: {*order[number::step]} for number, split in enumerate(absent)}
+        share = len(absent) if "train" in listed else 5
+        held = {}
+        for number, split in enumerate(absent):  # from an end of the order each: few change it when images are added
+            count = -(-(len(order) - number) // share)
+            held[split] = {*(order[:count] if split == "val" else order[len(order) - count :])}
         found = listed | {split: [name for name in spare if group(name) in groups] for split, groups in held.items()}
         for split in absent:
             if not found[split]:

@@ -101,11 +101,12 @@ def kind_of(data: SegmentationDataModule) -> str:
     with_mask = [name for name in names if data.has_mask(name)]
     if data.supervision.kind == "dense" and sum(name in (data.boxed or ()) for name in names) > len(with_mask):
         return "boxes"
-    if len(with_mask) < 0.9 * len(names):
-        return "some images labelled"
-    masks = [data.mask(name) for name in with_mask[:: -(-len(with_mask) // LOOKED_AT)]]
+    masks = [data.mask(name) for name in with_mask[:: max(1, -(-len(with_mask) // LOOKED_AT))]]
     drawn = [mask for mask in masks if mask is not None and (mask != IGNORE).any()]
-    if drawn and median(float(np.mean(mask != IGNORE)) for mask in drawn) > 0.9:
+    complete = not drawn or median(float(np.mean(mask != IGNORE)) for mask in drawn) > 0.9
+    if complete and len(with_mask) < 0.9 * len(names):
+        return "some images labelled"
+    if complete and drawn:
         return "all pixels labelled"
     dots = [dots_of(mask) for mask in drawn]
     if not dots or median(share for share, _ in dots) <= 0.5:

@@ -134,6 +134,25 @@ def test_images_of_no_list_take_the_place_of_a_missing_list(root):
     refused(root, "no test.txt", "too few images with a mask are in no list")
 
 
+def test_few_images_change_the_split_when_others_get_a_mask(root):
+    unlist(root)
+    for number in range(10, 30):
+        for part in ("images", "masks"):
+            shutil.copy(root / part / "0.png", root / part / f"{number}.png")
+    hidden = [(root / "masks" / f"{number}.png").rename(root / f"{number}.png") for number in range(20, 30)]
+    before = Folder(str(root)).splits
+    for file in hidden:
+        file.rename(root / "masks" / file.name)
+    after = Folder(str(root)).splits
+    assert [len(before[split]) for split in ("val", "test")] == [4, 4]
+    assert [len(after[split]) for split in ("val", "test")] == [6, 6]
+    for split in ("val", "test"):
+        assert len({*before[split]} & {*after[split]}) >= 3
+    learned = {*before["train"]} & {*map(str, range(20))}
+    assert len(learned & {*after["val"], *after["test"]}) <= 1
+    assert not {*after["val"]} & {*after["test"]}
+
+
 def test_without_any_list_the_splits_are_those_of_the_hash(root):
     unlist(root)
     with warnings.catch_warnings():

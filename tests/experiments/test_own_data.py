@@ -117,6 +117,20 @@ def test_the_kind_of_labels_says_the_method(root):
         assert own_data.kind_of(Folder(str(root))) == kind
 
 
+def test_strokes_on_some_images_are_strokes(root):
+    for number in (2, 3, 4):
+        (root / "masks" / f"{number}.png").unlink()
+    for file in (root / "masks").iterdir():
+        mask = np.array(Image.open(file))
+        mask[5:-2] = 255
+        mask[-2:] = 0
+        Image.fromarray(mask).save(file)
+    assert own_data.kind_of(Folder(str(root))) == "strokes"
+    for number in (0, 1, 5):
+        (root / "masks" / f"{number}.png").unlink()
+    assert own_data.kind_of(Folder(str(root))) == "some images labelled"  # none of train
+
+
 def test_a_broad_brush_makes_dots_and_a_thin_one_strokes():
     mask = np.full((400, 600), 255, np.uint8)
     mask[100:109, 50:59] = 0
