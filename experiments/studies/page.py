@@ -211,7 +211,8 @@ def page_text(study: Study, place: Place, tables: Sequence[Table]) -> str:
     told = (
         f"Mean ± standard deviation over {len(study.seeds)} seeds ({seeds}), in brackets the number of runs where "
         f"some are missing. Gains are over '{study.baseline}' at equal seeds; intervals are over other test images, "
-        "with the networks as they are. `best` and `last` are checkpoints of one run; everything was chosen on val."
+        "with the networks as they are. `best` and `last` are checkpoints of one run; what was searched was chosen on "
+        "val."
     )
     parts = [f"# {study.title}", study.about, told]
     if place.extra:

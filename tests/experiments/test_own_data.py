@@ -178,7 +178,7 @@ SAID = {
     "the classes of each image, no pixel": ("tags", None),
 }
 METHODS = {
-    "unimatch": "UniMatch",
+    "scl": "SCL",
     "supervised": "Supervised",
     "supervised_ema": "Supervised",
     "cam": "CAM",
