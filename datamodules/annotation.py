@@ -156,7 +156,7 @@ def visible(
 ) -> tuple[Array, Array, Array]:
     """The mask of a labelled image at the training size, and what of it training may see (`dense`: all of it, whatever
     the supervision says), both uint8 (h, w); and its tags, bool (K,), of the mask before it is shrunk."""
-    tags = data.tags(name, mask)
+    tags = data.learned_tags(name, mask)
     if mask is None:  # people have tagged it
         mask = np.full(image.shape[:2], IGNORE, np.uint8)
     size = fit_size(mask.shape, data.size)
@@ -164,9 +164,7 @@ def visible(
     if dense:
         return small, small, tags
     if data.supervision.real and data.supervision.kind == "boxes":
-        boxes = data.boxes(name)
-        painted = people_boxes(boxes, mask.shape, size, data, resize_image(image, size))
-        return small, painted, data.tags_of_boxes(boxes)
+        return small, people_boxes(data.boxes(name), mask.shape, size, data, resize_image(image, size)), tags
     if data.supervision.real:
         real = data.annotation(name, cast(Literal["points", "scribbles"], data.supervision.kind))
         strokes = np.full(mask.shape, IGNORE, np.uint8) if real is None else real

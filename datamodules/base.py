@@ -225,9 +225,16 @@ class SegmentationDataModule(LightningDataModule):
         """The boxes that people drew in an image, [x0, y0, x1, y1, class] in its pixels, the last ones included."""
         return (self.boxed or {})[name]
 
-    def tags_of_boxes(self, boxes: Sequence[Sequence[float]]) -> Array:
-        """bool (K,): the classes of an image's boxes."""
-        return np.isin(np.arange(self.num_classes), [int(box[4]) for box in boxes])
+    def learned_tags(self, name: str, mask: Array | None) -> Array:
+        """The tags that training takes: the classes of the boxes that people drew, where it learns from these, else
+        `tags`."""
+        if self.from_boxes(name):
+            return np.isin(np.arange(self.num_classes), [int(box[4]) for box in self.boxes(name)])
+        return self.tags(name, mask)
+
+    def from_boxes(self, name: str) -> bool:
+        """Whether an image is learned from the boxes that people drew in it."""
+        return self.supervision.real and self.supervision.kind == "boxes" and name in (self.boxed or ())
 
     def source(self) -> str:
         """What tells this set's files from another's (the folder): part of the annotation cache's key."""

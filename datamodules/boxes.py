@@ -169,7 +169,8 @@ def check_boxes(rows: Sequence[Sequence[float]], said: Size | None, size: Size) 
             "says): draw on that picture, or correct the size"
         )  # fmt: skip
     for x0, y0, x1, y1, _ in rows:
-        if not (x0 >= -1 and y0 >= -1 and x1 <= size[0] and y1 <= size[1]):
+        # Of a box that lies on the margin alone nothing would be left.
+        if not (-1 <= x0 <= size[0] - 1 and -1 <= y0 <= size[1] - 1 and 0 <= x1 <= size[0] and 0 <= y1 <= size[1]):
             corners = ", ".join(f"{value:g}" for value in (x0, y0, x1, y1))
             raise ValueError(
                 f"the box from pixel {corners} (first and last, from 0 on) is not inside its image of {size[0]} x "

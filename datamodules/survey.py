@@ -79,7 +79,7 @@ def look(data: SegmentationDataModule, name: str, image: Array, mask: Array | No
         levels = image.reshape(-1, image.shape[2]).astype(np.float64) / 255
         moments = np.stack([np.ones(levels.shape[1]), levels.mean(0), (levels**2).mean(0)])
     colors = image[..., :3]
-    tagged = mask is not None or name in (data.tagged or ())
+    tagged = mask is not None or name in (data.tagged or ()) or data.from_boxes(name)
     counts = None if mask is None else np.bincount(mask.reshape(-1), minlength=256)
     labels = None
     filled = name in (data.boxed or ()) and name not in data.masks
@@ -91,7 +91,7 @@ def look(data: SegmentationDataModule, name: str, image: Array, mask: Array | No
         picture=hashlib.sha256(image.tobytes()).digest(),
         thumb=np.asarray(Image.fromarray(colors).convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)),
         moments=moments,
-        tags=data.tags(name, mask) if tagged else None,
+        tags=data.learned_tags(name, mask) if tagged else None,
         pixels=counts,
         labels=labels,
         turned=name in data.turned,
@@ -173,13 +173,17 @@ class Survey:
     def _tags(self) -> Iterator[Finding]:
         """Of the tags of the training images, where these are what is learned from."""
         seen = self.seen.get("train", Seen())
-        if self.data.supervision.kind != "tags" or not seen.tagged:
+        kind = self.data.supervision.kind
+        if kind not in ("tags", "boxes") or not seen.tagged:
             return
         objects = {n: name for n, name in enumerate(self.data.class_names) if n != self.data.background}
         if not seen.tags.any():
             yield Finding(
-                "stop", f"none of the {seen.tagged} training images has the tag of an object: nothing is learned"
+                "stop",
+                f"none of the {seen.tagged} training images has the {'tag' if kind == 'tags' else 'box'} of an object: "
+                "nothing is learned",
             )
+        if kind == "boxes" or not seen.tags.any():
             return
         if absent := [name for number, name in objects.items() if not seen.tags[number]]:
             yield Finding("warning", f"no image of train is tagged {', '.join(absent)}: it cannot be learned")

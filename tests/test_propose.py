@@ -1,12 +1,16 @@
 """`weakseg propose`: rounds of proposals through the command, resumed, refused, and read by a network."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import fit_tiny, weakseg
+from datamodules import Rooms
+from datamodules.supervision import Supervision
 from experiments.runs import propose
 
 ROOMS = ["--data", "Rooms", "--data.train", "2", "--data.val", "1", "--data.test", "1", "--data.around", "6",
@@ -85,6 +89,40 @@ def test_a_round_that_is_stopped_goes_on_and_ends_the_same(first, tmp_path, monk
     assert about(tmp_path / "p0") == about(folder / "p0")
     said = weakseg("propose", *FIRST, "--output", tmp_path / "p0", expect=1)
     assert "replace them with --overwrite" in said
+
+
+def test_what_no_view_has_seen_stays_unknown_where_colours_decide():
+    pytest.importorskip("cv2")
+    image = np.zeros((12, 16, 3), np.uint8)
+    image[3:9, 4:12] = 220
+    found = torch.full((12, 16), 255)
+    assert (propose.cut(torch.full((2, 12, 16), 0.5), found, image) == 255).all()
+    s = torch.full((2, 12, 16), 0.5)
+    s[0] = 0.1
+    s[0, 4:8, 5:11] = 0.9
+    s[1] = 0.1  # known to be elsewhere
+    labeled = propose.cut(s, found, image)
+    assert (labeled[4:8, 5:11] == 1).all()
+    assert (labeled[:2] == 0).all()
+    s[1, :, 14:] = 0.5
+    assert (propose.cut(s, found, image)[:, 14:] == 255).all()
+
+
+def test_no_view_votes_for_its_own_cloud(monkeypatch):
+    data = Rooms(train=1, val=1, test=1, around=4, width=48, size=[36, 48], num_workers=0,
+                 supervision=Supervision("boxes", real=True, inside="filled"))  # fmt: skip
+    names = data.names("train")
+    made = propose.Round(data, names[:1], propose.How(cloud="voxel"))
+    kept = {}
+    monkeypatch.setattr(made, "one", lambda name, work, votes: kept.update({name: votes}))
+    group, members = next(iter(data.groups(names).items()))
+    made.group(group, members, Path("nowhere"))
+    assert kept[names[0]] is None  # nobody else votes
+    both = propose.Round(data, names[:2], propose.How(cloud="voxel"))
+    monkeypatch.setattr(both, "one", lambda name, work, votes: kept.update({name: votes}))
+    both.group(group, members, Path("nowhere"))
+    # Of two voters each counts once at most in the other's view, both in a third one.
+    assert [float(kept[name].seen.max().round()) for name in (*names[:2], names[2])] == [1, 1, 2]
 
 
 @pytest.mark.parametrize("words", [["--cloud", "voxel"], ["--refine", "crf"], ["--refine", "grabcut"], ["--through"]])

@@ -77,6 +77,11 @@ class CamModule(SegmentationModule):
             raise ValueError(
                 f"{name} learns from tags of images, not from labelled pixels: leave the options labeled out"
             )
+        if self.network.only_size and max(scales) > 1:
+            raise ValueError(
+                f"encoder {self.network.encoder_name!r} takes images of one size alone: set data.size to "
+                f"{self.network.only_size}, and model.scales to values of at most 1, such as [1.0]"
+            )
         self.scales, self.flip, self.normalisation = scales, flip, normalisation
         self.classifier.normalisation = normalisation
         self.curve: Tensor | None = None  # mIoU of the maps on val at each threshold, for the run directory

@@ -15,6 +15,7 @@ from common.ops.array import Array
 from common.ops.geometry import Intrinsics, check_pose, ray_to_z
 from common.training.files import read_json
 from datamodules.base import SegmentationDataModule
+from datamodules.decode import naming
 from datamodules.depth_layouts import LAYOUTS, Layout, boxes_of
 from datamodules.files import default_color, find_images
 from datamodules.splits import SPLITS, check_disjoint, first_few, read_list
@@ -78,7 +79,7 @@ class RGBD(Views, SegmentationDataModule):
                 )
             self._read_official(layout, classes)
             return
-        if depth_unit is None or depth_unit <= 0 or depth_kind not in ("z", "ray"):
+        if depth_unit is None or not 0 < depth_unit < np.inf or depth_kind not in ("z", "ray"):
             raise ValueError(
                 f"data.depth_unit is in metres per step and depth_kind z or ray, got {depth_unit} and {depth_kind}: "
                 "say what the depth files hold"
@@ -157,8 +158,11 @@ class RGBD(Views, SegmentationDataModule):
             raise ValueError(
                 f"{self.files['boxes']}: intrinsics of {name} need the numbers {', '.join(Intrinsics._fields)}"
             ) from None
-        if not np.isfinite(numbers).all() or min(numbers[:4]) <= 0:
-            raise ValueError(f"{self.files['boxes']}: intrinsics of {name} are not positive: {numbers}")
+        if not np.isfinite(numbers).all() or min(numbers[:4]) <= 0 or any(side % 1 for side in numbers[:2]):
+            raise ValueError(
+                f"{self.files['boxes']}: intrinsics of {name} are not positive, or width and height no whole numbers: "
+                f"{numbers}"
+            )
         return Intrinsics(int(numbers[0]), int(numbers[1]), *numbers[2:])
 
     def _check_rooms(self) -> None:
@@ -178,17 +182,22 @@ class RGBD(Views, SegmentationDataModule):
         for name, rows in found.items():
             if name not in self.views:
                 continue
+            if not isinstance(rows, list):
+                raise ValueError(f"{self.files['boxes']}: the boxes of {name}, {rows}, are no list")
             camera, kept[name] = self.views[name].camera, []
             for number, row in enumerate(rows):
                 where = f"{self.files['boxes']}: box {number} of {name}, {row},"
                 try:
+                    if not isinstance(row, list):
+                        raise TypeError
                     x0, y0, x1, y1, label = map(float, row)
                 except (TypeError, ValueError):
                     raise ValueError(f"{where} is not [x0, y0, x1, y1, class]") from None
                 if not 0 < label < self.num_classes or label != int(label):
                     raise ValueError(f"{where} is of no class: they are 1..{self.num_classes - 1}")
                 # By a pixel at most: some count to the last pixel, others to the one behind it.
-                if not (-1 <= x0 <= x1 <= camera.width and -1 <= y0 <= y1 <= camera.height):
+                across, down = -1 <= x0 <= x1 <= camera.width, -1 <= y0 <= y1 <= camera.height
+                if not (across and down and x0 < camera.width and y0 < camera.height and x1 >= 0 and y1 >= 0):
                     raise ValueError(
                         f"{where} is not inside its image of {camera.width} x {camera.height} pixels: corners are x0, "
                         "y0, x1, y1, not a width and a height; cut it"
@@ -211,7 +220,7 @@ class RGBD(Views, SegmentationDataModule):
 
     def depth(self, name: str) -> Tensor:
         path, camera = self.depths[name], self.views[name].camera
-        with Image.open(path) as picture:
+        with naming(path), Image.open(path) as picture:
             kind = picture.mode
             steps = np.asarray(picture)
         if not kind.startswith("I") or steps.ndim != 2:

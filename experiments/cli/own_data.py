@@ -81,7 +81,8 @@ def with_choices(words: Sequence[str]) -> list[str]:
     if run_dir is None:
         name = _value(rest, "--name", None) or f"seed{_value(rest, '--seed_everything', '0')}"
         run_dir = str(Path("runs", folder.resolve().name, named or method, name))
-    options = {} if named else {f"--{option}": value for option, value in advice.get("options", {}).items()}
+    own_options = {} if named else advice.get("options", {}).get(method, {})
+    options = {f"--{option}": value for option, value in own_options.items()}
     choices = _stored(Path(run_dir), options) if _value(rest, "--resume", None) == "auto" else None
     if choices is None:
         choices = choose(data, rest, kind) | {option: str(value) for option, value in options.items()}
@@ -150,8 +151,8 @@ def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict
         network["weights"] = "null"
     _check_at_hand(network, data)
     crop = max(32, 32 * round(0.75 * side / 32))
-    # With unlabelled images: these too, and two strong views of them.
-    one = (4 if kind == "some images labelled" else 1) * saved_bytes(network, data, crop)
+    # With unlabelled images: these too, and what a teacher makes of them.
+    one = (3 if kind == "some images labelled" else 1) * saved_bytes(network, data, crop)
     room = free_memory() / 2
     labelled = sum(data.has_mask(name) for name in names) or len(names)
     batch = next((size for size in BATCHES if size * one < room and size <= max(2, labelled)), BATCHES[-1])

@@ -41,7 +41,7 @@ class Propose(TrainedCLI):
         before = data.pseudo.about
         known = {*data.names("train")}
         boxed = before.get("boxed")
-        if not isinstance(boxed, list) or not boxed or not {*map(str, boxed)} <= known:
+        if not isinstance(boxed, list) or not boxed or not {*map(str, boxed)} <= known & {*(data.boxed or ())}:
             raise ValueError(
                 f"{data.pseudo_folder} does not say which of these training views have boxes: make it with "
                 "weakseg propose"

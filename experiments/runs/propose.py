@@ -103,7 +103,7 @@ class Round:
         self.data, self.boxed, self.how, self.predict = data, {*boxed}, how, predict
         self.tolerance = TOLERANCES[data.sensor]
         self.classes = data.num_classes - 1
-        content = [how, sorted(boxed), data.digest(), source]
+        content = [how, sorted(boxed), data.digest(), data.source(), data.reading(), source]
         self.print = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         if not any(data.boxes(name) for name in boxed):
             raise ValueError(f"none of the {len(boxed)} boxed views has a box: there is nothing to carry to others")
@@ -159,10 +159,10 @@ class Round:
         if self.predict is None:
             planes = self.planes(name)
         else:
-            planes = F.avg_pool2d(self.predict(name)[None, 1:].double(), 4, ceil_mode=True)[0]
+            planes = self.predict(name)[1:].double()
             if name in self.boxed:
-                planes = planes * F.interpolate(self.planes(name)[None], planes.shape[1:], mode="nearest")[0]
-                weight = BOXED
+                planes, weight = planes * self.planes(name), BOXED
+            planes = F.adaptive_avg_pool2d(planes, (-(-planes.shape[1] // 4), -(-planes.shape[2] // 4)))  # as `tally`
         return Voter(self.data.depth(name), view.camera, view.pose, planes, torch.ones(self.classes), weight)
 
     def group(self, group: str, members: list[str], work: Path) -> None:
@@ -174,7 +174,8 @@ class Round:
             if self.predict is None:
                 voting = []
         voters = {name: self.voter(name) for name in voting} if open_ else {}
-        cloud = self.cloud(members, voters) if self.how.cloud == "voxel" and voters and open_ else None
+        points = self.cloud(members) if self.how.cloud == "voxel" and voters and open_ else None
+        said = None if points is None else torch.stack([self.said(points, one) for one in voters.values()]).sum(0)
         for name in open_:
             view = self.data.views[name]
             assert view.pose is not None
@@ -183,8 +184,9 @@ class Round:
             depth = self.data.depth(name)
             if not others:
                 votes = None
-            elif cloud is not None:
-                found = splat(cloud[0], cloud[1], depth, view.camera, view.pose, self.tolerance, STRIDE)
+            elif points is not None and said is not None:
+                theirs = said - self.said(points, voters[name]) if name in voters else said
+                found = splat(points, theirs, depth, view.camera, view.pose, self.tolerance, STRIDE)
                 found = found.flatten(0, 1)
                 inside, seen, against = found.nan_to_num(0).tensor_split(3, 1)
                 votes = Tally(inside, seen, against > 0)
@@ -192,8 +194,13 @@ class Round:
                 votes = view_votes((depth, view.camera, view.pose), others, self.tolerance, self.how.hidden)
             self.one(name, work, votes)
 
-    def cloud(self, members: list[str], voters: dict[str, Voter]) -> tuple[Tensor, Tensor]:
-        """Points (N, 3) of every few pixels of all views, one for each voxel, and their votes (N, 3 C)."""
+    def said(self, points: Tensor, voter: Voter) -> Tensor:
+        """The votes (N, 3 C) of a view for points (N, 3)."""
+        votes = tally(points, [voter], self.tolerance, self.how.hidden)
+        return torch.cat([votes.inside, votes.seen, votes.against.double()], 1)
+
+    def cloud(self, members: list[str]) -> Tensor:
+        """Points (N, 3) of every few pixels of all views, one for each voxel."""
         found = []
         for name in members:
             view, depth = self.data.views[name], self.data.depth(name)
@@ -206,9 +213,7 @@ class Round:
         cells, index = torch.unique((points / VOXEL).floor().long(), dim=0, return_inverse=True)
         sums = torch.zeros(len(cells), 3, dtype=torch.float64).index_add_(0, index, points)
         counts = torch.bincount(index, minlength=len(cells)).double()
-        points = sums / counts[:, None]
-        votes = tally(points, voters.values(), self.tolerance, self.how.hidden)
-        return points, torch.cat([votes.inside, votes.seen, votes.against.double()], 1)
+        return sums / counts[:, None]
 
     def one(self, name: str, work: Path, votes: Tally | None) -> None:
         """The labels of a view; without votes of others its own boxes and depth have to do, or it stays unknown."""
@@ -288,8 +293,9 @@ class Round:
 
 def cut(s: Tensor, found: Tensor, image: Array) -> Tensor:
     """Labels (H, W) that GrabCut makes of objectness (C, H, W): above 0.7 is object, below 0.2 is not, colours decide
-    the rest. A class without both seeds stays as `found` has it."""
+    the rest. A class without both seeds stays as `found` has it, unknown pixels too unless another class takes them."""
     best, labeled = torch.zeros_like(s[0]), torch.zeros_like(found)
+    unknown = torch.zeros_like(found, dtype=torch.bool)
     for number, plane in enumerate(s, 1):
         part = np.where(plane > 0.5, LIKELY, LIKELY_NOT).astype(np.uint8)
         part[plane.numpy() > OBJECT], part[plane.numpy() < BACKGROUND] = SURELY, SURELY_NOT
@@ -298,7 +304,9 @@ def cut(s: Tensor, found: Tensor, image: Array) -> Tensor:
         better = here & (plane >= best)
         labeled = labeled.masked_fill(better, number)
         best = torch.where(better, plane, best)
-    return labeled
+        if not seeded:
+            unknown |= (found == IGNORE) & (plane >= BACKGROUND)
+    return labeled.masked_fill(unknown & (labeled == 0), IGNORE)
 
 
 def picture(path: Path, data: Data, folder: Path, names: Sequence[str]) -> None:
@@ -306,9 +314,9 @@ def picture(path: Path, data: Data, folder: Path, names: Sequence[str]) -> None:
     rows = []
     for name in names:
         image, depth = data.image(name), data.depth(name)
-        planes = box_planes(data.boxes(name), data.views[name].camera, data.num_classes - 1) if data.boxed else None
+        drawn = data.boxes(name) if name in (data.boxed or ()) else ()
         boxes = np.zeros(image.shape[:2], np.int64)
-        for number, plane in enumerate(planes if planes is not None else (), 1):
+        for number, plane in enumerate(box_planes(drawn, data.views[name].camera, data.num_classes - 1), 1):
             boxes[plane.numpy() > 0] = number
         with Image.open(folder / f"{name}.png") as file:
             made = np.asarray(file)

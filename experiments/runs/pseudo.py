@@ -223,7 +223,8 @@ def images_of(data: SegmentationDataModule, split: Split, by_tags: bool) -> Data
         ValueError: an image whose tags nobody knows.
     """
     names = data.names(split)
-    if by_tags and (bare := [n for n in names if n not in (data.tagged or ()) and not data.has_mask(n)]):
+    known = {*(data.tagged or ()), *filter(data.from_boxes, names)}
+    if by_tags and (bare := [n for n in names if n not in known and not data.has_mask(n)]):
         raise ValueError(f"{len(bare)} images of {split} have neither tags nor a mask ({bare[0]}): give data.tags")
-    images = WholeImages(shared(data, names), reader(data), data.mask, data.tags if by_tags else None)
+    images = WholeImages(shared(data, names), reader(data), data.mask, data.learned_tags if by_tags else None)
     return loader(data, images, batch_size=1)

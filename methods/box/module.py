@@ -8,6 +8,7 @@ from common.model.module import SegmentationModule, StepOutput
 from common.ops.batch import IGNORE, Batch
 from common.ops.boxes import class_boxes, pairwise_loss, projection_loss
 from common.ops.schedules import linear_ramp
+from common.ops.tensors import at_least_fp32
 from methods.box.losses import absent_loss
 
 
@@ -66,7 +67,7 @@ class Box(SegmentationModule):
         logits = self.network(image)
         # Outside all boxes is background; a mask that is dense counts as a box of its shape.
         outside = self.labeled_loss(logits, mask.masked_fill(mask > 0, IGNORE), valid)
-        planes, p = class_boxes(mask, logits.softmax(1))
+        planes, p = class_boxes(mask, at_least_fp32(logits).softmax(1))
         terms = {
             "outside": outside,
             "projection": projection_loss(p, planes),

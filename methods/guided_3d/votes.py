@@ -181,7 +181,10 @@ def alone(depth: Tensor, camera: Intrinsics, boxes: Sequence[Sequence[float]], c
         for number in range(3):
             if len(around) < max(10, 0.2 * int(ring.sum())):
                 break
-            normal, offset, near = ransac_plane(around, 0.03, seed=number)
+            try:
+                normal, offset, near = ransac_plane(around, 0.03, seed=number)
+            except ValueError:  # a ring of one row or column: its points are on a line
+                break
             off &= (points[at] @ normal - offset).abs() > 0.03
             around = around[~near]
         pieces, count = ndimage.label((off & ~edge[at]).numpy())
