@@ -14,6 +14,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from browser import PROGRAM, Browser
@@ -490,6 +491,17 @@ def test_what_cannot_be_compared_is_said_in_a_line(tmp_path, four):
     (run / "summary.json").unlink()
     assert "no run is finished" in weakseg("compare", tmp_path, expect=1)
     assert "not finished" in read_runs([str(tmp_path), str(four)])[1][0]
+
+
+def test_one_run_of_odd_content_does_not_end_the_comparison(tmp_path, four):
+    for number, name in enumerate(("TV0", "TV1")):
+        shutil.copytree(four / name, tmp_path / f"{number}")
+    config = yaml.safe_load((tmp_path / "1" / "config.yaml").read_text())
+    del config["data"]["init_args"]["size"]
+    (tmp_path / "1" / "config.yaml").write_text(yaml.safe_dump(config))
+    found, left_out = read_runs([str(tmp_path)])
+    assert len(found) == 1
+    assert "cannot be read (KeyError: 'size')" in left_out[0]
 
 
 def test_a_mistyped_source_ends_it_though_others_have_runs(four):

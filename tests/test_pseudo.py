@@ -185,6 +185,13 @@ def test_a_killed_command_leaves_no_half_a_folder_and_starts_anew(run_dir, made,
     }
 
 
+def test_who_is_killed_replacing_a_folder_loses_neither(run_dir, folder):
+    first = snapshot(folder)
+    folder.rename(folder.with_name(f".{folder.name}.before"))  # between two renames
+    assert "replace them with --overwrite" in weakseg("pseudo", "--run", run_dir, "--output", folder, expect=1)
+    assert snapshot(folder) == first
+
+
 # What is trained on ------------------------------------------------------------------------------------------------
 
 

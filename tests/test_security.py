@@ -174,6 +174,9 @@ def test_a_package_must_be_named_by_the_user(trained, desk):
     assert "--package" in weakseg("validate", "--run", run_dir, expect=1)
     assert type(load_run(run_dir, packages=["mine"]).model).__name__ == "Mine"
     weakseg("validate", "--run", run_dir, "--package", "mine", "--trainer.enable_progress_bar", "false")
+    words = ["fit", "--config", ROOT / "tests/tiny.yaml", "--model", "mine.method.Mine", "--run_dir", desk / "run"]
+    weakseg(*words, "--trainer.max_steps", "1")
+    weakseg(*words, "--trainer.max_steps", "2", "--resume", "auto")
     other = forged(trained, desk / "mine", into("model", "class_path", value="mine.method.Other"))
     assert "mine.method.Other" in weakseg("validate", "--run", other, "--package", "mine", expect=1)
 

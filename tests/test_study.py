@@ -192,6 +192,17 @@ def test_dry_run_prints_the_commands_and_the_budget(done, tmp_path):
     assert re.search(r"pixels/base: 2 runs, 2 done, \d+\.\d min each", text)
 
 
+def test_a_search_whose_runs_would_share_a_folder_and_a_value_that_is_no_list_are_refused(tmp_path):
+    file = tmp_path / "few.yaml"
+    text = FEW.replace("{model.tv_weight: 0.3}", "{model.optimizer.lr: 0.1, model.own.lr: 0.2}")
+    file.write_text(text.replace("{over: {model.tv_weight: [0.1, 0.3]}}", "{over: {model.optimizer.lr: [0.1, 0.3]}}"))
+    with pytest.raises(ValueError, match=r"model.optimizer.lr and model.own.lr end alike"):
+        read_study(str(file))
+    file.write_text(re.sub(r"^seeds: .*$", "seeds: 3", FEW, flags=re.MULTILINE))
+    with pytest.raises(ValueError, match=r"few.yaml: .*int"):
+        read_study(str(file))
+
+
 def test_searches_of_a_row_share_the_run_with_its_own_values(tmp_path):
     file = tmp_path / "few.yaml"
     both = "[{over: {model.tv_weight: [0.1, 0.3]}}, {over: {model.start: [0.0, 0.2]}}]"

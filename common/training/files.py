@@ -12,7 +12,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -54,8 +54,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """The same for a folder: an empty one to write into. If there is a `folder` with files by then, that one stays."""
+def folder_written_whole(folder: Path, before: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """The same for a folder: an empty one to write into. If there is a `folder` with files by then, that one stays.
+    `before` is called once all is on the disk and about to get its name."""
     scratch = scratch_of(folder)
     scratch.mkdir(parents=True)
     with held(os.open(scratch, os.O_RDONLY)):
@@ -63,12 +64,17 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             yield scratch
             for path in [*scratch.rglob("*"), scratch]:
                 sync(path)
+            before()
             try:
                 os.replace(scratch, folder)
             except OSError:
                 if not folder.is_dir():  # nobody else was faster
                     raise
             sync(folder.parent)
+        except OSError as error:
+            if error.errno and error.filename is None:  # of a write: say of which folder
+                raise OSError(error.errno, error.strerror, str(folder)) from error
+            raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

@@ -89,14 +89,14 @@ def save_grid(
     """Write rows of pictures of any size as one PNG with a title over each column; every row is `height` high. With so
     many `colors`, at most 256, it is an indexed one, a third as large."""
     gap, top = 4, 18
-    widths = [max(round(row[i].shape[1] * height / row[i].shape[0]) for row in rows) for i in range(len(titles))]
+    widths = [max(1, *(round(row[i].shape[1] * height / row[i].shape[0]) for row in rows)) for i in range(len(titles))]
     sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + (height + gap) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     left = gap
     for column, (width, title) in enumerate(zip(widths, titles, strict=True)):
         draw.text((left + 2, 3), title, fill="black")
         for number, row in enumerate(rows):
-            own = round(row[column].shape[1] * height / row[column].shape[0])
+            own = max(1, round(row[column].shape[1] * height / row[column].shape[0]))
             tile = Image.fromarray(row[column]).resize((own, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (left, top + number * (height + gap)))
         left += width + gap

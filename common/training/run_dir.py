@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
 from common.training.files import clean, scratch_of, write_json, write_text
 
 BEAT = 15.0  # seconds between signs of life of a run
 MARK = ".weakseg"  # in every run directory: ours, and locked by the process that writes there
 # The summary first: without it a run is not finished. The config is replaced last.
-RESULTS = ("summary.json", "test_*_images.npz", "confusion_*.csv")  # of a finished run
+RESULTS = ("summary.json", "test_*_images.npz", "confusion_*.csv", "postprocess_val.json")  # of a finished run
 RUN_FILES = (*RESULTS, "checkpoints", "metrics.csv", "pictures", "nonfinite_rank*.pt", "tensorboard", "wandb",
              "data.json", "online_maps", "cam_curve.json")  # fmt: skip
 
@@ -95,7 +95,7 @@ def elsewhere(mark: Path) -> str:
 
 def is_alive(mark: Path, holder: str) -> bool:
     """Whether the process of another machine gives a sign of life. Clocks of machines differ: it is waited for."""
-    rank_zero_info(f"{mark.parent} was left by {holder}: waiting {2 * BEAT:.0f} s for a sign of life")
+    rank_zero_only(print)(f"{mark.parent} was left by {holder}: waiting {2 * BEAT:.0f} s for a sign of life")
     before, until = time_of(mark), time.monotonic() + 2 * BEAT
     while time.monotonic() < until:
         time.sleep(min(1.0, BEAT / 4))

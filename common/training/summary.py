@@ -106,7 +106,9 @@ def read_metrics(trainer: Trainer, stage: str) -> dict[str, float | None]:
 
 def git_commit() -> str | None:
     """The checkout's commit, with `+` behind it when files differ from it; None outside a git checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[2]
+    if not (here / ".git").exists():  # installed: a repository around it is somebody else's
+        return None
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()

@@ -205,7 +205,7 @@ class Folder(SegmentationDataModule):
             if not found[split]:
                 raise ValueError(
                     f"{self.root} has no {split}.txt, and too few images with a mask are in no list: write it, with "
-                    "lines of another list if need be"
+                    "lines moved from another list if need be"
                 )
         if listed and len(listed) < len(SPLITS):
             names = ", ".join(f"{split} {len(found[split])}" for split in absent)

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 from common.training.signals import die_with_parent
@@ -61,12 +62,13 @@ def work(steps: Sequence[Step], logs: Path, jobs: int, dry: bool = False, parts:
     missing, failed, total = {step.name for step in left}, list[str](), len(left)
     running: dict[Future[bool], Step] = {}
     called: set[subprocess.Popen[bytes]] = set()
+    stopped = Event()
     pool = ThreadPoolExecutor(jobs)
     try:
         while True:
             for step in [one for one in left if not missing & {*one.needs}][: jobs - len(running)]:
                 left.remove(step)
-                running[pool.submit(make, step, logs, jobs, called)] = step
+                running[pool.submit(make, step, logs, jobs, called, stopped)] = step
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -76,6 +78,7 @@ def work(steps: Sequence[Step], logs: Path, jobs: int, dry: bool = False, parts:
                 else:
                     failed.append(step.name)
     except BaseException:
+        stopped.set()  # no step begins its next command
         for process in [*called]:
             process.kill()  # its step goes on from there as the unbroken one would have
         raise
@@ -87,13 +90,15 @@ def work(steps: Sequence[Step], logs: Path, jobs: int, dry: bool = False, parts:
     return failed
 
 
-def make(step: Step, logs: Path, jobs: int, called: set[subprocess.Popen[bytes]]) -> bool:
-    """Call the commands of a step, each in `called` as long as it runs; whether all went well."""
+def make(step: Step, logs: Path, jobs: int, called: set[subprocess.Popen[bytes]], stopped: Event) -> bool:
+    """Call the commands of a step, each in `called` as long as it runs, until `stopped`; whether all went well."""
     file, since = logs / f"{folder_name(step.name)}.log", time.monotonic()
     status = 0
     with file.open("a") as log:
         try:
             for words in step.commands():
+                if stopped.is_set():
+                    return False
                 command = [sys.executable, *map(str, words)]
                 print("$", *command, file=log, flush=True)
                 process = subprocess.Popen(

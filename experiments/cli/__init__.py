@@ -127,7 +127,8 @@ def unexpected(error: Exception) -> str:
     path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"weakseg {' '.join(sys.argv[1:])}\n{''.join(traceback.format_exception(error))}")
+        told = f"weakseg {' '.join(sys.argv[1:])}\n{''.join(traceback.format_exception(error))}"
+        path.write_text(told, errors="backslashreplace")  # of words that are no UTF-8
     except OSError as why:
         return f"unexpected {words}; its traceback could not be written ({why}): set WEAKSEG_TRACEBACK=1 to see it"
     return f"unexpected {words}; please report it with {path}"

@@ -91,7 +91,8 @@ class Fit(WeaksegCLI):
                 f"{folder} holds another run than {checkpoint}, which would take its place: choose another --run_dir"
             )
         if checkpoint:
-            check_method(checkpoint, self.method)
+            own = [one.class_path.partition(".")[0] for one in (self.settings.model, self.settings.data)]
+            check_method(checkpoint, self.method, own)  # what the command has named and built already
         if source:
             rank_zero_only(print)(f"start from {start_from(self.model, Path(source), self.datamodule.class_names)}")
         data, devices, parts = self.settings.data.init_args, self.trainer.world_size, self.datamodule.accumulation

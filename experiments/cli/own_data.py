@@ -26,6 +26,7 @@ from common.model.networks import NetworkConfig, build_network
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.training.files import plain_yaml
+from common.training.run import launched
 from datamodules.base import SegmentationDataModule
 from datamodules.decode import SUFFIXES, stored_size
 from experiments.cli.configs import CONFIG_OPTIONS, expand_configs, named_config
@@ -60,7 +61,8 @@ def with_choices(words: Sequence[str]) -> list[str]:
         return [*rest, *own]
     if CHOSEN in os.environ:
         return [*json.loads(os.environ[CHOSEN]), *rest]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    _, devices, nodes = launched()
+    if devices * nodes > 1:
         raise ValueError(
             "nothing is chosen for processes that a launcher starts: start once without it, and give the launcher the "
             "command that is printed"
@@ -140,7 +142,7 @@ def open_share(mask: Array) -> float:
 def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict[str, str]:
     """Options and their values, for data with this kind of labels."""
     names = data.names("train")
-    sizes = [_longest(data, name) for name in names[:: -(-len(names) // LOOKED_AT)]]
+    sizes = [_longest(data, name) for name in names[:: max(1, -(-len(names) // LOOKED_AT))]]
     longest = int(median(sizes) if sizes else LEAST)
     side = min(MOST, max(min(LEAST, 32 * -(-longest // 32)), 32 * (longest // 32)))
     given = yaml.safe_load(str(_value(said, "--data.size", side)))
@@ -156,9 +158,9 @@ def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict
     room = free_memory() / 2
     labelled = sum(data.has_mask(name) for name in names) or len(names)
     batch = next((size for size in BATCHES if size * one < room and size <= max(2, labelled)), BATCHES[-1])
-    batch = int(_value(said, "--data.batch_size", batch))
+    batch = _count(said, "--data.batch_size", batch)
     steps = min(max(100 * round(EPOCHS * len(names) / batch / 100), STEPS[0]), STEPS[1])
-    steps = int(_value(said, "--trainer.max_steps", steps))
+    steps = _count(said, "--trainer.max_steps", steps)
     return {
         "--data.size": str(side),
         "--data.crop": f"[{crop}, {crop}]",
@@ -170,6 +172,13 @@ def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict
         "--trainer.max_steps": str(steps),
         "--trainer.val_check_interval": str(max(1, steps // 10)),
     }
+
+
+def _count(said: Sequence[str], option: str, default: int) -> int:
+    value = str(_value(said, option, default))
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"{option} is {value!r}: with --data FOLDER give a number, 1 or more")
+    return int(value)
 
 
 def _longest(data: SegmentationDataModule, name: str) -> int:
@@ -280,7 +289,7 @@ def _folder_of(words: Sequence[str]) -> tuple[Path | None, list[str]]:
         option, sign, value = word.partition("=")
         if option == "--data":
             value = value if sign else "".join(words[number + 1 : number + 2])
-            if "/" in value or Path(value).expanduser().is_dir():
+            if "/" in value or (value and Path(value).expanduser().is_dir()):
                 return Path(value).expanduser(), [*words[:number], *words[number + (1 if sign else 2) :]]
     return None, [*words]
 

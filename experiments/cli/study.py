@@ -217,6 +217,7 @@ def single(run: Run) -> int:
         if not commands:
             print(f"finished before: {run.folder}")
         for words in commands:
+            sys.argv[1:] = words  # Lightning calls the command again for each further device
             if status := weakseg(words):
                 return status
     return 0

@@ -22,9 +22,10 @@ class Test(TrainedCLI):
     def parts(self) -> dict[str, Any]:
         folder, settings = self.options.run, self.settings
         limit = settings.trainer.limit_test_batches
-        if not folder or limit not in (None, 1.0):
+        limit = settings.trainer.fast_dev_run or (None if limit == 1.0 else limit)
+        if not folder or limit:
             if folder:
-                rank_zero_only(print)(f"trainer.limit_test_batches={limit}: {folder} keeps scores of all images only")
+                rank_zero_only(print)(f"a test of {limit} batches or so: {folder} keeps scores of all images only")
             more = TestMetrics(self.options.metrics)
             return super().parts() | ({"callbacks": [more]} if self.options.metrics else {})
         check_trackers(settings.wandb, settings.tensorboard)

@@ -106,6 +106,8 @@ def read_runs(sources: Iterable[str]) -> tuple[list[Finished], list[str]]:
 
 def from_disk(source: str) -> tuple[list[Finished], list[str]]:
     """The finished runs of a path or pattern, and a line for each of the others."""
+    from experiments.compare.protocol import protocol, settings  # which reads what is defined here
+
     found: list[Finished] = []
     unfinished: list[str] = []
     for path in [Path(source)] if Path(source).exists() else [Path(path) for path in sorted(glob.glob(source))]:
@@ -113,7 +115,9 @@ def from_disk(source: str) -> tuple[list[Finished], list[str]]:
         for folder in folders:
             if (folder / "summary.json").exists():
                 try:
-                    found.append(from_folder(folder))
+                    run = from_folder(folder)
+                    protocol(run), settings(run)  # what makes columns and rows of it
+                    found.append(run)
                 except BROKEN as error:
                     told = " ".join(f"{type(error).__name__}: {error}".split())
                     unfinished.append(f"{folder}: cannot be read ({told[:200]})")
@@ -238,8 +242,10 @@ def from_server(source: str) -> list[Finished]:
     Raises:
         ModuleNotFoundError, ValueError: there is no W&B, or it refuses.
     """
-    entity, project, *group = source.removeprefix(SERVER).split("/", 2)
-    filters = {"group": group[0]} if group else {}
+    entity, project, *group = [*source.removeprefix(SERVER).split("/", 2), ""]
+    if not project:
+        raise ValueError(f"{source} names no project: give {SERVER}ENTITY/PROJECT, perhaps with /GROUP")
+    filters = {"group": group[0]} if group[0] else {}
     with wandb_api(source, "compare run directories") as api:
         return [from_api(run) for run in api.runs(f"{entity}/{project}", filters=filters) if is_ours(run)]
 

@@ -249,10 +249,11 @@ def built(part: dict[str, Any], *first: Any) -> Any:
     )
 
 
-def check_method(path: Path, method: str) -> Checkpoint:
-    """The checkpoint, refused if it is of another method (`Class`), before anything is loaded or written."""
+def check_method(path: Path, method: str, packages: Sequence[str] = ()) -> Checkpoint:
+    """The checkpoint, refused if it is of another method (`Class`), before anything is loaded or written; `packages`
+    are those of the user's own classes."""
     content = read_checkpoint(path)
-    stored = class_name(stored_config(content)["model"]["class_path"])
+    stored = class_name(stored_config(content, packages)["model"]["class_path"])
     if stored != method:
         raise ValueError(f"{path} is a checkpoint of {stored}, this run is {method}: give a checkpoint of {method}")
     return content

@@ -22,7 +22,7 @@ from common.model.module import SegmentationModule
 from common.ops.array import Array
 from common.ops.batch import IGNORE
 from common.ops.distributed import gather
-from common.training.files import clean, folder_written_whole, scratch_of
+from common.training.files import clean, folder_written_whole
 from common.training.png import RowPng
 from datamodules.augmentation import whole
 from datamodules.base import SegmentationDataModule
@@ -105,13 +105,15 @@ class PseudoWriter(Callback):
         self.counts = np.zeros(256, np.int64)
         self.images = self.compared = 0
         self.metric = SegmentationMetrics(data.num_classes)
+        self.metric.sync_on_compute = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = gather((self.counts, self.images, self.compared))
-        self.counts, self.images, self.compared = (sum(parts) for parts in zip(*found, strict=True))
+        found = gather((self.counts, self.images, self.compared, self.metric.confusion))  # NCCL takes no CPU tensors
+        parts = (sum(parts) for parts in zip(*found, strict=True))
+        self.counts, self.images, self.compared, self.metric.confusion = parts
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int,
@@ -169,21 +171,25 @@ def pseudo_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: see `check_output`; or another process was faster.
     """
+    aside = folder.with_name(f".{folder.name}.before")
+    if aside.exists() and not folder.exists():  # who was replacing it was killed
+        aside.rename(folder)
     check_output(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     clean(folder.parent, folder.name)  # what commands that were killed have left
-    aside = None
-    with folder_written_whole(folder) as scratch:
-        yield scratch
-        written = (scratch / ABOUT).stat().st_ino
+
+    def put_aside() -> None:
         if folder.exists():
             check_output(folder, overwrite)
-            aside = scratch_of(folder)
+            shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
+
+    with folder_written_whole(folder, put_aside) as scratch:
+        yield scratch
+        written = (scratch / ABOUT).stat().st_ino
     if (folder / ABOUT).stat().st_ino != written:
         raise FileExistsError(f"another process has written {folder} meanwhile: choose another --output")
-    if aside:
-        shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_output(folder: Path, overwrite: bool) -> None:

@@ -247,7 +247,7 @@ def write_page(study: Study, place: Place, folder: Path) -> tuple[Path, list[Tab
 
 
 def val_numbers(study: Study, place: Place, regime: str, name: str) -> dict[str, float | int | None]:
-    """What `experiments.studies.decide` chooses by: mean of a row's val mIoU and its number of seeds."""
+    """What `experiments.benchmarks.decision` chooses by: mean of a row's val mIoU and its number of seeds."""
     scores = [on_val(study, place, regime, study.rows[name], seed) for seed in study.seeds]
     known = [score for score in scores if score is not None]
     return {f"val_miou_{study.score}": mean(known) if known else None, f"val_miou_{study.score}_n": len(known)}

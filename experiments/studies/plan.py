@@ -320,8 +320,15 @@ def stated(words: Sequence[str]) -> Options:
         if one == "--config" and at > 1 and words[at - 2] == "--config":
             found.clear()
         elif sign:
-            found[short(name.removeprefix("--"))] = yaml.safe_load(said)
+            found[short(name.removeprefix("--"))] = plain(said)
     return found
+
+
+def plain(said: str) -> Any:
+    try:
+        return yaml.safe_load(said)
+    except yaml.YAMLError:  # `@x`: a word
+        return said
 
 
 def short(name: str) -> str:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import move_data_to_device
-from torch.nn import functional as F
 
 from common.model.inference import predict_probabilities
 from common.model.metrics import SegmentationMetrics
-from common.model.postprocess import PostprocessConfig, postprocess
+from common.model.postprocess import PostprocessConfig
 from common.training.files import read_json, write_json
 from experiments.runs.load import load_run
 from experiments.studies.spec import POSTPROCESS, Options
@@ -64,10 +63,9 @@ def measure(run_dir: Path, which: str, settings: Sequence[Options]) -> list[floa
         batch: Any = run.data.on_after_batch_transfer(move_data_to_device(loaded, device), 0)
         size = batch["mask"].shape[-2:]
         probabilities = predict_probabilities(network, batch["image"], run.model.inference, size)
-        image = F.interpolate(batch["image"], size, mode="bilinear", align_corners=False)
         for config, metric in zip(configs, metrics, strict=True):
-            labels = postprocess(probabilities[0], image[0], config)
-            metric.update(labels[None].cpu(), batch["mask"].cpu())
+            run.model.postprocess = config
+            metric.update(run.model.refined(probabilities, batch["image"], size).cpu(), batch["mask"].cpu())
     return [round(float(metric.compute()["miou"]), 4) for metric in metrics]
 
 

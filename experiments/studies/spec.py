@@ -124,7 +124,7 @@ def read_study(name: str) -> Study:
         return build(file.stem, name, yaml.safe_load(file.read_text()))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # `seeds: 3` is no list
         raise ValueError(f"{file}: {error}") from error
 
 
@@ -211,6 +211,9 @@ def build_searches(name: str, said: Any, rows: Mapping[str, Row], seeds: tuple[i
             raise ValueError(f"{where}: row '{name}' is searched over {means}, got {key}")
         if key not in stated:
             raise ValueError(f"{where}: row '{name}' does not say what was chosen for {key}")
+    for key, other in ((key, other) for key in over for other in stated if other != key):
+        if key.rpartition(".")[2] == other.rpartition(".")[2]:
+            raise ValueError(f"{where}: {key} and {other} end alike, as the folders of their runs would: state one")
     regimes = (row.made_in,) if row.made_in else row.regimes
     for regime in found.get("regimes", []):
         known(where, regime, regimes, "regime")

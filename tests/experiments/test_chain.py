@@ -1,8 +1,11 @@
 """Steps that need each other, and those of the benchmark from tags to masks."""
 
+import time
 from argparse import Namespace
 from itertools import product
 from pathlib import Path
+
+import pytest
 
 from experiments.benchmarks.chain import Step, chosen, work
 from experiments.benchmarks.tags import AALR, AFFINITY, BOUND, MAPS, OF_MAPS, Bed, together
@@ -28,6 +31,21 @@ def test_steps_wait_for_what_they_need_and_are_made_once(tmp_path, capfd):
     assert work(steps, tmp_path / "logs", jobs=1) == []
     assert (tmp_path / "c").read_text() == "cakept"
     assert "1 of 1 made" in capfd.readouterr().out
+
+
+def test_a_step_that_is_stopped_between_two_commands_begins_none(tmp_path, monkeypatch):
+    both = [["-c", f"open(r'{tmp_path / name}', 'w')"] for name in ("one", "two")]
+
+    def stop(*_, **__):
+        while not (tmp_path / "one").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    slow = [["-c", f"import time; open(r'{tmp_path / 'one'}', 'w'); time.sleep(60)"], both[1]]
+    monkeypatch.setattr("experiments.benchmarks.chain.wait", stop)
+    with pytest.raises(KeyboardInterrupt):
+        work([Step("x", lambda: slow, tmp_path / "made")], tmp_path / "logs", jobs=1)
+    assert not (tmp_path / "two").exists()
 
 
 def test_a_failed_step_stops_only_those_that_need_it(tmp_path, capfd):

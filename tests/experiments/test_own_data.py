@@ -147,6 +147,12 @@ def test_strokes_on_some_images_are_strokes(root):
     assert own_data.kind_of(Folder(str(root))) == "some images labelled"  # none of train
 
 
+@pytest.mark.parametrize("word", ["-1", "1e4", "many"])
+def test_a_length_that_is_no_number_is_named(root, word):
+    said = weakseg("fit", "--data", root, *TINY, "--trainer.max_steps", word, expect=1)
+    assert f"--trainer.max_steps is '{word}': with --data FOLDER give a number, 1 or more" in said
+
+
 def test_a_broad_brush_makes_dots_and_a_thin_one_strokes():
     mask = np.full((400, 600), 255, np.uint8)
     mask[100:109, 50:59] = 0
