@@ -52,7 +52,7 @@ class SCL(SegmentationModule):
         self,
         num_classes: int,
         consistency_weight: float = 1.0,
-        structured_weight: float = 1.0,
+        structured_weight: float = 0.1,
         threshold: float = 0.97,
         feature: Literal["prob", "logit", "embed"] = "prob",
         samples: int | None = None,

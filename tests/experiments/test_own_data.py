@@ -118,19 +118,16 @@ def test_the_kind_of_labels_says_the_method(root):
         assert own_data.kind_of(Folder(str(root))) == kind
 
 
-def test_some_labelled_images_get_scl_of_a_small_weight_where_the_encoder_is_pretrained(root, monkeypatch):
+def test_some_labelled_images_get_scl_where_the_encoder_is_pretrained(root, monkeypatch):
     for number in (2, 3, 4):
         (root / "masks" / f"{number}.png").unlink()
     words = ["--data", str(root), "--model.network.encoder", "tu-test_resnet", "--model.network.weights", "x"]
     monkeypatch.setattr(own_data, "_check_at_hand", lambda *_: None)
     monkeypatch.setattr("os.environ", {**os.environ})
     chosen = own_data.with_choices(words)
-    assert chosen[chosen.index("--model.structured_weight") + 1] == "0.1"
     assert "scl" in chosen
     monkeypatch.delenv(own_data.CHOSEN)
-    scratch = own_data.with_choices([*words[:-1], "null"])
-    assert "supervised_ema" in scratch
-    assert "--model.structured_weight" not in scratch
+    assert "supervised_ema" in own_data.with_choices([*words[:-1], "null"])
 
 
 def test_strokes_on_some_images_are_strokes(root):
@@ -233,10 +230,6 @@ def test_readme_and_the_table_that_fit_goes_by_say_the_same():
         for name in {row[encoder]} if encoder else {row["pretrained"], row["from scratch"]}:
             assert name in shipped_configs()
             assert f"`{METHODS[name]}`" in re.findall("`[A-Z][A-Za-z]+`", take)[:1], words  # what README names first
-        for name, options in row.get("options", {}).items():
-            assert name in {row["pretrained"], row["from scratch"]}
-            named = name == row[encoder or "pretrained"]
-            assert all(f"--{option} {value}" in take for option, value in options.items()) is named, words
         post = row["postprocess"].get("kind")
         assert (post == "dense_crf") == ("post-processing" in take), words
         assert (post == "mrf") == ("MRF" in take + why), words
