@@ -132,7 +132,7 @@ def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
 
 def in_hash_order(names: Iterable[str], salt: str = "") -> list[str]:
     """The names in an order that depends on `salt` and on each name, not on the order in which they come."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{salt}{name}".encode()).digest())
+    return sorted(names, key=lambda name: hashlib.sha256(f"{salt}{name}".encode(errors="surrogateescape")).digest())
 
 
 def hold_out(

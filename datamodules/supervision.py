@@ -184,7 +184,7 @@ def draw_annotation(
     Returns:
         uint8 (H, W): the mask's value at the drawn pixels, 255 elsewhere (for boxes: see `draw_boxes`).
     """
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
     kind = supervision.kind
     if kind == "pixels":
@@ -251,4 +251,4 @@ PROTOCOLS = {
 
 def known_protocol(labeled: Sequence[str]) -> str | None:
     """The published protocol whose labelled list this is, by its hash; None for any other list."""
-    return PROTOCOLS.get(hashlib.sha256("\n".join(sorted(labeled)).encode()).hexdigest()[:16])
+    return PROTOCOLS.get(hashlib.sha256("\n".join(sorted(labeled)).encode(errors="surrogateescape")).hexdigest()[:16])

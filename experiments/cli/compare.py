@@ -14,7 +14,10 @@ network, in Markdown, LaTeX and CSV. Runs of other data, labels or evaluation co
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="weakseg compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="weakseg compare",
+        allow_abbrev=False,
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "runs", nargs="+",

@@ -96,7 +96,8 @@ def demo(folder: Path, more: Sequence[str] = ()) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     about = str(__doc__).partition(": ")[2]
-    parser = argparse.ArgumentParser(prog="weakseg demo", description=about[0].upper() + about[1:])
+    about = about[0].upper() + about[1:]
+    parser = argparse.ArgumentParser(prog="weakseg demo", allow_abbrev=False, description=about)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the runs and the picture (demo)")
     parser.add_argument("fit", nargs="*", metavar="-- OPTION VALUE", help="options of `weakseg fit`")
     options = parser.parse_args(arguments)

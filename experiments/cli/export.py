@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> None:
         FileNotFoundError, ValueError, ModuleNotFoundError: no run, a wrong suffix, a missing package, or a network that
             comes out otherwise.
     """
-    parser = argparse.ArgumentParser(prog="weakseg export", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="weakseg export", allow_abbrev=False, description=__doc__.split("\n\n")[0])
     parser.add_argument("--run", required=True, help="run directory, checkpoint or W&B artifact")
     parser.add_argument("--which", choices=["best", "last"], default="best")
     parser.add_argument("--output", type=Path, required=True, help="FILE.pt2 (torch.export) or FILE.onnx")

@@ -10,7 +10,9 @@ from pathlib import Path
 def main(arguments: Sequence[str]) -> None:
     """`weakseg pull`. Raises what `experiments.runs.hub.pull` does."""
     parser = argparse.ArgumentParser(
-        prog="weakseg pull", description="A run that `weakseg push` has uploaded to the Hugging Face hub."
+        prog="weakseg pull",
+        allow_abbrev=False,
+        description="A run that `weakseg push` has uploaded to the Hugging Face hub.",
     )
     parser.add_argument("repository", help="USER/NAME")
     parser.add_argument("--output", type=Path, required=True, help="run directory, which is made")

@@ -11,6 +11,7 @@ def main(arguments: Sequence[str]) -> None:
     """`weakseg push`. Raises what `experiments.runs.hub.push` does."""
     parser = argparse.ArgumentParser(
         prog="weakseg push",
+        allow_abbrev=False,
         description="A run to the Hugging Face hub: checkpoint, config, summary, metrics, and a page made of them.",
     )
     parser.add_argument("repository", help="USER/NAME; it is made if it is not there")

@@ -51,11 +51,14 @@ def write_review(written: Written, review: Review, about: Mapping[str, str], cla
     columns = ("rank", "file", "mask", "prediction", "pixels", "confidence", "weight", "top", "left", "bottom", "right")
     write_rows(written, ERRORS, region_rows(review.regions, class_names), columns)
     with written.file(PAGE) as scratch:
-        scratch.write_text(html, encoding="utf-8")
+        scratch.write_text(html, encoding="utf-8", errors="surrogateescape")
 
 
 def write_rows(written: Written, target: str, rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> None:
-    with written.file(target) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+    with (
+        written.file(target) as scratch,
+        scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)

@@ -115,7 +115,10 @@ class Element:
 def is_cancelled() -> bool:
     """Whether this process is in a job of SLURM that has been cancelled; a preempted one still runs."""
     job = os.environ.get("SLURM_JOB_ID")
-    return job is not None and slurm_states([job]).get(job) != "RUNNING"
+    try:
+        return job is not None and slurm_states([job]).get(job) != "RUNNING"
+    except OSError:  # SLURM is busy: better queued again than lost
+        return False
 
 
 def slurm_states(jobs: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Folders as people have them, through the data module and the command."""
 
 import json
+import os
 import shutil
 import warnings
 
@@ -173,6 +174,22 @@ def test_a_name_that_is_not_found_comes_with_the_nearest(root):
         (root / part / "0.png").rename(root / part / "horse001.png")
     (root / "train.txt").write_text("horse01\n1\n2\n")
     refused(root, "train.txt lists horse01: not in images/", "nearest: horse001")
+
+
+def test_a_name_that_is_no_utf8_is_a_name(root, tmp_path):
+    unlist(root)
+    for part in ("images", "masks"):
+        os.rename(os.fsencode(root / part / "3.png"), os.fsencode(root / part) + b"/\xff3.png")
+    weakseg(
+        "fit", "--config", "tests/tiny.yaml", "--data", "Folder", "--data.root", root, "--run_dir", tmp_path / "run"
+    )
+    weakseg("test", "--run", tmp_path / "run")
+    assert "10 images" in weakseg(
+        "predict", "--run", tmp_path / "run", "--images", root / "images", "--output", tmp_path / "p"
+    )
+    assert os.path.exists(os.fsencode(tmp_path / "p") + b"/\xff3.png")
+    for split in ("train", "val", "test"):
+        weakseg("review", "--run", tmp_path / "run", "--split", split, "--output", tmp_path / split)
 
 
 # Classes -----------------------------------------------------------------------------------------------------------
