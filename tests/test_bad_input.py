@@ -250,7 +250,7 @@ BROKEN = {
     ),
     "missing list": (
         lambda d: [(d / "val.txt").unlink(), (d / "train.txt").write_text("\n".join("01234567"))],
-        ["no val.txt", "too few images with a mask are in no list", "lines of another list"],
+        ["no val.txt", "too few images with a mask are in no list", "lines moved from another list"],
     ),
     "image in two lists": (lambda d: (d / "val.txt").write_text("2\n6\n"), ["'2'", "both train and val", "one of"]),
     "validation image without mask": (lambda d: (d / "masks" / "6.png").unlink(), ["val images need a mask", "6"]),
