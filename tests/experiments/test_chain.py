@@ -1,13 +1,11 @@
 """Steps that need each other, and those of the benchmark from tags to masks."""
 
-import time
 from argparse import Namespace
 from itertools import product
 from pathlib import Path
+from threading import Event
 
-import pytest
-
-from experiments.benchmarks.chain import Step, chosen, work
+from experiments.benchmarks.chain import Step, chosen, make, work
 from experiments.benchmarks.tags import AALR, AFFINITY, BOUND, MAPS, OF_MAPS, Bed, together
 
 
@@ -33,19 +31,16 @@ def test_steps_wait_for_what_they_need_and_are_made_once(tmp_path, capfd):
     assert "1 of 1 made" in capfd.readouterr().out
 
 
-def test_a_step_that_is_stopped_between_two_commands_begins_none(tmp_path, monkeypatch):
-    both = [["-c", f"open(r'{tmp_path / name}', 'w')"] for name in ("one", "two")]
+def test_a_step_that_is_stopped_between_two_commands_begins_no_other(tmp_path):
+    stopped = Event()
 
-    def stop(*_, **__):
-        while not (tmp_path / "one").exists():
-            time.sleep(0.01)
-        raise KeyboardInterrupt
+    def commands():
+        yield ["-c", f"open(r'{tmp_path / 'one'}', 'w')"]
+        stopped.set()
+        yield ["-c", f"open(r'{tmp_path / 'two'}', 'w')"]
 
-    slow = [["-c", f"import time; open(r'{tmp_path / 'one'}', 'w'); time.sleep(60)"], both[1]]
-    monkeypatch.setattr("experiments.benchmarks.chain.wait", stop)
-    with pytest.raises(KeyboardInterrupt):
-        work([Step("x", lambda: slow, tmp_path / "made")], tmp_path / "logs", jobs=1)
-    assert not (tmp_path / "two").exists()
+    assert not make(Step("x", commands, tmp_path / "two"), tmp_path, 1, set(), stopped)
+    assert [path.name for path in tmp_path.iterdir() if not path.suffix] == ["one"]
 
 
 def test_a_failed_step_stops_only_those_that_need_it(tmp_path, capfd):
