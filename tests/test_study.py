@@ -527,6 +527,21 @@ def test_a_failed_run_is_reported_and_the_others_are_made(tmp_path, monkeypatch,
     assert study.done() == 3
 
 
+def test_a_module_of_the_working_directory_is_not_taken_for_ours(tmp_path, monkeypatch):
+    """`python -m` puts the working directory first on the module path; no process of a study does."""
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "__init__.py").write_text("open('mark', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    words = [*runner.PROGRAM, "study", "no such study"]
+    assert subprocess.run(words, capture_output=True).returncode
+    assert (tmp_path / "mark").exists()  # what is to be avoided
+    (tmp_path / "mark").unlink()
+    told = subprocess.run(words, capture_output=True, text=True, env=runner.with_share(1))
+    assert "no such study" in told.stderr
+    assert not (tmp_path / "mark").exists()
+
+
 def test_several_runs_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "PROGRAM", (sys.executable, "-c"))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)

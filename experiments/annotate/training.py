@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+
+from experiments.runs.command import PROGRAM, environment
 
 PATIENCE = 10.0  # seconds for a run to save and end
 
@@ -110,13 +111,18 @@ class Training:
         log = self.runs / f"round-{number}.log"
         self.runs.mkdir(parents=True, exist_ok=True)
         run_dir.mkdir()  # the number is taken
-        command = [sys.executable, "-m", "experiments.cli", *self.command(run_dir)]
+        command = [*PROGRAM, *self.command(run_dir)]
         with log.open("wb") as output, self.change:
             if self.ending:
                 return
             # In a session of its own, so that Ctrl-C ends the page, and the page the run.
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                start_new_session=True,
             )
         self.said = f"round {number} is training since {time.strftime('%H:%M')}, {len(self.known)} images were done"
         try:

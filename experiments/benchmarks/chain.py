@@ -13,7 +13,7 @@ from threading import Event
 from typing import NamedTuple
 
 from common.training.signals import die_with_parent
-from experiments.studies.runner import environment, last_line
+from experiments.studies.runner import last_line, with_share
 from experiments.studies.spec import folder_name
 
 Words = list[str | Path]  # behind `python`
@@ -102,7 +102,7 @@ def make(step: Step, logs: Path, jobs: int, called: set[subprocess.Popen[bytes]]
                 command = [sys.executable, *map(str, words)]
                 print("$", *command, file=log, flush=True)
                 process = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, env=environment(jobs), preexec_fn=die_with_parent
+                    command, stdout=log, stderr=subprocess.STDOUT, env=with_share(jobs), preexec_fn=die_with_parent
                 )
                 called.add(process)
                 status = process.wait()

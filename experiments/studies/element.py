@@ -66,12 +66,12 @@ class Element:
     def call(self, words: Sequence[str], log: IO[str]) -> int:
         """A command as a process of its own, which ends with this one, however that comes, and which Lightning does not
         take for a task of SLURM's: it starts the processes of further GPUs by itself."""
-        from experiments.studies.runner import PROGRAM
+        from experiments.runs.command import PROGRAM, environment
 
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        environment.setdefault("OMP_NUM_THREADS", str(self.cpus))
+        its = {name: value for name, value in environment().items() if not name.startswith("SLURM_")}
+        its.setdefault("OMP_NUM_THREADS", str(self.cpus))
         process = subprocess.Popen(
-            [*PROGRAM, *words], stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=die_with_parent
+            [*PROGRAM, *words], stdout=log, stderr=subprocess.STDOUT, env=its, preexec_fn=die_with_parent
         )
         self.process = process.pid
         try:

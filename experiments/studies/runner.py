@@ -22,9 +22,8 @@ from typing import IO
 import yaml
 from tqdm import tqdm
 
+from experiments.runs.command import PROGRAM, environment
 from experiments.studies.plan import Run
-
-PROGRAM = (sys.executable, "-m", "experiments.cli")
 
 
 def steps_done(run_dir: Path) -> tuple[int, int]:
@@ -91,9 +90,9 @@ def is_claimed(run_dir: Path) -> bool:
     return False
 
 
-def environment(jobs: int) -> dict[str, str]:
-    """Of one of several commands at a time: its share of the cores, unless OMP_NUM_THREADS is set."""
-    found = dict(os.environ)
+def with_share(jobs: int) -> dict[str, str]:
+    """The environment of one of several commands at a time: its share of the cores, unless OMP_NUM_THREADS is set."""
+    found = environment()
     if jobs > 1:
         found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     return found
@@ -112,7 +111,7 @@ class Runner:
         self.failed: list[Path] = []
         self.running: set[subprocess.Popen[bytes]] = set()
         self.count, self.stopped = itertools.count(1), Event()
-        self.environment = environment(jobs)
+        self.environment = with_share(jobs)
 
     def tell(self, run_dir: Path, what: str) -> None:
         left = remaining(time.monotonic() - self.since, self.before, self.done(), len(self.tasks))

@@ -514,7 +514,7 @@ def test_training_counts_what_is_newly_done_and_tells_what_went_wrong(root, tmp_
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'first line'\necho 'weakseg: error: no encoder' >&2\nexit 1\n")
     python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("experiments.annotate.training.PROGRAM", (str(python),))
     training = Training(root, tmp_path / "r", 3, [], None, lambda run: None)
     training.consider(["a", "b"])
     assert "trains after 3" in training.status()
@@ -532,7 +532,7 @@ def test_a_round_ends_with_the_page(root, tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexec sleep 600\n")
     python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("experiments.annotate.training.PROGRAM", (str(python),))
     training = Training(root, tmp_path / "r", 1, [], None, lambda run: None)
     training.consider(["a"])
     wait_for(training, "round 1 is training")
