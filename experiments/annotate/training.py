@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from common.training.files import write_json
 from experiments.runs.command import PROGRAM, environment
 
 PATIENCE = 10.0  # seconds for a run to save and end
@@ -39,7 +41,9 @@ class Training:
         self.root, self.runs, self.every, self.words, self.finished = root, runs, every, [*words], finished
         ended = [path for path in self.rounds() if (path / "summary.json").is_file()]
         self.weights = ended[-1] / "checkpoints" / "last.ckpt" if ended and not start_from else start_from
-        self.known: set[str] = set()  # what was done when the last round began
+        known = ended[-1].with_suffix(".json") if ended else None
+        # What was done when the last round began.
+        self.known: set[str] = {*json.loads(known.read_text())["done"]} if known and known.exists() else set()
         self.wanted: set[str] | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.said, self.ending = f"trains after {every} more images are done", False
@@ -111,6 +115,7 @@ class Training:
         log = self.runs / f"round-{number}.log"
         self.runs.mkdir(parents=True, exist_ok=True)
         run_dir.mkdir()  # the number is taken
+        write_json(run_dir.with_suffix(".json"), {"done": sorted(self.known)})  # for a page that is opened again
         command = [*PROGRAM, *self.command(run_dir)]
         with log.open("wb") as output, self.change:
             if self.ending:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -526,6 +525,20 @@ def test_training_counts_what_is_newly_done_and_tells_what_went_wrong(root, tmp_
     training.consider(["a", "b", "c", "d", "e", "f"])
     wait_for(training, "round 2 did not train")
     training.stop()
+
+
+def test_a_page_that_is_opened_again_counts_from_the_last_round_that_was_finished(root, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nfor word; do folder=$word; done\necho '{}' > $folder/summary.json\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("experiments.annotate.training.PROGRAM", (str(python),))
+    for done, said in ("abc", "round 1 was trained"), ("abcde", "trains after 3"), ("abcdef", "round 2 was trained"):
+        training = Training(root, tmp_path / "r", 3, [], None, lambda run: None)
+        training.consider([*done])
+        time.sleep(0.2)
+        wait_for(training, said)
+        training.stop()
+        training.thread.join(10)
 
 
 def test_a_round_ends_with_the_page(root, tmp_path, monkeypatch):
