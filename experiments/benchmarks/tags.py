@@ -57,12 +57,20 @@ NETWORK = [
     *("--model.encoder_lr_scale", "0.3"),
     *("--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 0.0007, weight_decay: 0.0001}}"),
 ]
+PLAIN = ["--model.affinity_weight", "0", "--model.reassign_weight", "0"]
+# AFA's labels and schedule (its classifier learns alone for a tenth of the run), two scales to halve the cost.
+LONGER = [
+    *("--trainer.max_steps", "2000", "--trainer.val_check_interval", "1000", "--model.labels", "two_pass"),
+    *("--model.scales", "[1.0, 0.5]", "--model.start", "0.125", "--model.reassign_start", "0.25"),
+]
 AALR = {
-    "AA&LR, cross entropy alone": ["--model.affinity_weight", "0", "--model.reassign_weight", "0"],
+    "AA&LR, cross entropy alone": PLAIN,
     "AA&LR, affinity": ["--model.reassign_weight", "0"],
     "AA&LR, reassigning": ["--model.affinity_weight", "0"],
     "AA&LR": [],
     "AA&LR, no adapting": ["--model.adapt", "none"],
+    "AA&LR for longer, cross entropy alone": [*LONGER, *PLAIN],
+    "AA&LR for longer": LONGER,
 }
 BOUND = "all masks"
 COLUMNS = ("what", "labels", "seed", "score", "percent", "threshold", "own", "seconds", "devices", "commit")
