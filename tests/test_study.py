@@ -28,8 +28,9 @@ from experiments.runs.load import load_run
 from experiments.studies import element, runner
 from experiments.studies.cluster import Cluster, read_cluster
 from experiments.studies.element import Element, slurm_states
-from experiments.studies.plan import Run, all_runs, as_words, find_place, find_run, named_rows
+from experiments.studies.plan import Place, Run, all_runs, as_words, find_place, find_run, named_rows
 from experiments.studies.postprocess import key_of, score_settings
+from experiments.studies.records import record
 from experiments.studies.runner import Runner, log_file, remaining, share_done
 from experiments.studies.spec import read_study, shipped
 from same_run import assert_same_run
@@ -281,6 +282,40 @@ def test_the_page_says_which_value_is_best_on_val_and_whether_the_search_is_fini
     end = "lowest" if best == 0.1 else "highest"  # of two values either is an end
     assert f"The best tv_weight, {best}, is the {end} tried: the search is not finished." in page
     assert ("The row's own value is not the best one on val." in page) >= (best == 0.1)
+
+
+def test_from_records_a_page_is_written_without_runs(done, tmp_path, at_once):
+    folder, records = write(tmp_path).parent, tmp_path / "records"
+    shutil.copytree(done[0] / "runs", folder / "runs")
+    few(folder, "--records", records)
+    page = (folder / "results" / "few.md").read_text()
+    assert not [*records.rglob("*.ckpt")]
+    assert sum(file.stat().st_size for file in records.rglob("*")) < 100_000 * len([*records.rglob("summary.json")])
+    shutil.rmtree(folder / "runs")
+    shutil.rmtree(folder / "results")
+    few(folder, "--records", records)
+    assert (folder / "results" / "few.md").read_text() == page
+    assert at_once == []  # nothing is made again
+
+    lost = next(records.rglob("summary.json"))
+    lost.unlink()
+    shutil.rmtree(folder / "runs")
+    few(folder, "--records", records)
+    assert [words[0] for words in at_once][:1] == ["fit"]
+    assert lost.exists()  # it is recorded anew
+
+
+def test_records_name_no_folder_of_the_machine(tmp_path):
+    run = Run("a/b", "a", "b", 0, tmp_path / "runs" / "few" / "b" / "seed0", (), {})
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(f"root: {tmp_path}/sets/voc\nweights: {tmp_path}/files/a.safetensors\n")
+    place = Place(tmp_path / "runs", tmp_path / "sets", tmp_path / "files")
+    record([run], place, tmp_path / "records")
+    assert not (tmp_path / "records").exists()  # it is not finished
+    (run.folder / "summary.json").write_text("{}")
+    record([run], place, tmp_path / "records")
+    written = tmp_path / "records" / "few" / "b" / "seed0" / "config.yaml"
+    assert written.read_text() == "root: data/voc\nweights: weights/a.safetensors\n"
 
 
 def test_words_by_hand_survive_and_a_marked_file_is_filled_in(done, tmp_path):

@@ -53,6 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, help="folder that holds the data sets ($WEAKSEG_DATA, or data)")
     parser.add_argument("--weights", type=Path, help="folder that holds weights ($WEAKSEG_WEIGHTS)")
+    parser.add_argument("--records", type=Path, metavar="DIR",
+                        help="folder with what the page needs of runs, in git perhaps: what is not in --runs is taken "
+                        "from there, finished runs are added")  # fmt: skip
     parser.add_argument("--update", type=Path, action="append", default=[], metavar="FILE",
                         help="fill in the tables between <!-- study NAME --> and <!-- /study NAME -->")  # fmt: skip
     parser.add_argument("--page", action="store_true", help="run nothing, write the page from the runs that there are")
@@ -101,6 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     options, extra = parse(arguments)
     from experiments.cli.configs import find_config
     from experiments.studies import plan
+    from experiments.studies.records import take
     from experiments.studies.spec import read_study, shipped
 
     if options.name is None:
@@ -115,6 +119,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.wandb_sweep:
         print(sweep(study, options, place), end="")
         return 0
+    if options.records:
+        take(plan.all_runs(study, place), place, options.records)
     if options.dry_run:
         dry_run(study, place, options.jobs)
         return 0
@@ -229,7 +235,11 @@ def single(run: Run) -> int:
 def write(study: Study, place: Place, options: argparse.Namespace) -> None:
     from experiments.compare.report import fill
     from experiments.studies.page import tables_of, write_page
+    from experiments.studies.plan import all_runs
+    from experiments.studies.records import record
 
+    if options.records:
+        record(all_runs(study, place), place, options.records)
     in_checkout = (ROOT / ".git").exists() and (ROOT / "experiments" / "results").is_dir()
     folder = options.output or (ROOT / "experiments" / "results" if in_checkout else Path("results"))
     page, tables = write_page(study, place, folder)
