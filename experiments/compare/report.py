@@ -71,9 +71,9 @@ def write_report(
             write_bytes(drawn / f"{name}.{kind}", one)
         return f"![{name}](figures/{name}.png)\n", embed(content["png"])
 
-    for number, table in enumerate(tables):
+    written = [cells(table, comparison(table, more)) for table in tables]  # intervals take long: once
+    for number, (table, (columns, rows)) in enumerate(zip(tables, written, strict=True)):
         which = "best" if not table.tested or "best" in table.tested else table.tested[0]
-        columns, rows = cells(table, comparison(table, more))
         lines += [f"## {table.title}\n", markdown(columns, rows) + "\n", *(f"- {note}" for note in table.notes), ""]
         made = {"curves": figures.curves(table, colors), "classes": figures.bars(table, colors, which)}
         name = f"{number}_{slug(table.title)}"
@@ -104,8 +104,8 @@ def write_report(
     html = page.render(tables=shown, remarks=remarks, count=count, draws=DRAWS, shares=addresses)
     write_text(folder / "report.html", html)
     write_text(folder / "report.md", "\n".join(lines))
-    tex = [latex(table.title, *cells(table, comparison(table, more))) for table in tables]
+    tex = [latex(table.title, *one) for table, one in zip(tables, written, strict=True)]
     write_text(folder / "table.tex", "\n\n".join(["% \\usepackage{booktabs}", *tex]) + "\n")
     write_csv(folder / "table.csv", [row for table in tables for row in numbers(table, more)])
     write_csv(folder / "runs.csv", [row for table in tables for row in run_numbers(table)])
-    return "\n\n".join(f"{table.title}\n\n{markdown(*cells(table, comparison(table, more)))}" for table in tables)
+    return "\n\n".join(f"{table.title}\n\n{markdown(*one)}" for table, one in zip(tables, written, strict=True))
