@@ -190,6 +190,16 @@ def test_steps_fewer_than_the_logging_interval_still_end_well(tmp_path):
     assert summary(tmp_path / "run")["steps"] == 2
 
 
+def test_speed_is_logged_where_an_epoch_is_shorter_than_the_logging_interval(tmp_path):
+    run_dir = tmp_path / "run"  # three batches an epoch, two a step
+    told = {"max_steps": 9, "log_every_n_steps": 4, "accumulate_grad_batches": 2}
+    fit_tiny(run_dir, *(word for name, value in told.items() for word in (f"--trainer.{name}", value)))
+    with (run_dir / "metrics.csv").open() as file:
+        logged = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert {"3", "7"} <= {row["step"] for row in logged if row["perf/images_per_s"]}
+    assert summary(run_dir)["images_per_s"] > 0
+
+
 # --resume, --init_from, --overwrite --------------------------------------------------------------------------------
 
 

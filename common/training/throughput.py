@@ -41,7 +41,7 @@ class Throughput(Callback):
 
     def _begin(self, trainer: Trainer) -> None:
         self._since, self._images, self._paused = time.perf_counter(), 0, 0.0
-        self._waited = self._wait(trainer)
+        self._waited, self._step = self._wait(trainer), trainer.global_step
 
     def _wait(self, trainer: Trainer) -> float:
         return float(getattr(trainer.profiler, "waited", 0.0))  # type: ignore[attr-defined]
@@ -56,7 +56,9 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
     ) -> None:
         self._images += sum(len(stream["name"]) for stream in batch.values()) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        # Steps of the run, as Lightning's own logging counts: of batches an epoch may have fewer than the interval.
+        step = trainer.global_step
+        if step == self._step or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         seconds = max(1e-9, time.perf_counter() - self._since - self._paused)
         self.total_images, self.total_seconds = self.total_images + self._images, self.total_seconds + seconds
