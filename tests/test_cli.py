@@ -200,6 +200,15 @@ def test_speed_is_logged_where_an_epoch_is_shorter_than_the_logging_interval(tmp
     assert summary(run_dir)["images_per_s"] > 0
 
 
+def test_a_test_of_one_batch_is_none_of_all_images(copied):
+    one = ["test", "--run", copied, "--trainer.limit_test_batches"]
+    assert f"{copied} keeps scores of all images only" in weakseg(*one, "1")
+    assert "and no limit of batches" in weakseg(*one, "1", "--metrics", "confusion", expect=1)
+    assert "test" not in summary(copied)
+    weakseg(*one, "1.0")
+    assert "best" in summary(copied)["test"]
+
+
 # --resume, --init_from, --overwrite --------------------------------------------------------------------------------
 
 

@@ -65,7 +65,8 @@ class TestMetrics(Callback):
             monai_distances()
         if folder is None and "confusion" in self.metrics:
             raise ValueError(
-                "the confusion matrix is written into the run directory: give --run DIR in place of --ckpt"
+                "the confusion matrix is written into the run directory: give --run DIR in place of --ckpt, and no "
+                "limit of batches"
             )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -24,6 +25,11 @@ from datamodules.base import SegmentationDataModule
 from experiments.cli.configs import stated
 from experiments.cli.messages import Parser, check_given
 from experiments.cli.options import RUN
+
+# Python takes Lightning's `int | float` for the `float | int` of another package, if that came first: 1, one batch,
+# would be read as 1.0, all of them.
+for _name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+    inspect.unwrap(Trainer.__init__).__annotations__[_name] = int | float | None
 
 # About one start, not part of the saved config.
 RUN_OPTIONS = ("run_dir", "name", "resume", "changed_data", "init_from", "overwrite")

@@ -22,7 +22,8 @@ class Test(TrainedCLI):
     def parts(self) -> dict[str, Any]:
         folder, settings = self.options.run, self.settings
         limit = settings.trainer.limit_test_batches
-        limit = settings.trainer.fast_dev_run or (None if limit == 1.0 else limit)
+        whole = isinstance(limit, float) and limit == 1  # the number 1 is one batch
+        limit = settings.trainer.fast_dev_run or (None if whole else limit)
         if not folder or limit:
             if folder:
                 rank_zero_only(print)(f"a test of {limit} batches or so: {folder} keeps scores of all images only")
