@@ -112,7 +112,7 @@ def make_trainer(
         model: a method, built with plain values.
         data: a data module, built with plain values; its seed is the run's.
         overwrite: replace the run that is in the directory.
-        trainer: arguments of `lightning.Trainer`; `callbacks` come after the project's.
+        trainer: arguments of `lightning.Trainer`; `callbacks` and `logger` come after the project's.
 
     Raises:
         FileExistsError: there is a run in the directory.
@@ -135,7 +135,8 @@ def make_trainer(
     first, *rest = parts.pop("callbacks")
     callbacks = [first, *progress(told), *rest, *told.pop("callbacks", [])]
     data.accumulation = told.get("accumulate_grad_batches", 1)
-    return Trainer(**{**house_arguments(told), **parts, "callbacks": callbacks})
+    loggers = [parts.pop("logger"), *as_list(told.pop("logger", None))]
+    return Trainer(**{**house_arguments(told), **parts, "callbacks": callbacks, "logger": loggers})
 
 
 def fill_streams(method: SegmentationModule, data: Any) -> dict[str, Any]:
@@ -264,8 +265,8 @@ def device_count(told: Mapping[str, Any]) -> int:
 
 
 def as_list(given: Any) -> list[Any]:
-    """What Lightning takes alone or as a list."""
-    return list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    """What Lightning takes alone or as a list; a switch is neither."""
+    return list(given) if isinstance(given, (list, tuple)) else [given] if given and given is not True else []
 
 
 def on_gpus(told: Mapping[str, Any]) -> bool:

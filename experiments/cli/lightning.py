@@ -117,7 +117,9 @@ class WeaksegCLI(LightningCLI):
         parts = self.parts()
         first, rest = parts["callbacks"][:1], parts["callbacks"][1:]  # the run is claimed before a bar is shown
         callbacks = [*first, *progress(told), *rest, *as_list(told["callbacks"])]
-        return Trainer(**{**house_arguments(told, self.settings.rank_timeout), **parts, "callbacks": callbacks})
+        loggers = [*as_list(parts["logger"]), *as_list(told["logger"])]
+        more = {"callbacks": callbacks, "logger": loggers}
+        return Trainer(**{**house_arguments(told, self.settings.rank_timeout), **parts, **more})
 
 
 def run(cli: type[WeaksegCLI], arguments: list[str], *more: Any) -> None:

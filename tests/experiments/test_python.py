@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 import weakseg
 from common.ops.batch import check_batch
+from common.training.loggers import CSVLogger
 from common.training.run import device_count, house_arguments
 from conftest import fit_tiny
 from conftest import weakseg as command
@@ -51,6 +52,19 @@ def test_a_run_made_in_python_equals_that_of_the_command_bit_for_bit(run_dir, tm
     assert metrics(run_dir) == metrics(tmp_path / "command")
     written = {path.relative_to(run_dir) for path in run_dir.rglob("*.*")}
     assert written == {path.relative_to(tmp_path / "command") for path in (tmp_path / "command").rglob("*.*")}
+
+
+def test_further_loggers_get_the_metrics_too(run_dir, tmp_path):
+    short = {"max_steps": 2, "val_check_interval": 2}
+    other = CSVLogger(tmp_path / "other")
+    train(tmp_path / "run", logger=other, **short)
+    train(tmp_path / "plain", logger=True, **short)
+    named = ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", tmp_path / "third"]
+    told = (word for name, value in short.items() for word in (f"--trainer.{name}", value))
+    fit_tiny(tmp_path / "command", *named, *told)
+    third = next((tmp_path / "third").rglob("metrics.csv"))
+    for file in (other.path, third, *(tmp_path / name / "metrics.csv" for name in ("run", "plain", "command"))):
+        assert "val/miou" in file.read_text()
 
 
 def test_its_config_says_every_option_and_repeats_it(run_dir, tmp_path):
