@@ -287,6 +287,19 @@ def test_figures_as_pdf_and_svg_hold_letters_and_are_the_same_each_time():
     assert (pdf, svg) == (drawn(figure, "pdf"), drawn(figure, "svg"))
 
 
+def test_class_bars_of_test_scores_take_none_of_val():
+    untested = finished("b", 1)
+    untested.summary |= {"test": {}, "last": {"val/iou/class 0": 90.0}}
+    (table,), _ = build_tables([finished("a", classes=2), untested])
+    (axes,) = bars(table, row_colors([table]), "best").axes
+    assert "test, best" in axes.get_ylabel()
+    assert [patch.get_height() for patch in axes.patches] == [30, 31]
+    (table,), _ = build_tables([untested])
+    (axes,) = bars(table, row_colors([table]), "best").axes
+    assert "val, last" in axes.get_ylabel()
+    assert [patch.get_height() for patch in axes.patches] == [90]
+
+
 @pytest.mark.parametrize("count", [6, 21])
 def test_class_bars_and_their_names_are_apart(count):
     """At the size at which the page shows the figure, also of many classes and rows."""

@@ -82,7 +82,7 @@ def curves(table: Table, colors: dict[str, str]) -> Figure | None:
 
 def bars(table: Table, colors: dict[str, str], which: str) -> Figure | None:
     """IoU per class, mean over seeds, with the standard deviation as a whisker; of many classes one below the other."""
-    found = {row.label: class_ious(row, which) for row in table.rows}
+    found = {row.label: class_ious(row, which if table.tested else None) for row in table.rows}
     classes = list(dict.fromkeys(name for ious in found.values() for name in ious))
     if not classes:
         return None

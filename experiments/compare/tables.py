@@ -324,12 +324,13 @@ def run_numbers(table: Table) -> list[dict[str, Any]]:
     return found
 
 
-def class_ious(row: Row, which: str) -> dict[str, list[float]]:
-    """IoU of each class, a value per run in which the class occurs: on test, or on val where nothing was tested."""
+def class_ious(row: Row, which: str | None) -> dict[str, list[float]]:
+    """IoU of each class, a value per run in which the class occurs: on test at the checkpoint `which`, or, None, on val
+    at the last step."""
     found: dict[str, list[float]] = {}
+    prefix = "test/iou/" if which else "val/iou/"
     for run in row.runs:
-        tested = run.summary.get("test", {}).get(which)
-        prefix, content = ("test/iou/", tested) if tested else ("val/iou/", run.summary["last"])
+        content = run.summary.get("test", {}).get(which, {}) if which else run.summary["last"]
         for key, value in content.items():
             if key.startswith(prefix):
                 found.setdefault(key.removeprefix(prefix), []).extend([] if value is None else [value])
