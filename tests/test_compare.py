@@ -22,7 +22,7 @@ from common.model.metrics import scores
 from conftest import draw_folder, fit_tiny, on_folder, weakseg, weakseg_process
 from experiments.compare import runs as reading
 from experiments.compare.columns import cells, find_column, latex, measure, spread_of
-from experiments.compare.figures import bars, drawn, row_colors, show_errors
+from experiments.compare.figures import bars, drawn, row_colors, shares, show_errors
 from experiments.compare.protocol import text
 from experiments.compare.runs import Finished, Images, read_runs
 from experiments.compare.tables import Row, Table, bootstrap, build_tables, gains
@@ -298,6 +298,13 @@ def test_class_bars_of_test_scores_take_none_of_val():
     (axes,) = bars(table, row_colors([table]), "best").axes
     assert "val, last" in axes.get_ylabel()
     assert [patch.get_height() for patch in axes.patches] == [90]
+
+
+def test_each_evaluation_has_its_own_figure_over_amounts():
+    runs = [finished(f"{size}-{labels}", size=size, labels=labels) for size in (64, 96) for labels in (0.1, 0.2)]
+    tables, _ = build_tables(runs)
+    titles = [title for title, _ in shares(tables, row_colors(tables), "best")]
+    assert titles == [f"Horses, pixels (evaluation.size [{size}, {size}])" for size in (64, 96)]
 
 
 @pytest.mark.parametrize("count", [6, 21])

@@ -118,16 +118,17 @@ def bars(table: Table, colors: dict[str, str], which: str) -> Figure | None:
     return figure
 
 
-def shares(tables: Sequence[Table], colors: dict[str, str], which: str) -> dict[str, Figure]:
-    """Test mIoU against the amount of labels, a figure for each family of tables that differ in the amount alone."""
+def shares(tables: Sequence[Table], colors: dict[str, str], which: str) -> list[tuple[str, Figure]]:
+    """Test mIoU against the amount of labels, a figure and its title for each family of tables that differ in the
+    amount alone."""
     families: dict[str, list[Table]] = defaultdict(list)
     for table in tables:
         rest = {
             k: v for k, v in table.protocol.items() if k not in ("labels.fraction", "labels.number", "labels.per_class")
         }
         if table.share:
-            families[f"{table.title.rsplit('-', 1)[0]} {sorted(rest.items())}"].append(table)
-    figures = {}
+            families[str(sorted(rest.items()))].append(table)
+    figures = []
     for family in families.values():
         lines: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
         for table in family:
@@ -150,7 +151,8 @@ def shares(tables: Sequence[Table], colors: dict[str, str], which: str) -> dict[
         kind = family[0].share[0] if family[0].share else ""
         axes.set(xlabel=f"amount of labels ({kind})", ylabel=f"test mIoU [%], {which}")
         legend(axes)
-        figures[family[0].title.rsplit("-", 1)[0]] = figure
+        head, bracket, why = family[0].title.partition(" (")  # why its runs are kept apart from others
+        figures.append((head.rsplit("-", 1)[0] + bracket + why, figure))
     return figures
 
 

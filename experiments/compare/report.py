@@ -95,13 +95,13 @@ def write_report(
                      "miou": f"{miou:.1f}"} for label, (labels, errors, miou) in one.predictions.items()]}
                 for one in found],
         })  # fmt: skip
-    shares = {
-        title: keep(f"{slug(title)}_shares", one) for title, one in figures.shares(tables, colors, "best").items()
-    }
-    lines += [line for title, (one, _) in shares.items() for line in (f"## {title}: amount of labels\n", one)]
+    shares = [
+        (title, *keep(f"{number}_{slug(title)}_shares", one))
+        for number, (title, one) in enumerate(figures.shares(tables, colors, "best"))
+    ]
+    lines += [line for title, one, _ in shares for line in (f"## {title}: amount of labels\n", one)]
     page = jinja2.Environment(autoescape=True).from_string((Path(__file__).parent / "report.html").read_text())
-    addresses = {title: address for title, (_, address) in shares.items()}
-    html = page.render(tables=shown, remarks=remarks, count=count, draws=DRAWS, shares=addresses)
+    html = page.render(tables=shown, remarks=remarks, count=count, draws=DRAWS, shares=shares)
     write_text(folder / "report.html", html)
     write_text(folder / "report.md", "\n".join(lines))
     tex = [latex(table.title, *one) for table, one in zip(tables, written, strict=True)]
