@@ -19,7 +19,7 @@ from PIL import Image
 
 from browser import PROGRAM, Browser
 from common.model.metrics import scores
-from conftest import draw_folder, fit_tiny, on_folder, weakseg, weakseg_process
+from conftest import draw_folder, draw_tagged, fit_tiny, on_folder, weakseg, weakseg_process
 from experiments.compare import runs as reading
 from experiments.compare.columns import cells, find_column, latex, measure, spread_of
 from experiments.compare.figures import bars, drawn, row_colors, shares, show_errors
@@ -394,6 +394,13 @@ def test_without_data_there_is_a_report_without_pictures(tmp_path):
     assert "1 runs have no test score: `--test` measures them" in page
     assert "red thing" not in page
     assert (tmp_path / "report" / "figures").is_dir()
+
+
+def test_test_images_that_have_tags_alone_are_not_shown(tmp_path):
+    tags = [*on_folder(draw_tagged(tmp_path / "data")), "--data.init_args.tags", "tags.txt"]
+    fit_tiny(tmp_path / "run", "--model", "CAM", *tags, "--trainer.max_steps", "2")
+    weakseg("compare", tmp_path / "run", "--output", tmp_path / "report")
+    assert "no pictures: no test image has a mask" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_test_measures_what_is_missing(four, tmp_path):

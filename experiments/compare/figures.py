@@ -203,17 +203,21 @@ def pictures(table: Table, count: int) -> tuple[list[Picture], list[tuple[str, t
         assert run.folder
         try:
             loaded = load_run(run.folder)
-            names = loaded.data.names("test")
-            data, places = loaded.data, np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
+            data = loaded.data
+            names = [name for name in data.names("test") if data.has_mask(name)]  # those of tags may have none
+            if not names:
+                return [], [], "no pictures: no test image has a mask"
+            places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
             for name in [names[place] for place in places]:
                 image, truth = data.image(name), data.mask(name)
-                assert truth is not None  # test images have masks
+                assert truth is not None
                 found = loaded.predict(image)
                 metric = SegmentationMetrics(data.num_classes)
                 metric.update(*(torch.from_numpy(one.astype(np.int64))[None] for one in (found, truth)))
                 miou = float(metric.compute()["miou"])
-                picture = shown.setdefault(name, Picture(name, image, colorize(truth, data.colors), {}))
-                picture.predictions[label] = (colorize(found, data.colors), show_errors(image, truth, found), miou)
+                rgb = image[..., :3]  # of more bands
+                picture = shown.setdefault(name, Picture(name, rgb, colorize(truth, data.colors), {}))
+                picture.predictions[label] = (colorize(found, data.colors), show_errors(rgb, truth, found), miou)
             classes = list(zip(data.class_names, data.colors, strict=True))
         except (OSError, ValueError) as error:
             return [], [], f"no pictures: {error}"

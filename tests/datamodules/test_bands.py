@@ -231,6 +231,9 @@ def test_normalisation_is_that_of_the_training_images(folder, run_dir):
 
 def test_predictions_tests_and_exports_take_five_bands(folder, run_dir, tmp_path):
     weakseg("test", "--run", run_dir)
+    weakseg("compare", run_dir, "--output", tmp_path / "report", "--images", "1")
+    with Image.open(next((tmp_path / "report" / "figures").glob("*_pictures.png"))) as sheet:
+        assert sheet.mode == "RGB"
     FORMS["interleaved"](folder / "images" / "zz", FOUR)
     try:
         text = weakseg("predict", "--run", run_dir, "--images", folder / "images", "--output", tmp_path, expect=1)
