@@ -25,7 +25,7 @@ from experiments.compare.columns import cells, find_column, latex, measure, spre
 from experiments.compare.figures import bars, drawn, row_colors, shares, show_errors
 from experiments.compare.protocol import text
 from experiments.compare.runs import Finished, Images, read_runs
-from experiments.compare.tables import Row, Table, bootstrap, build_tables, gains
+from experiments.compare.tables import Row, Table, best_step, bootstrap, build_tables, gains
 from experiments.runs.load import load_run
 from wandb_server import WandbServer, serving
 
@@ -114,6 +114,16 @@ def test_bootstrap_equals_drawing_the_images_and_counting_their_pixels():
 def test_the_interval_of_a_run_against_itself_is_nothing():
     matrices = [np.random.default_rng(0).integers(0, 9, (5, 3, 3))]
     assert bootstrap(matrices, matrices, 20) == (0, 0)
+
+
+def test_an_interval_and_a_best_step_are_of_what_was_measured():
+    """Draws of images without a label, and validations without one, give no number."""
+    one, other = np.array([[[3, 1], [0, 4]], [[0, 0], [0, 0]]]), np.array([[[2, 2], [2, 2]], [[0, 0], [0, 0]]])
+    low, high = bootstrap([one], [other], 50)
+    assert low == high == pytest.approx(100 * (3 / 4 + 4 / 5) / 2 - 100 / 3)
+    run = finished("a")
+    for curve, best in (([(10, float("nan")), (20, 40.0), (30, 39.0)], 20), ([(10, float("nan"))], None)):
+        assert best_step(replace(run, curve=curve)) == best
 
 
 def test_image_matrices_are_those_of_the_predictions_and_add_up_to_the_score(four):

@@ -296,8 +296,10 @@ def test_a_validation_without_a_label_is_said_and_the_summary_is_json(tmp_path):
         with Image.open(data / "masks" / f"{name}.png") as mask:
             size = mask.size
         Image.new("L", size, 255).save(data / "masks" / f"{name}.png")
-    with pytest.warns(UserWarning, match="no pixel of the images validated has a label.*--which last"):
+    with pytest.warns(UserWarning, match="no pixel of the images validated has a label.*latest validation"):
         said = fit_tiny(tmp_path / "run", *on_folder(data), "--trainer.limit_val_batches", "2")
+    steps = [load(tmp_path / "run", which)["global_step"] for which in ("best", "last")]
+    assert steps == [8, 8]
     assert re.search(r"^val/miou +absent$", said, re.MULTILINE)
     assert not re.search(r"\b(inf|nan)\b", said)
     text = (tmp_path / "run" / "summary.json").read_text()

@@ -51,7 +51,7 @@ class RunSummary(Callback):
         if self.last.get("val/miou", 0) is None:
             rank_zero_warn(
                 "no pixel of the images validated has a label, so that there is no val/miou, and best.ckpt is that of "
-                "the first validation: label some of them, or use --which last"
+                "the latest validation: label some of them"
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -300,13 +301,14 @@ def bootstrap(ours: Sequence[Array], theirs: Sequence[Array], draws: int) -> tup
             total = counts.astype(np.float64) @ matrix.reshape(number, -1).astype(np.float64)
             miou = scores(torch.from_numpy(total).view(draws, *matrix.shape[1:]))["miou"].numpy()
             difference += sign * miou / len(matrices)
-    low, high = np.quantile(difference, (0.025, 0.975))
+    low, high = np.nanquantile(difference, (0.025, 0.975))  # without images that have no label at all
     return float(low), float(high)
 
 
 def best_step(run: Finished) -> int | None:
     """Optimizer steps after which the best checkpoint was taken."""
-    return max(run.curve, key=lambda point: (point[1], -point[0]))[0] if run.curve else None
+    measured = [point for point in run.curve if not math.isnan(point[1])]  # without a label on val: none
+    return max(measured, key=lambda point: (point[1], -point[0]))[0] if measured else None
 
 
 def run_numbers(table: Table) -> list[dict[str, Any]]:
