@@ -95,7 +95,8 @@ class SegmentationNetwork(nn.Module):
     def __init__(self, model: Any, stride: int, mean: list[float], std: list[float], config: NetworkConfig) -> None:
         super().__init__()
         self.channels = config.channels
-        self.measured = config.channels > 3 and config.mean is None and config.std is None  # see `normalise_by`
+        # What the training images are to say, see `normalise_by`.
+        self.measured = [one for one in ("mean", "std") if config.channels > 3 and getattr(config, one) is None]
         self.model = model  # an smp.base.SegmentationModel, whose parts smp does not declare
         self.encoder_name, self.only_size = config.encoder, 0  # the one size of images that some encoders take
         self.stride, self.freeze_bn, self.layer_decay = stride, config.freeze_bn, config.layer_decay
@@ -312,8 +313,10 @@ def normalise_by(module: nn.Module, data: Any) -> None:
                     f"model.network.channels to {data.channels}"
                 )
             if network.measured:
-                for stated, found in zip((network.mean, network.std), data.statistics(), strict=True):
-                    stated.copy_(torch.tensor(found).view_as(stated))
+                statistics = dict(zip(("mean", "std"), data.statistics(), strict=True))
+                for name in network.measured:
+                    stated = getattr(network, name)
+                    stated.copy_(torch.tensor(statistics[name]).view_as(stated))
 
 
 def _try_out(network: SegmentationNetwork, num_classes: int, what: str, usual: int | None) -> None:

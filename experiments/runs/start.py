@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.model.ema import EMATeacher
 from common.model.module import SegmentationModule
+from common.model.networks import SegmentationNetwork
 from experiments.runs.checkpoint import read_checkpoint
 
 NETWORK, ENCODER, HEAD = "network.", "network.model.encoder.", "network.model.segmentation_head."
@@ -35,6 +36,7 @@ def start_from(model: SegmentationModule, file: Path, class_names: Sequence[str]
     same_classes = told.get("classes", [*class_names]) == [*class_names]
     if same_classes and told.get("method") == type(model).__name__ and shapes(weights) == shapes(own):
         model.load_state_dict(weights)
+        keep_normalisation(model)
         return f"{file}: all weights"
     ours = {name: value for name, value in own.items() if name.startswith(NETWORK)}
     fits = {
@@ -48,15 +50,25 @@ def start_from(model: SegmentationModule, file: Path, class_names: Sequence[str]
             "it was trained with"
         )
     model.load_state_dict({**own, **fits})
+    keep_normalisation(model.network)
     network = model.network.state_dict()
     for teacher in model.modules():
         if isinstance(teacher, EMATeacher) and teacher.network.state_dict().keys() == network.keys():
             teacher.network.load_state_dict(network)
+            keep_normalisation(teacher)
     left = [name for name in ours if name not in fits]
     reason = "" if same_classes else f" (the classes were {', '.join(told['classes'])})"
     named = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
     rest = f"; drawn anew: {named}{reason}" if left else ""
     return f"{file}, of {told.get('method')}: {len(fits)} of {len(ours)} tensors of the network{rest}"
+
+
+def keep_normalisation(part: nn.Module) -> None:
+    """Leave the networks in it the normalisation that their weights came with, where the data's would take its place
+    (images of more than three bands)."""
+    for network in part.modules():
+        if isinstance(network, SegmentationNetwork):
+            network.measured = []
 
 
 def shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@ predict."""
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import yaml
 from PIL import Image
 
 import weakseg as package
-from common.model.networks import NetworkConfig, build_network
+from common.model.networks import NetworkConfig, build_network, normalise_by
 from conftest import FOLDER_SIZES, draw_folder, fit_tiny, on_folder, weakseg
 from datamodules.bands import image_reader
 from datamodules.transforms import draw_strong, resize_image, strong_view
+from experiments.runs.start import start_from
 
 RNG = np.random.default_rng(3)
 FIVE = RNG.integers(0, 256, (9, 7, 5), np.uint8)
@@ -229,6 +231,31 @@ def test_normalisation_is_that_of_the_training_images(folder, run_dir):
     assert config["model"]["init_args"]["network"]["channels"] == 5
 
 
+MEASURED = SimpleNamespace(channels=5, statistics=lambda: ([0.9] * 5, [0.8] * 5))
+TINY = {"arch": "Unet", "encoder": "tu-test_resnet", "dropout": 0.2, "channels": 5,
+        "decoder": {"encoder_depth": 4, "decoder_channels": [16, 16, 8, 8]}}  # fmt: skip
+
+
+def test_of_mean_and_deviation_the_one_that_is_not_given_is_measured():
+    for given, mean, std in (({"mean": [0.1] * 5}, 0.1, 0.8), ({"std": [0.2] * 5}, 0.9, 0.2)):
+        network = build_network(NetworkConfig(**TINY, **given), 2)
+        normalise_by(network, MEASURED)
+        assert network.mean.flatten().tolist() == pytest.approx([mean] * 5)
+        assert network.std.flatten().tolist() == pytest.approx([std] * 5)
+
+
+@pytest.mark.parametrize("method", ["TV", "UniMatch"])
+def test_weights_that_a_run_starts_from_keep_their_normalisation(run_dir, method):
+    model = getattr(package.methods, method)(3, network=NetworkConfig(**TINY))
+    start_from(model, run_dir / "checkpoints" / "last.ckpt", package.load_run(run_dir).class_names)
+    normalise_by(model, MEASURED)
+    trained = package.load_run(run_dir, "last").network
+    assert trained.mean.max() < 0.9
+    for network in model.eval_networks().values():
+        assert torch.equal(network.mean, trained.mean)
+        assert torch.equal(network.std, trained.std)
+
+
 def test_predictions_tests_and_exports_take_five_bands(folder, run_dir, tmp_path):
     weakseg("test", "--run", run_dir)
     weakseg("compare", run_dir, "--output", tmp_path / "report", "--images", "1")
@@ -258,8 +285,6 @@ def test_methods_that_look_at_colours_train_on_five_bands(folder, tmp_path, meth
 
 def test_a_network_for_rgb_is_refused_by_name(folder, tmp_path):
     data = package.datamodules.Folder(str(folder), channels=5, value_range=[0, 4095])
-    from common.model.networks import normalise_by
-
     with pytest.raises(ValueError, match=r"set model\.network\.channels to 5"):
         normalise_by(package.methods.Supervised(data.num_classes), data)
 
