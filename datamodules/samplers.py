@@ -160,7 +160,8 @@ class EpochSampler(Sampler[list[Draw]]):
         # was fetched but not trained on must come again.
         done: int = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         start = done if loop.restarting else 0
-        return (epoch + 1, 0) if start >= self.steps else (epoch, start)
+        epoch, start = (epoch + 1, 0) if start >= self.steps else (epoch, start)
+        return (0 if self.trainer.overfit_batches else epoch), start  # type: ignore[attr-defined]  # the same ones again
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[Draw]]:
         order = self.order(self.steps * self.batch, self.seed, epoch).reshape(self.steps * self.batch, -1)

@@ -11,14 +11,14 @@ import pytest
 from datamodules.samplers import EpochSampler, class_chances, class_order, epoch_order, group_counts, group_order
 
 
-def fake_trainer(rank=0, ranks=1, epoch=0, processed=0, restarting=False):
+def fake_trainer(rank=0, ranks=1, epoch=0, processed=0, restarting=False, overfit_batches=0):
     progress = SimpleNamespace(current=SimpleNamespace(processed=processed))
     loop = SimpleNamespace(
         epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=epoch)),
         epoch_loop=SimpleNamespace(batch_progress=progress),
         restarting=restarting,
     )
-    return SimpleNamespace(world_size=ranks, global_rank=rank, fit_loop=loop)
+    return SimpleNamespace(world_size=ranks, global_rank=rank, fit_loop=loop, overfit_batches=overfit_batches)
 
 
 def test_an_epoch_repeats_a_short_list_evenly_and_reshuffles_each_round():
@@ -61,6 +61,11 @@ def test_without_a_trainer_an_epoch_follows_each_whole_iteration():
     for epoch in range(3):
         next(iter(sampler))  # one that is given up does not count
         assert list(sampler) == list(EpochSampler(7, 4, 5, 0, fake_trainer(epoch=epoch)))
+
+
+def test_batches_to_overfit_are_the_same_in_every_epoch():
+    epochs = [list(EpochSampler(7, 4, 5, 0, fake_trainer(epoch=epoch, overfit_batches=2))) for epoch in (0, 3)]
+    assert epochs[0] == epochs[1] == list(EpochSampler(7, 4, 5, 0, fake_trainer()))
 
 
 def test_bad_lists_and_batches_are_refused():
