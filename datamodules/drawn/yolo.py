@@ -65,12 +65,16 @@ def numbering(root: Path, class_names: Sequence[str], fill: int | None) -> Seque
     Raises:
         ValueError: it cannot be read, or names what is no class.
     """
-    for path in (root / "data.yaml", root / "labels" / "classes.txt"):
-        if not path.exists():
-            continue
-        with naming(path):
-            return [class_id(name, class_names) for name in names_of(path)]
-    return [None if number == fill else number for number in range(len(class_names))]
+    path = names_file(root)
+    if path is None:
+        return [None if number == fill else number for number in range(len(class_names))]
+    with naming(path):
+        return [class_id(name, class_names) for name in names_of(path)]
+
+
+def names_file(root: Path) -> Path | None:
+    """The file that names the numbers, if there is one."""
+    return next((path for path in (root / "data.yaml", root / "labels" / "classes.txt") if path.exists()), None)
 
 
 def names_of(path: Path) -> list[str]:

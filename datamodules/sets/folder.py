@@ -17,7 +17,7 @@ from datamodules.base import SegmentationDataModule
 from datamodules.boxes import Boxes, check_boxes, placed, read_boxes
 from datamodules.class_list import background_of, class_file, is_void, read_classes
 from datamodules.decode import SUFFIXES, Picture
-from datamodules.drawn import check_classes, find
+from datamodules.drawn import check_classes, find, yolo
 from datamodules.drawn.content import BOXES, naming
 from datamodules.drawn.paint import upright_size
 from datamodules.files import class_ids, find_images, near, read_mask, unread_images, upright_mask
@@ -268,10 +268,11 @@ class Folder(SegmentationDataModule):
         return found[1] if self.sequences.groups else found[0]
 
     def sources(self) -> dict[str, Mapping[str, Path]]:
-        classes = class_file(self.root)
+        numbers = yolo.names_file(self.root) if self.drawn else None  # it says which class a YOLO file means
+        lists = {f"{path.relative_to(self.root)}": path for path in (class_file(self.root), numbers) if path}
         tags = {} if self.tag_file is None else {"tags": {self.tag_file.name: self.tag_file}}
         boxes = {} if self.people_boxes is None else {"boxes": self.people_boxes.files}
-        return {**super().sources(), "lists": {classes.name: classes}, **tags, **boxes}
+        return {**super().sources(), "lists": lists, **tags, **boxes}
 
     def has_mask(self, name: str) -> bool:
         return name in self.masks or name in self.filled

@@ -909,6 +909,19 @@ def test_a_drawing_that_is_replaced_by_an_older_or_newer_one_is_another_annotati
     assert Folder(str(root)).annotation_dir() != before
 
 
+@pytest.mark.parametrize("name", ["data.yaml", "labels/classes.txt"])
+def test_other_names_of_yolos_numbers_are_another_annotation(name, root):
+    write(root / name, "names: [dog, cat]\n" if name == "data.yaml" else "dog\ncat\n")
+    for image in "abcdefgh":
+        write(root / "labels" / f"{image}.txt", "0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    data = Folder(str(root), fill="background")
+    before, mask = data.annotation_dir(), data.mask("a")
+    write(root / name, "names: [cat, dog]\n" if name == "data.yaml" else "cat\ndog\n")
+    data = Folder(str(root), fill="background")
+    assert (data.mask("a") != mask).any()
+    assert data.annotation_dir() != before
+
+
 def test_pictures_and_json_files_may_be_mixed_but_not_for_one_image(root):
     for name in "abcdef":
         write(root / "masks" / f"{name}.json", labelme(("dog", "polygon", SQUARE)))
