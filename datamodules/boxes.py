@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
 from datamodules.class_list import background_of
-from datamodules.drawn import Parts, best_match, parts_of, parts_of_file, shown
+from datamodules.drawn import Parts, best_match, files_below, parts_of, parts_of_file
 from datamodules.drawn.coco import identity, listed
 from datamodules.drawn.content import (
     BOXES,
@@ -73,7 +73,7 @@ def read_boxes(root: Path, images: Mapping[str, Path], class_names: Sequence[str
             found.rows.update(from_coco(read_json(whole), ids, class_names, found.sizes))
         found.files.update(dict.fromkeys(found.rows, whole))
         return found
-    for path in shown(folder.rglob("*.xml"), folder):
+    for path in files_below(folder, ".xml"):
         with naming(path):
             name = ids.get(parts_of_file(path, folder, ids))
             if name is None:

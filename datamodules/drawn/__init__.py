@@ -23,7 +23,7 @@ from datamodules.decode import SUFFIXES
 from datamodules.drawn import coco, cvat, label_studio, labelme, yolo
 from datamodules.drawn.content import BOXES, FORMATS, brief, naming, read_json, recognise, unread
 from datamodules.drawn.paint import Drawing, render
-from datamodules.files import TOOLS_FOLDERS
+from datamodules.files import TOOLS_FOLDERS, visible_paths
 from datamodules.names import Files
 from datamodules.text import normal
 
@@ -65,7 +65,7 @@ def find(
     inside, masks, labels = root / "images", root / "masks", root / "labels"
     folders = images.folders() if isinstance(images, Files) else {path.parent for path in images.values()}
     beside = [path for folder in {inside, *folders} for path in folder.glob("*.json")]
-    in_masks, texts = [*masks.rglob("*.json")], shown(labels.rglob("*.txt"), labels)
+    in_masks, texts = files_below(masks, ".json"), files_below(labels, ".txt")
     some = beside or in_masks or texts or files_of_all(root, [], [])  # there may be a million images, and nothing drawn
     ids = {parts_of(path.relative_to(inside).as_posix()): name for name, path in images.items()} if some else {}
     below = []
@@ -137,6 +137,13 @@ def shown(paths: Iterable[Path], folder: Path) -> list[Path]:
     """Paths in a folder in order, without hidden ones and copies that systems make."""
     parts = {path: path.relative_to(folder).parts for path in paths}
     return sorted(path for path in parts if not any(part[0] == "." or part in TOOLS_FOLDERS for part in parts[path]))
+
+
+def files_below(folder: Path, suffix: str) -> list[Path]:
+    """The files of a suffix in a folder and those below, linked ones too, without hidden ones; none if there is no
+    folder."""
+    paths = visible_paths(folder, nested=True) if folder.is_dir() else ()
+    return [folder / path for path in paths if path.endswith(suffix)]
 
 
 def parts_of_file(path: Path, folder: Path, ids: Mapping[Parts, str]) -> Parts:

@@ -25,7 +25,7 @@ from common.ops.uncertainty import disagreement, entropy, margin, spread_out
 from common.training.pictures import colorize, every_few, overlay, picture_step, save_grid, shown_image, to_uint8
 from common.training.predictions import Written
 from datamodules.base import SegmentationDataModule
-from datamodules.drawn import parts_of
+from datamodules.drawn import files_below, parts_of
 from datamodules.files import find_images
 from experiments.suggest.outlines import labelme
 
@@ -149,9 +149,8 @@ def labelled_images(images: Mapping[str, Path], masks: Path | None, data: Segmen
     if masks is not None:
         if not masks.is_dir():
             raise FileNotFoundError(f"{masks} is no folder: check --masks")
-        drawn = [
-            "/".join(parts_of(path.relative_to(masks).with_suffix("").as_posix())) for path in masks.rglob("*.json")
-        ]
+        paths = files_below(masks, ".json")
+        drawn = ["/".join(parts_of(path.relative_to(masks).with_suffix("").as_posix())) for path in paths]
         found |= images.keys() & find_images(masks, nested=True, needed=False).keys()
         found |= images.keys() & {*drawn}
     if data is not None:

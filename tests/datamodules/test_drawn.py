@@ -922,6 +922,23 @@ def test_other_names_of_yolos_numbers_are_another_annotation(name, root):
     assert data.annotation_dir() != before
 
 
+@pytest.mark.parametrize("kind", ["labels", "masks", "boxes"])
+def test_linked_folders_of_drawings_are_read_as_those_of_images_are(kind, root, tmp_path):
+    suffix, content = {
+        "labels": (".txt", "1 0.1 0.1 0.9 0.1 0.9 0.9\n"),
+        "masks": (".json", labelme(("dog", "polygon", SQUARE))),
+        "boxes": (".xml", "<annotation></annotation>"),
+    }[kind]
+    (root / "images").rename(tmp_path / "far")
+    for name in "abcdefghij":
+        write(tmp_path / "drawn" / f"{name}{suffix}", content)
+    for place, to in (("images", "far"), (kind, "drawn")):
+        (root / place).mkdir()
+        (root / place / "day1").symlink_to(tmp_path / to)
+    data = Folder(str(root), fill="background")
+    assert sorted(data.boxed if kind == "boxes" else data.masks) == [f"day1/{name}" for name in "abcdefghij"]
+
+
 def test_pictures_and_json_files_may_be_mixed_but_not_for_one_image(root):
     for name in "abcdef":
         write(root / "masks" / f"{name}.json", labelme(("dog", "polygon", SQUARE)))
