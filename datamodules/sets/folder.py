@@ -191,6 +191,8 @@ class Folder(SegmentationDataModule):
             raise ValueError(
                 f"{self.root} has {len(spare)} {what}; 5 are needed to keep some for val and test, or list them"
             )
+        if not listed:
+            self._check_names_of_folders()
         # Images of one sequence are drawn together: each is a sequence of its own where `sequences` tells of none.
         group = self.sequence if self.sequences else str
         known = {group(name) for name in named}  # those in a list go to no other split
@@ -231,6 +233,17 @@ class Folder(SegmentationDataModule):
             right = self.root / f"{split}.txt"
             if split and path.suffix.lower() in (".txt", ".csv", ".lst") and path.is_file() and not right.exists():
                 raise ValueError(f"{path} is not read: call a list of images {right.name}, one id a line")
+
+    def _check_names_of_folders(self) -> None:
+        """Warn of folders of images that are called as splits are: without lists their images are mixed."""
+        inside = (self.root / "images").iterdir()
+        folders = [path.name for path in inside if path.name.lower() in OTHER_NAMES and path.is_dir()]
+        if {"val", "test"} & {OTHER_NAMES[name.lower()] for name in folders}:
+            rank_zero_warn(
+                f"the folders {first_few(folders)} in {self.root / 'images'} are no splits: these "
+                "are drawn from all images; write train.txt, val.txt and test.txt, with lines such as "
+                f"{next(iter(self.images))}, to keep them apart"
+            )
 
     def _read_list(self, file: Path) -> list[str]:
         listed = self.volumes.listed()

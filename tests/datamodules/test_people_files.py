@@ -65,6 +65,23 @@ def test_files_that_systems_leave_behind_are_passed_over(root):
     assert (after.images, after.masks, after.splits) == (before.images, before.masks, before.splits)
 
 
+def test_folders_that_are_called_as_splits_are_no_splits_and_a_warning_says_so(root):
+    unlist(root)
+    for number in range(10):
+        for part in ("images", "masks"):
+            place = root / part / ("Val" if number < 4 else "train")
+            place.mkdir(exist_ok=True)
+            (root / part / f"{number}.png").rename(place / f"{number}.png")
+    with pytest.warns(UserWarning, match=r"the folders Val, train in .*images are no splits.*such as Val/0"):
+        Folder(str(root))
+    for split, numbers in (("train", (4, 5, 6, 7, 8, 9)), ("val", (0, 1)), ("test", (2, 3))):
+        folder = "train" if split == "train" else "Val"
+        (root / f"{split}.txt").write_text("\n".join(f"{folder}/{number}" for number in numbers))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Folder(str(root))
+
+
 def test_folders_below_images_and_masks(root):
     unlist(root)
     for part in ("images", "masks"):
