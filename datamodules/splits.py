@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -52,8 +53,7 @@ def read_list(path: Path, known: Container[str] = ()) -> list[str]:
         names.append(name)
     if not names:
         raise ValueError(f"list {path} is empty: write one image id a line")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len({*names}) != len(names) else []
-    if twice:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"list {path} names {first_few(twice)} more than once: keep one line of each")
     return names
 

@@ -1,6 +1,7 @@
 """Lists on disk, and splits of ours."""
 
 import re
+import time
 
 import pytest
 
@@ -57,6 +58,15 @@ def test_other_lines_of_ones_own_lists_are_refused(tmp_path, lines, words):
     with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
         read_list(path, KNOWN)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_double_line_of_a_long_list_is_told_at_once(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join([*(f"image{number:06}" for number in range(40000)), "image000007"]))
+    since = time.perf_counter()
+    with pytest.raises(ValueError, match="names image000007 more than once"):
+        read_list(path)
+    assert time.perf_counter() - since < 10  # 1.6 billion comparisons take longer
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])
