@@ -24,6 +24,7 @@ MOST_PIXELS = int(os.environ.get("WEAKSEG_MAX_PIXELS", 2**28))
 BANDED = 2**24  # pixels of a picture that Pillow gives band by band
 ORIENTATION = 0x0112  # the EXIF and TIFF tag
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 PNG = b"\x89PNG\r\n\x1a\n"
 # Bands that make a colour, by TIFF's photometric interpretation: grey (0, 1), RGB, palette, CMYK, YCbCr, Lab.
 COLOR_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
@@ -185,6 +186,8 @@ def first_bytes(path: Path) -> bytes:
         head = file.read(26)
     if not head:
         raise ValueError("the file is empty, 0 bytes")
+    if head.startswith(POSTSCRIPT):  # a program, which Pillow would have Ghostscript run
+        raise ValueError("it is PostScript, whatever its name says")
     return head
 
 

@@ -82,7 +82,7 @@ class BSDS500(SegmentationDataModule):
                 people = loadmat(folder / f"{name}.mat")["groundTruth"][0]
                 return [np.asarray(one["Segmentation"][0, 0], np.int64) for one in people]
             files = sorted(folder.glob(f"{name}_*.png"), key=lambda path: int(path.stem.split("_")[-1]))
-            drawn = [np.asarray(Image.open(path), np.int64) for path in files]
+            drawn = [np.asarray(Image.open(path, formats=["PNG"]), np.int64) for path in files]
         except Exception as error:  # scipy raises many kinds
             raise ValueError(f"a segmentation of {name} in {folder} cannot be read ({error}): replace it") from error
         if not drawn:

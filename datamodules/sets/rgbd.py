@@ -220,7 +220,7 @@ class RGBD(Views, SegmentationDataModule):
 
     def depth(self, name: str) -> Tensor:
         path, camera = self.depths[name], self.views[name].camera
-        with naming(path), Image.open(path) as picture:
+        with naming(path), Image.open(path, formats=["PNG", "TIFF"]) as picture:
             kind = picture.mode
             steps = np.asarray(picture)
         if not kind.startswith("I") or steps.ndim != 2:

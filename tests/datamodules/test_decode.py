@@ -54,6 +54,15 @@ def refused(path, *words, call=read_image):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("start", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xc5\xd0\xd3\xc6" + bytes(26)])
+def test_postscript_under_the_name_of_a_picture_is_not_run(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("it was run"))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(start + b"%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    for call in (read_image, stored_size):
+        refused(path, "PostScript", call=call)
+
+
 # What is read ------------------------------------------------------------------------------------------------------
 
 BYTES = RNG.integers(0, 256, (6, 9, 3), np.uint8)
