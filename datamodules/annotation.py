@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -147,7 +148,8 @@ def rest(labeled: Sequence[str], unlabeled: Sequence[str]) -> list[str]:
     others = [name for name in unlabeled if name not in known]
     if len(others) <= LOOKED_AT:
         return others
-    rank_zero_only(print)(f"of {len(others)} unlabelled images {LOOKED_AT} are looked at before training")
+    told = f"of {len(others)} unlabelled images {LOOKED_AT} are looked at before training"
+    rank_zero_only(print)(told, file=sys.stderr)  # `doctor --json` prints its JSON alone
     return sorted(in_hash_order(others)[:LOOKED_AT])
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from conftest import TINY, draw_folder, fit_tiny, on_folder, weakseg
+from experiments.cli import main
 
 FOLDER = ["--config", "base", "--data", "Folder"]
 
@@ -77,6 +78,15 @@ def test_machines_get_json_and_nothing_else(tmp_path):
     found = json.loads(weakseg("doctor", "--config", TINY, "--json"))
     assert found["splits"]["train"]["images"] == 12
     assert found["errors"] == 0
+
+
+def test_json_stands_alone_where_some_of_very_many_images_are_looked_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datamodules.annotation.LOOKED_AT", 2)
+    few = ["--data.supervision", "{kind: image_subset, fraction: null, number: 4}"]
+    assert main(["doctor", "--config", str(TINY), *few, "--data.cache_dir", str(tmp_path), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["errors"] == 0
+    assert "of 8 unlabelled images 2 are looked at" in told.err
 
 
 def test_two_shares_of_labels_are_named_as_such():
