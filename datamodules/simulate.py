@@ -6,7 +6,7 @@ and GrabCut at the colours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Literal
 
@@ -22,6 +22,7 @@ from common.ops.batch import IGNORE
 
 EIGHT = np.ones((3, 3), bool)
 Inside = Literal["filled", "grabcut"]
+Place = tuple[slice, slice]  # rows and columns
 KEPT = 0.2  # of a box, that an object fills at least
 SURELY_NOT, SURELY, LIKELY_NOT, LIKELY = range(4)  # the object, as OpenCV's GrabCut numbers it
 # Strokes of people, as measured on ACDC (experiments/results/human_scribbles.md).
@@ -32,18 +33,20 @@ THICK = 0.0065  # the width of a stroke, in parts of the image's longer side: of
 SMALLEST = 9  # pixels; an annotator overlooks a smaller component unless its class has no other
 
 
-def components(mask: Array) -> list[tuple[int, Array]]:
-    """Class id and region (H, W) bool of each connected component (8 neighbours), by class, then in reading order.
+def components(mask: Array) -> Iterator[tuple[int, Place, Array]]:
+    """Class id, place (rows and columns) and region there, bool (h, w), of each connected component (8 neighbours), by
+    class, then in reading order.
 
-    Components under `SMALLEST` pixels are left out where their class has a larger one.
+    Components under `SMALLEST` pixels are left out where their class has a larger one. Of a large mask with thousands
+    of them, whole pictures would take the memory of the machine.
     """
-    found: list[tuple[int, Array]] = []
     for label in np.unique(mask[mask != IGNORE]).tolist():
         numbered, count = ndimage.label(mask == label, structure=EIGHT)
         sizes = np.bincount(numbered.reshape(-1), minlength=count + 1)[1:]
         floor = min(SMALLEST, int(sizes.max()))
-        found += [(label, numbered == number) for number in range(1, count + 1) if sizes[number - 1] >= floor]
-    return found
+        for number, place in enumerate(ndimage.find_objects(numbered), 1):
+            if sizes[number - 1] >= floor:
+                yield label, place, numbered[place] == number
 
 
 def draw_pixels(mask: Array, fraction: float, rng: np.random.Generator) -> Array:
@@ -64,10 +67,10 @@ def draw_points(mask: Array, per_class: int, rng: np.random.Generator) -> Array:
 def draw_clicks(mask: Array, rng: np.random.Generator) -> Array:
     """One pixel inside each connected component, drawn from its inner half: people click well inside an object."""
     drawn = np.full_like(mask, IGNORE)
-    for label, region in components(mask):
+    for label, place, region in components(mask):
         depth = _depth(region)
         inner = np.flatnonzero(depth >= np.median(depth[region]))
-        drawn.reshape(-1)[rng.choice(inner)] = label
+        drawn[place].flat[rng.choice(inner)] = label
     return drawn
 
 
@@ -80,11 +83,11 @@ def draw_scribbles(mask: Array, length: float, width: int, rng: np.random.Genera
     [ours]: a stand-in with two knobs; people draw nearer to borders, see `draw_human_scribbles`.
     """
     drawn = np.full_like(mask, IGNORE)
-    for label, region in components(mask):
+    for label, place, region in components(mask):
         path = _longest_path(skeletonize(np.pad(region, 1))[1:-1, 1:-1])
         count = max(1, round(length * len(path)))
         start = int(rng.integers(0, len(path) - count + 1))
-        drawn[_stroke(np.array(path[start : start + count]), width, mask.shape) & region] = label
+        drawn[place][_stroke(np.array(path[start : start + count]), width, region.shape) & region] = label
     return drawn
 
 
@@ -101,8 +104,10 @@ def draw_human_scribbles(mask: Array, background: int | None, width: int | None,
     """
     width = width or max(1, round(THICK * max(mask.shape)))
     drawn, objects = np.full_like(mask, IGNORE), np.zeros(mask.shape, bool)
-    for label, region in components(mask):
+    for label, place, part in components(mask):
         if label != background:
+            region = np.zeros(mask.shape, bool)  # whole: in a part, sums of floats would round to other pixels
+            region[place] = part
             drawn[_stroke_inside(region, width, rng)] = label
             objects |= region
     if background is not None and (ground := mask == background).any():
@@ -113,13 +118,9 @@ def draw_human_scribbles(mask: Array, background: int | None, width: int | None,
     return drawn
 
 
-def bounding_boxes(mask: Array, background: int) -> list[tuple[int, tuple[slice, slice]]]:
+def bounding_boxes(mask: Array, background: int) -> list[tuple[int, Place]]:
     """Class id, rows and columns of the box of each component of an object, the largest box first."""
-    found = []
-    for label, region in components(mask):
-        if label != background:
-            rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-            found.append((label, (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))))
+    found = [(label, place) for label, place, _ in components(mask) if label != background]
     return sorted(found, key=lambda box: -mask[box[1]].size)
 
 
@@ -130,9 +131,7 @@ def draw_boxes(mask: Array, background: int, inside: Inside | None = None, image
     return paint_boxes(drawn, bounding_boxes(mask, background), inside, image)
 
 
-def paint_boxes(
-    drawn: Array, boxes: Sequence[tuple[int, tuple[slice, slice]]], inside: Inside | None, image: Array | None
-) -> Array:
+def paint_boxes(drawn: Array, boxes: Sequence[tuple[int, Place]], inside: Inside | None, image: Array | None) -> Array:
     """What boxes say of single pixels: outside every box is background, and what is inside is for `inside` to say. A
     smaller box lies on top of a larger one.
 
@@ -157,7 +156,7 @@ def paint_boxes(
     return drawn
 
 
-def grabcut(image: Array, box: tuple[slice, slice]) -> Array:
+def grabcut(image: Array, box: Place) -> Array:
     """Which pixels of a box are its object, bool (h, w), by colour: OpenCV's GrabCut, five rounds, the same each time.
     None of them where there is nothing outside the box, or too little inside, to learn colours from."""
     part = np.full(image.shape[:2], SURELY_NOT, np.uint8)

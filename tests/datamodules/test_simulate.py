@@ -1,6 +1,7 @@
 """Simulated weak annotations: what they may say, whatever the mask."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -55,7 +56,21 @@ def test_components_leave_out_specks_only_where_their_class_has_more():
     mask = np.zeros((20, 20), np.uint8)
     mask[2:8, 2:8], mask[15, 15] = 1, 1
     mask[12, 3] = 2
-    assert [(label, int(region.sum())) for label, region in components(mask)] == [(0, 362), (1, 36), (2, 1)]
+    assert [(label, int(region.sum())) for label, _, region in components(mask)] == [(0, 362), (1, 36), (2, 1)]
+
+
+@pytest.mark.parametrize("draw", [draw_clicks, lambda *how: draw_scribbles(how[0], 0.5, 3, how[1])])
+def test_a_large_mask_of_many_cells_is_drawn_on_in_little_memory(draw):
+    mask = np.ones((800, 800), np.uint8)
+    mask[::40], mask[:, ::40] = IGNORE, IGNORE  # 400 cells that do not touch
+    tracemalloc.start()
+    try:
+        drawn = draw(mask, generator())
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert ndimage.label(drawn != IGNORE, EIGHT)[1] == 400
+    assert most < 40 * mask.nbytes  # not a picture for each cell
 
 
 def test_one_click_well_inside_each_component():
@@ -74,8 +89,8 @@ def test_one_click_well_inside_each_component():
 def test_a_stroke_is_connected_inside_its_component_and_grows_with_length_and_width(index, length, width):
     mask = draw_scene(3, index, 48)[1]
     drawn = draw_scribbles(mask, length, width, generator(index))
-    for label, region in components(mask):
-        stroke = (drawn == label) & region
+    for label, place, region in components(mask):
+        stroke = (drawn[place] == label) & region
         assert stroke.any()
         if width == 1:
             assert ndimage.label(stroke, EIGHT)[1] == 1
@@ -194,8 +209,8 @@ def test_a_run_learns_from_boxes_by_each_way_to_label_their_inside(tmp_path):
 def test_boxes_never_call_an_object_background(mask):
     drawn = draw_boxes(mask, background=0)
     big = np.zeros(mask.shape, bool)
-    for label, region in components(mask):
-        big |= region if label else False
+    for label, place, region in components(mask):
+        big[place] |= region if label else False
     assert not ((drawn == 0) & big).any()
     assert set(np.unique(drawn)) <= {0, IGNORE}
 
