@@ -8,6 +8,7 @@ import time
 import traceback
 from contextlib import nullcontext, suppress
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 
 from common.training.signals import PATIENCE, Stopped, die_with_parent, lossy_output, rank, stop_request
@@ -57,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a wrong input, 2 a wrong command line, 75 (EX_TEMPFAIL) a
     training that a signal stopped, to be started again with `--resume auto`, 130 another command after Ctrl-C."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":  # names of files may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with lossy_output(), stop_request.listening(arguments is None) if verb == "fit" else nullcontext():
             return run(verb, rest)

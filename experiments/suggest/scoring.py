@@ -206,7 +206,10 @@ class SuggestionWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self.written.file(SHEET) as scratch:
             save_grid(scratch, self.rows, ["image, its rank and score", "prediction", self.about], HEIGHT)
-        with self.written.file(LIST) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+        with (
+            self.written.file(LIST) as scratch,
+            scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["rank", "file", "score"])
             for rank, (name, path) in enumerate(self.files.items(), 1):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
+from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg, weakseg_process
 from datamodules import Folder
 from datamodules.files import read_image
 from datamodules.supervision import Supervision
@@ -80,6 +80,16 @@ def test_folders_that_are_called_as_splits_are_no_splits_and_a_warning_says_so(r
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Folder(str(root))
+
+
+def test_names_that_are_no_utf8_are_told(root):
+    unlist(root)
+    for part in ("images", "masks"):
+        (root / part / "0.png").rename(root / part / os.fsdecode(b"caf\xe9.png"))
+    (root / "masks" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    words = ["doctor", "--data", "Folder", "--data.root", str(root)]
+    output = weakseg_process(*words, PYTHONIOENCODING="utf-8:strict").communicate()[0]
+    assert r"caf\udce9.png cannot be read as an image (the file is empty, 0 bytes)" in output
 
 
 def test_folders_below_images_and_masks(root):

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -13,13 +14,25 @@ from PIL import Image, ImageDraw
 
 import weakseg as package
 from common.ops.uncertainty import disagreement, entropy, margin, spread_out
+from common.training.predictions import Written
 from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
 from datamodules.drawn import labelme as reader
 from datamodules.drawn.paint import render
 from datamodules.sets.folder import Folder
 from experiments.suggest.outlines import labelme, polygons, without_small
+from experiments.suggest.scoring import SuggestionWriter
 
 NAMES = ["ground", "red thing", "blue thing"]
+
+
+def test_a_name_that_is_no_utf8_stands_in_the_list_with_its_bytes(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    files = {name: tmp_path / "images" / f"{name}.png"}
+    writer = SuggestionWriter(Written(tmp_path / "out", "suggest"), files, tmp_path / "images", {name: 0.5}, "entropy")
+    writer.rows = [[np.zeros((4, 4, 3), np.uint8)] * 3]
+    writer.on_predict_end(None, None)
+    assert b"1,caf\xe9.png,0.500000" in (tmp_path / "out" / "suggest.csv").read_bytes()
+
 
 # Formulas ----------------------------------------------------------------------------------------------------------
 
