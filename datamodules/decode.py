@@ -29,6 +29,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 # Bands that make a colour, by TIFF's photometric interpretation: grey (0, 1), RGB, palette, CMYK, YCbCr, Lab.
 COLOR_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 DEFLATE, LZMA = (8, 32946), 34925  # TIFF's compressions
+WHITE_IS_0 = "white-is-0 TIFF"  # of which pictures are inverted: fine to look at, but masks are numbers
 NO_PAGE = 5  # bits of TIFF's NewSubfileType: a smaller copy of another page, or its transparency
 
 # It logs what is wrong with a file; here that is an error, or does not matter.
@@ -251,6 +252,8 @@ def _from_tiff(path: Path) -> Picture:
         if extra and not alpha:
             raise _too_many_bands(path, page.samplesperpixel, bands)
         picture = _tiff_page(path, page)
+        if page.photometric == 0 and page.bitspersample > 1:
+            picture = picture._replace(kind=WHITE_IS_0)
     if picture.opacity is not None:  # tools call any fourth band so; true transparency is there or not, at most pixels
         full = np.iinfo(picture.opacity.dtype).max if picture.opacity.dtype.kind == "u" else 1
         if ((picture.opacity != 0) & (picture.opacity != full)).mean() > 0.5:

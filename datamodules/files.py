@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.ops.array import Array
 from common.ops.batch import IGNORE
-from datamodules.decode import SUFFIXES, Picture, decode, from_pillow, stored_size, turned
+from datamodules.decode import SUFFIXES, WHITE_IS_0, Picture, decode, from_pillow, stored_size, turned
 from datamodules.names import Files
 from datamodules.splits import first_few
 from datamodules.text import normal
@@ -216,7 +216,8 @@ def class_ids(
             "without transparency (RGB, indexed or grey)"
         )
     pixels = picture.pixels
-    if pixels.dtype.kind not in "ui" or (pixels.ndim == 3 and pixels.dtype != np.uint8):
+    deep = pixels.ndim == 3 and pixels.dtype != np.uint8
+    if pixels.dtype.kind not in "ui" or deep or picture.kind == WHITE_IS_0:
         raise ValueError(f"{path} is a {picture.kind} image: save the mask as an indexed or grey PNG of class ids")
     if values is not None:
         return _from_values(path, picture, values)

@@ -113,6 +113,14 @@ def test_one_bit_and_grey_tiffs(tmp_path, white):
     assert (read_image(tiff(tmp_path / "b.tif", bits, photometric=white)) == expected[..., None]).all()
 
 
+@pytest.mark.parametrize("values", [None, {0: 0, 255: 1}])
+def test_masks_whose_0_is_white_are_refused_and_not_inverted(tmp_path, values):
+    path = tiff(tmp_path / "a.tif", np.uint8([[0, 255]]), photometric="miniswhite")  # as ImageJ saves particles
+    refused(path, "white-is-0 TIFF", "PNG of class ids", call=lambda path: read_mask(path, 2, None, values))
+    path = tiff(tmp_path / "b.tif", np.uint8([[0, 255]]), photometric="minisblack")
+    assert read_mask(path, 2, None, {0: 0, 255: 1}).tolist() == [[0, 1]]
+
+
 def test_full_range_16_bits_are_divided_by_257(tmp_path):
     for path in (
         tiff(tmp_path / "a.tif", DEEP[..., 0]),
