@@ -142,7 +142,8 @@ def open_share(mask: Array) -> float:
 def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict[str, str]:
     """Options and their values, for data with this kind of labels."""
     names = data.names("train")
-    sizes = [_longest(data, name) for name in names[:: max(1, -(-len(names) // LOOKED_AT))]]
+    some = names[:: max(1, -(-len(names) // LOOKED_AT))]
+    sizes = [_longest(data, name) for name in some]
     longest = int(median(sizes) if sizes else LEAST)
     side = min(MOST, max(min(LEAST, 32 * -(-longest // 32)), 32 * (longest // 32)))
     given = yaml.safe_load(str(_value(said, "--data.size", side)))
@@ -171,6 +172,8 @@ def choose(data: SegmentationDataModule, said: Sequence[str], kind: str) -> dict
         "--model.encoder_lr_scale": "0.3" if network["weights"] != "null" else "1.0",
         "--trainer.max_steps": str(steps),
         "--trainer.val_check_interval": str(max(1, steps // 10)),
+        # Of a packed volume all is unpacked for each slice that is drawn: seconds.
+        **({"--data.cache": "disk"} if any(data.images[name].suffix.lower() == ".gz" for name in some) else {}),
     }
 
 
@@ -250,6 +253,7 @@ def _stored(run_dir: Path, options: Collection[str]) -> dict[str, str] | None:
             "--trainer.val_check_interval": int(trainer["val_check_interval"]),
         }
         found |= {option: float(model[option.removeprefix("--model.")]) for option in options}
+        found |= {"--data.cache": "disk"} if data.get("cache") == "disk" else {}
         own = {f"--model.network.{key}": value for key, value in NETWORK.items() if network[key] == value}
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         return None

@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from scipy import ndimage
 
@@ -20,6 +21,7 @@ from conftest import fit_tiny, weakseg
 from datamodules.nifti import MOST_BYTES, Volumes, read_header
 from datamodules.photos import Photos
 from datamodules.sets.folder import Folder
+from experiments.cli import own_data
 
 nibabel = pytest.importorskip("nibabel")
 RNG = np.random.default_rng(5)
@@ -213,6 +215,21 @@ def test_lists_name_volumes_or_slices(root, tmp_path):
     data = Folder(str(own), value_range=CT)
     assert data.names("train") == [*(f"case{v}/{n:03d}" for v in (0, 1) for n in range(4)), "case2/001"]
     assert data.names("val") == [f"case3/{n:03d}" for n in range(4)]
+
+
+@pytest.mark.parametrize(("suffix", "cache"), [(".nii.gz", "disk"), (".nii", None)])
+def test_fit_on_a_folder_of_packed_volumes_unpacks_each_slice_once(suffix, cache, tmp_path):
+    draw_volumes(tmp_path, suffix=suffix)
+    data = Folder(str(tmp_path), value_range=CT)
+    chosen = own_data.choose(data, ["--model.network.encoder", "tu-test_resnet"], own_data.kind_of(data))
+    assert chosen.get("--data.cache") == cache
+    config = {"data": {}, "model": {"network": own_data.NETWORK | {"freeze_bn": False}}, "trainer": {}}
+    for option, value in chosen.items():
+        part, *_, key = option.removeprefix("--").split(".")
+        config[part].setdefault(key, yaml.safe_load(value))
+    parts = {part: config[part] if part == "trainer" else {"init_args": config[part]} for part in config}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(parts))
+    assert own_data._stored(tmp_path, {}).get("--data.cache") == cache  # a run that goes on
 
 
 def without_range(root):
