@@ -99,6 +99,8 @@ class Folder(SegmentationDataModule):
     ) -> None:
         super().__init__(**kwargs)
         self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"folder {self.root} does not exist: check data.root")
         classes, self.palette, self.void_before = read_classes(class_file(self.root))
         self.class_names = [one.name for one in classes]
         self.colors = [one.color for one in classes]
@@ -123,8 +125,8 @@ class Folder(SegmentationDataModule):
         if lost := missing(self.masks, self.images):
             others = unread_images(self.root / "images", nested=True)
             raise ValueError(
-                f"{self.root} has masks without an image: {lost}; add the images, or remove the masks"
-                + _unread(others, self.masks.keys() - self.images.keys())
+                f"{self.root} has masks without an image: {lost}; name each mask as its image, add the images, or "
+                "remove the masks" + _unread(others, self.masks.keys() - self.images.keys())
             )
         self.sequences = _pattern(VOLUME if sequences is None and self.volumes.files else sequences)
         self.splits = self._make_splits()
@@ -163,7 +165,10 @@ class Folder(SegmentationDataModule):
             self.mask_volumes = Volumes(folder)
             check_alone(self.mask_volumes, find_images(folder, nested=True, needed=False), folder)
             if lost := missing(self.mask_volumes.files, self.volumes.files):
-                raise ValueError(f"{folder} has masks without a volume: {lost}; add the volumes, or remove the masks")
+                raise ValueError(
+                    f"{folder} has masks without a volume: {lost}; name each mask as its volume, add the volumes, or "
+                    "remove the masks"
+                )
             self.volumes.check_masks(self.mask_volumes)
             return self.mask_volumes.images()
         pictures = find_images(folder, nested=True, needed=not self.drawn and self.needed)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import warnings
 
@@ -80,6 +81,19 @@ def test_folders_that_are_called_as_splits_are_no_splits_and_a_warning_says_so(r
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Folder(str(root))
+
+
+@pytest.mark.parametrize("place", ["none", "images/0.png"])
+def test_a_path_that_is_no_folder_is_named_and_not_its_list_of_classes(place, root):
+    with pytest.raises(FileNotFoundError, match=rf"^folder {re.escape(str(root / place))} does not exist"):
+        Folder(str(root / place))
+
+
+def test_masks_under_other_names_than_their_images_are_told_how_to_be_called(root):
+    unlist(root)
+    for path in masks(root):
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    refused(root, "masks without an image: 0_mask, 1_mask", "name each mask as its image")
 
 
 def test_names_that_are_no_utf8_are_told(root):
