@@ -64,6 +64,8 @@ class Photos(SegmentationDataModule):
         if self.volumes.files:
             pictures = find_images(place, nested=True, needed=False) if place.is_dir() else {}
             check_alone(self.volumes, pictures, place)
+            if self.channels != 3:
+                raise ValueError(f"{place} holds volumes, which are grey, and the model sees {self.channels} bands")
             self.images = self.volumes.images()
         elif place.is_file():
             self.images = {image_id(Path(place.name)): place}

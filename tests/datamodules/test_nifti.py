@@ -232,6 +232,12 @@ def test_fit_on_a_folder_of_packed_volumes_unpacks_each_slice_once(suffix, cache
     assert own_data._stored(tmp_path, {}).get("--data.cache") == cache  # a run that goes on
 
 
+def test_a_model_of_many_bands_refuses_volumes(root):
+    photos = Photos(["background", "ball"], [[0, 0, 0], [9, 9, 9]], channels=5, value_range=CT)
+    with pytest.raises(ValueError, match="images holds volumes, which are grey, and the model sees 5 bands"):
+        photos.show(root / "images")
+
+
 def without_range(root):
     return {}
 
