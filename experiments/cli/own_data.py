@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -43,6 +44,7 @@ DOT = 0.02  # of an image's longer side: labels of up to this length are dots
 OPEN, AWAY = 0.25, 0.2  # between what was measured, see `open_share`; of the diagonal
 CLICKS = 3  # dots of a class in an image, on average; more are pixels that were drawn at random
 MISSING = object()
+GROUPS, LIMITS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # of control groups, version 2
 
 
 def with_choices(words: Sequence[str]) -> list[str]:
@@ -212,11 +214,17 @@ def saved_bytes(network: dict[str, Any], data: SegmentationDataModule, crop: int
 
 
 def free_memory() -> int:
-    """Bytes of the first GPU, or else of the machine."""
+    """Bytes of the first GPU, or else of the machine, where a container or a job may have less."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     with Path("/proc/meminfo").open() as lines:
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    group = next((line[3:] for line in GROUPS.read_text().splitlines() if line.startswith("0::")), "/")
+    folder = LIMITS / group.strip("/")
+    for part in (folder, *folder.parents):
+        with suppress(OSError, ValueError):  # not there, or `max`
+            free = min(free, int((part / "memory.max").read_text()))
+    return free
 
 
 def _check_at_hand(network: dict[str, Any], data: SegmentationDataModule) -> None:

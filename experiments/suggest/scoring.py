@@ -136,7 +136,7 @@ class Scores(Callback):
 
 def labelled_images(images: Mapping[str, Path], masks: Path | None, data: SegmentationDataModule | None) -> set[str]:
     """Ids of the images that have labels: a mask or drawing in `masks` under the image's id, labelme's file beside the
-    image, or a mask in the data set that has the same file as an image.
+    image, or a mask in the data set that has the same file as an image, or boxes there that training learned from.
 
     Raises:
         FileNotFoundError: there is no folder `masks`.
@@ -154,7 +154,8 @@ def labelled_images(images: Mapping[str, Path], masks: Path | None, data: Segmen
         found |= images.keys() & find_images(masks, nested=True, needed=False).keys()
         found |= images.keys() & {*drawn}
     if data is not None:
-        theirs = {data.images[name].resolve() for name in data.masks if name in data.images}
+        boxed = [name for name in data.boxed or () if data.from_boxes(name)]
+        theirs = {data.images[name].resolve() for name in (*data.masks, *boxed) if name in data.images}
         found |= {name for name, path in images.items() if path.resolve() in theirs}
     return found
 

@@ -259,6 +259,22 @@ def test_the_batch_fits_the_memory(root, monkeypatch):
         assert own_data.choose(data, said, own_data.kind_of(data))["--data.batch_size"] == batch
 
 
+def test_a_container_and_a_job_may_have_less_memory_than_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine, group, limits = own_data.free_memory(), tmp_path / "cgroup", tmp_path / "limits"
+    monkeypatch.setattr(own_data, "GROUPS", group)
+    monkeypatch.setattr(own_data, "LIMITS", limits)
+    (limits / "jobs" / "7").mkdir(parents=True)
+    group.write_text("1:cpu:/other\n0::/jobs/7\n")
+    (limits / "jobs" / "7" / "memory.max").write_text("max\n")
+    assert own_data.free_memory() == pytest.approx(machine, rel=0.2)
+    (limits / "jobs" / "memory.max").write_text("200000000\n")  # of all that is in it
+    assert own_data.free_memory() == 200_000_000
+    group.write_text("0::/\n")  # in a container, whose own limit it is
+    (limits / "memory.max").write_text("100000000\n")
+    assert own_data.free_memory() == 100_000_000
+
+
 def test_without_a_pretrained_encoder_the_way_out_is_named(root, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("could not be downloaded")

@@ -19,8 +19,9 @@ from conftest import draw_folder, fit_tiny, on_folder, snapshot, weakseg
 from datamodules.drawn import labelme as reader
 from datamodules.drawn.paint import render
 from datamodules.sets.folder import Folder
+from datamodules.supervision import Supervision
 from experiments.suggest.outlines import labelme, polygons, without_small
-from experiments.suggest.scoring import SuggestionWriter
+from experiments.suggest.scoring import SuggestionWriter, labelled_images
 
 NAMES = ["ground", "red thing", "blue thing"]
 
@@ -239,6 +240,21 @@ def test_labels_are_skipped_wherever_they_lie(trained, tmp_path):
     text = suggest(run, photos, tmp_path / "none", "--masks", tmp_path / "drawn", expect=1)
     assert "have labels: there is nothing to suggest" in text
     assert not (tmp_path / "none").exists()
+
+
+def test_boxes_that_training_learned_from_are_labels(tmp_path):
+    root = draw_folder(tmp_path)
+    (root / "classes.txt").write_text("background\nred thing\nblue thing\n")
+    (root / "masks" / "4.png").unlink()
+    (root / "boxes").mkdir()
+    corners = "".join(
+        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), "3499", strict=True)
+    )
+    drawn = f"<annotation><object><name>red thing</name><bndbox>{corners}</bndbox></object></annotation>"
+    (root / "boxes" / "4.xml").write_text(drawn)
+    for supervision, labelled in (Supervision("boxes", real=True), True), (Supervision("dense"), False):
+        data = Folder(str(root), supervision=supervision)
+        assert ("4" in labelled_images(data.images, None, data)) == labelled
 
 
 def test_nobodys_files_are_replaced_and_a_bad_photo_is_named(trained, tmp_path):
