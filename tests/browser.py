@@ -49,22 +49,27 @@ class Browser:
         self.resize(width, height)
 
     def __call__(self, method: str, **parameters):
+        number = self._write(method, **parameters)
+        while True:
+            answer = self._read()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+            if answer.get("method") == "Page.javascriptDialogOpening":  # "leave the page?"
+                self.errors.append(answer["params"]["type"])
+                self._write("Page.handleJavaScriptDialog", accept=True)  # or the page, and the test, waits for ever
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(str(answer["params"]["exceptionDetails"]))
+            if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["source"] == "security":
+                self.errors.append(answer["params"]["entry"]["text"])
+
+    def _write(self, method: str, **parameters) -> int:
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
             message["sessionId"] = self.session
         os.write(self.writer, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._read()
-            if answer.get("id") == self.number:
-                assert "error" not in answer, answer["error"]
-                return answer["result"]
-            if answer.get("method") == "Page.javascriptDialogOpening":  # "leave the page?"
-                self.errors.append(answer["params"]["type"])
-            if answer.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(str(answer["params"]["exceptionDetails"]))
-            if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["source"] == "security":
-                self.errors.append(answer["params"]["entry"]["text"])
+        return self.number
 
     def _read(self):
         while b"\0" not in self.rest:

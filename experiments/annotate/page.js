@@ -182,34 +182,35 @@ function again(from, to, which) {
 function save(one) {
   one.unsaved = true;
   tools();
-  one.saving ??= (async () => {
-    try {
-      while (one.unsaved && !one.closed) {
-        one.unsaved = false;
-        const answer = await json(of("mask", one.name), {version: one.version, runs: toRuns(one.mask)});
-        one.version = answer.version;
-      }
-      const image = state.images[one.at];
-      image.labelled = one.version !== "none";
-      say("saved");
-    } catch (error) {
-      one.unsaved = true;
-      if (error.status === 409) {
-        one.closed = true;
-        say(error.message, true, "load the other version", () => { one.unsaved = false; load(one.at); });
-      } else {
-        say(`not saved: ${error.message}`, true, "try again", () => save(one));
-      }
+  if (!one.closed) one.saving ??= write(one).finally(() => { one.saving = null; tools(); });
+}
+
+async function write(one) {
+  try {
+    while (one.unsaved) {
+      one.unsaved = false;
+      const answer = await json(of("mask", one.name), {version: one.version, runs: toRuns(one.mask)});
+      one.version = answer.version;
     }
-    one.saving = null;
-    tools();
-  })();
-  return one.saving;
+    const image = state.images[one.at];
+    image.labelled = one.version !== "none";
+    say("saved");
+  } catch (error) {
+    one.unsaved = true;
+    if (error.status === 409) {
+      one.closed = true;
+      say(error.message, true, "load the other version", () => { one.unsaved = false; load(one.at); });
+    } else {
+      say(`not saved: ${error.message}`, true, "try again", () => save(one));
+    }
+  }
 }
 
 async function settled() {  // whether one may leave the image
-  if (stroke) end();
-  if (page?.saving) await page.saving;
+  do {
+    if (stroke) end();
+    await page?.saving;
+  } while (stroke || page?.saving);  // one was begun meanwhile
   return !page?.unsaved;
 }
 
@@ -219,6 +220,7 @@ addEventListener("beforeunload", (event) => { if (stroke || page?.unsaved || pag
 
 async function load(number) {
   if (!(await settled())) return;
+  if (page) page.closed = true;  // a stroke on it would end on the next image
   const ticket = ++loads, name = state.images[number].name;
   view.dataset.state = "loading";
   say("loading");

@@ -1,5 +1,7 @@
 """The page of `weakseg annotate` in a real browser."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -123,6 +125,69 @@ def test_a_page_that_is_behind_says_so_and_loads_the_other_version(page, drawing
     mask, _ = drawings.mask(NAME)
     assert mask[50, 50] == 1
     assert (mask[other == 1] == 1).all()
+
+
+def pen(browser, kind, x, y):
+    """Press, move or let go of the left button at a pixel of the image."""
+    x, y = on_screen(browser, x, y)
+    browser("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, button="left", buttons=1, clickCount=1)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Two functions: from the first on, the desk's answers to a method wait until the second is called."""
+    go_on = threading.Event()
+
+    def wait(cls, method):
+        answer = getattr(cls, method)
+        monkeypatch.setattr(cls, method, lambda self, *args: (go_on.wait(30), answer(self, *args))[1])
+
+    yield wait, go_on.set
+    go_on.set()
+
+
+def test_nothing_is_drawn_on_an_image_that_is_left(page, drawings, slow):
+    wait, go_on = slow
+    wait(Desk, "mask")
+    page.key("n")
+    page.until("view.dataset.state === 'loading'")
+    pen(page, "Pressed", 10, 10)
+    pen(page, "Moved", 40, 10)
+    go_on()
+    page.until(f"{READY} && at === 1")
+    pen(page, "Moved", 40, 40)
+    pen(page, "Released", 40, 40)
+    assert page.value("page.undo.length") == 0
+    assert not any(drawings.is_labelled(name) for name in drawings.images)
+
+
+def test_a_stroke_that_is_begun_while_the_last_one_is_saved_is_saved_too(page, drawings, slow):
+    wait, go_on = slow
+    wait(Drawings, "write")
+    page.drag(on_screen(page, 10, 10))
+    page.key("n")
+    pen(page, "Pressed", 40, 40)
+    go_on()
+    page.until(f"{READY} && at === 1")
+    pen(page, "Released", 40, 40)
+    mask, _ = drawings.mask(NAME)
+    assert mask[10, 10] == mask[40, 40] == 1
+
+
+def test_a_stroke_during_a_refused_one_is_not_called_saved(page, drawings, slow):
+    wait, go_on = slow
+    drawings.write(NAME, scribble(drawings), NO_MASK)  # another page
+    wait(Desk, "draw")
+    page.drag(on_screen(page, 50, 50))
+    pen(page, "Pressed", 20, 50)
+    go_on()
+    page.until(f"!{WAY}.hidden")
+    pen(page, "Released", 30, 50)
+    assert "was not written over" in page.value(SAYS)
+    page.value(f"{WAY}.click()")
+    page.until(f"{READY} && page.version !== 'none'")
+    page.key("n")
+    page.until(f"{READY} && at === 1")
 
 
 def test_a_stroke_is_kept_while_the_server_is_away(browser, drawings):
