@@ -38,6 +38,7 @@ const json = async (path, body) => (await api(path, body)).json();
 const of = (what, name) => `${what}?name=${encodeURIComponent(name)}`;
 
 function say(text, bad = false, way = null, act = null) {
+  if (page?.unsaved && !page.saving && !way) return;  // that it is not saved stays said, with the way out
   $("message").textContent = text;
   $("message").classList.toggle("bad", bad);
   $("way").hidden = !way;

@@ -190,6 +190,21 @@ def test_a_stroke_during_a_refused_one_is_not_called_saved(page, drawings, slow)
     page.until(f"{READY} && at === 1")
 
 
+def test_what_is_not_saved_stays_said(page, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Drawings, "write", full)
+    page.drag(on_screen(page, 9, 9))
+    page.until(f"{SAYS}.startsWith('not saved') && !page.saving")
+    page.value("suggest()")
+    assert "No space left" in page.value(SAYS)
+    assert page.value(f"{WAY}.hidden") is False
+    monkeypatch.undo()
+    page.value(f"{WAY}.click()")
+    page.until(f"{READY} && {SAYS} === 'saved'")
+
+
 def test_a_stroke_is_kept_while_the_server_is_away(browser, drawings):
     desk = Desk(drawings, None, None)
     with served(desk) as server:
