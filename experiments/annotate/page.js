@@ -13,6 +13,7 @@ let loads = 0;           // of images, to know which load is the last one
 let value = 0;           // the class that is drawn, or NONE for the eraser
 let brush = 7;           // its diameter in pixels of the image
 let scale = 1, left = 0, top_ = 0;  // where the image lies, in CSS pixels
+let fitted = true;       // whether all of it is to be seen, whatever the window's size
 let mark = null;         // of the pointer or the arrow keys, in pixels of the image
 let lastPoint = null;    // the last point that was set with a key
 let suggesting = false;
@@ -391,6 +392,7 @@ function fit() {
   scale = Math.min(w / page.width, h / page.height) * .97;
   left = (w - page.width * scale) / 2;
   top_ = (h - page.height * scale) / 2;
+  fitted = true;
   draw();
 }
 
@@ -399,6 +401,7 @@ function zoom(by, x = view.clientWidth / 2, y = view.clientHeight / 2) {
   left = x - (x - left) * real;
   top_ = y - (y - top_) * real;
   scale = next;
+  fitted = false;
   draw();
 }
 
@@ -411,7 +414,8 @@ new ResizeObserver(() => {
   const ratio = devicePixelRatio || 1;
   view.width = view.clientWidth * ratio;
   view.height = view.clientHeight * ratio;
-  fit();
+  if (fitted && !stroke) fit();
+  else draw();
 }).observe(view);
 
 // Pointers ---------------------------------------------------------------------------------------------------------
@@ -441,6 +445,7 @@ view.addEventListener("pointermove", (event) => {
     const share = 1 / pointers.size;
     left += (event.clientX - before.clientX) * share;
     top_ += (event.clientY - before.clientY) * share;
+    fitted = false;
     if (others.length === 1) {
       const apart = (one) => Math.hypot(one.clientX - others[0].clientX, one.clientY - others[0].clientY) || 1;
       const box = view.getBoundingClientRect();

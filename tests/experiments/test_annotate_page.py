@@ -205,6 +205,23 @@ def test_what_is_not_saved_stays_said(page, monkeypatch):
     page.until(f"{READY} && {SAYS} === 'saved'")
 
 
+def test_a_message_of_more_lines_leaves_zoom_and_stroke_as_they_are(page, drawings):
+    page.value("resize(1), zoom(2)")
+    scale, height = page.value("scale"), page.value("view.height")
+    pen(page, "Pressed", 20, 32)
+    page.value("say('why. '.repeat(400))")
+    page.until(f"view.height < {height}")
+    pen(page, "Moved", 40, 32)
+    pen(page, "Released", 40, 32)
+    page.until(f"{READY} && page.version !== 'none'")
+    assert page.value("scale") == scale
+    assert np.argwhere(drawings.mask(NAME)[0] != IGNORE).tolist() == [[32, x] for x in range(20, 41)]
+    page.key("0")
+    for text in ("'why. '.repeat(400)", "''"):  # the whole image stays whole
+        page.value(f"say({text})")
+        page.until("Math.abs(scale * page.height - .97 * view.clientHeight) < 1")
+
+
 def test_a_stroke_is_kept_while_the_server_is_away(browser, drawings):
     desk = Desk(drawings, None, None)
     with served(desk) as server:
