@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
-from common.model.inference import predict_probabilities
+from common.model.inference import as_float, predict_probabilities
 from common.model.module import SegmentationModule, StepOutput
 from common.model.networks import NetworkConfig, SegmentationNetwork, build_network
 from common.model.optim import ChainedOptimizer
@@ -189,7 +189,7 @@ class RRN(SegmentationModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        image, size = batch["image"], batch["image"].shape[-2:]
+        image, size = as_float(batch["image"]), batch["image"].shape[-2:]
         if min(size) < self.cell:
             return
         q = torch.stack([predict_probabilities(network, image, self.inference) for network in self.networks])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.model.module import SegmentationModule
 from common.model.networks import NetworkConfig
 from common.model.optim import ChainedOptimizer
 from common.model.pairs import mixed_pseudo_labels
@@ -18,6 +19,7 @@ from common.ops.mixing import box_masks
 from common.ops.tensors import one_hot
 from conftest import fit_tiny, two_processes
 from methods.cps.module import CPS
+from methods.rrn.diagnostics import RegionReport
 from methods.rrn.discriminator import class_planes
 from methods.rrn.losses import (
     discriminator_loss,
@@ -309,6 +311,17 @@ def test_two_networks_start_apart_and_are_evaluated_apart_and_together():
     optimized = [p for group in model.make_optimizer().param_groups for p in group["params"]]
     assert {*map(id, optimized)} == {*map(id, parameters(model))}
     assert len(optimized) == len({*map(id, optimized)})
+
+
+def test_the_report_of_an_image_is_the_same_in_bytes(monkeypatch):
+    monkeypatch.setattr(SegmentationModule, "validation_step", lambda *_: None)
+    model, rows = build(), []
+    image = torch.randint(256, (1, 3, *SIZE), dtype=torch.uint8)
+    for one in (image, image.float() / 255):
+        model.report = RegionReport(0.5)
+        model.validation_step({"image": one, "mask": torch.ones(1, *SIZE, dtype=torch.long)}, 0)
+        rows.append(torch.cat(model.report.rows))
+    torch.testing.assert_close(*rows)
 
 
 def test_clipping_of_the_networks_does_not_depend_on_the_discriminators(monkeypatch):
