@@ -45,7 +45,8 @@ class Drawings:
 
     Raises:
         FileNotFoundError: no images, or no list of classes.
-        ValueError: what is there cannot be drawn on here: another list of classes, a file of all images.
+        ValueError: what is there cannot be drawn on here: another list of classes, a file of all images,
+            a name that is no text.
     """
 
     def __init__(
@@ -55,6 +56,12 @@ class Drawings:
         if not (root / "images").is_dir():
             raise FileNotFoundError(f"{root / 'images'} does not exist: put the photos there")
         self.images = find_images(root / "images", nested=True)
+        for name in self.images:
+            if name.encode(errors="ignore").decode() != name:  # as of an archive from another system
+                raise ValueError(
+                    f"{str(self.images[name])!a} has a name that is no text in UTF-8, which a browser cannot ask "
+                    "for: rename it"
+                )
         if classes is not None:
             write_classes(root, classes)
         elif not class_file(root).is_file():
@@ -197,7 +204,7 @@ class Drawings:
     def done(self) -> list[str]:
         """Ids of the images that are done, in the order of the file."""
         with contextlib.suppress(FileNotFoundError):
-            return [line for line in (self.root / "done.txt").read_text(encoding="utf-8").splitlines() if line]
+            return [line for line in (self.root / "done.txt").read_text(encoding="utf-8").split("\n") if line]
         return []
 
     def set_done(self, name: str, done: bool) -> None:

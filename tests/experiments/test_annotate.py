@@ -250,6 +250,21 @@ def test_folders_that_cannot_be_drawn_in_are_refused(root, tmp_path):
     assert not (root / "masks").exists()
 
 
+def test_a_name_that_no_browser_can_ask_for_is_refused(root):
+    image = root / "images" / f"{NAME}.png"
+    image.rename(image.with_name(os.fsdecode(b"k\xe4se.png")))
+    with pytest.raises(ValueError, match=r"k\\udce4se\.png' has a name that is no text in UTF-8.*rename it"):
+        Drawings(root, CLASSES)
+
+
+def test_what_is_done_may_have_a_break_of_lines_in_its_name(root):
+    image = root / "images" / f"{NAME}.png"
+    image.rename(image.with_name("wait\x85 what\u2028.png"))  # "wait…", read as Latin-1
+    drawings = Drawings(root, CLASSES)
+    drawings.set_done("day0/wait\x85 what\u2028", True)
+    assert drawings.done() == ["day0/wait\x85 what\u2028"]
+
+
 def test_done_images_are_listed(drawings, root):
     assert drawings.done() == []
     for name in ("day1/scene 1", NAME, "day1/scene 1"):
