@@ -191,7 +191,8 @@ async function write(one) {
   try {
     while (one.unsaved) {
       one.unsaved = false;
-      const answer = await json(of("mask", one.name), {version: one.version, runs: toRuns(one.mask)});
+      const mask = stroke && one === page ? stroke.before : one.mask;  // what is begun may be taken back
+      const answer = await json(of("mask", one.name), {version: one.version, runs: toRuns(mask)});
       one.version = answer.version;
     }
     const image = state.images[one.at];

@@ -174,6 +174,23 @@ def test_a_stroke_that_is_begun_while_the_last_one_is_saved_is_saved_too(page, d
     assert mask[10, 10] == mask[40, 40] == 1
 
 
+def test_a_stroke_that_becomes_a_pinch_is_not_saved(page, drawings, slow):
+    wait, go_on = slow
+    wait(Drawings, "write")
+    for x in (10, 20):
+        page.drag(on_screen(page, x, 10))
+    fingers = [dict(zip("xy", on_screen(page, x, 40), strict=True)) for x in (40, 50)]
+    page("Input.dispatchTouchEvent", type="touchStart", touchPoints=fingers[:1])
+    page.until("stroke")
+    go_on()
+    page.until("!page.saving")
+    page("Input.dispatchTouchEvent", type="touchStart", touchPoints=fingers)
+    page("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    page.until("!stroke && !pointers.size")
+    mask, _ = drawings.mask(NAME)
+    assert [mask[10, 10], mask[10, 20], mask[40, 40]] == [1, 1, IGNORE]
+
+
 def test_a_stroke_during_a_refused_one_is_not_called_saved(page, drawings, slow):
     wait, go_on = slow
     drawings.write(NAME, scribble(drawings), NO_MASK)  # another page
