@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ class Drawings:
     def __init__(
         self, root: Path, classes: Sequence[str] | None = None, read: Callable[[Path], Array] = read_image
     ) -> None:
-        self.root, self.read = root, read
+        self.root, self.read, self.lock = root, read, threading.Lock()
         if not (root / "images").is_dir():
             raise FileNotFoundError(f"{root / 'images'} does not exist: put the photos there")
         self.images = find_images(root / "images", nested=True)
@@ -191,8 +192,9 @@ class Drawings:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One writer at a time, of all processes. The kernel frees the folder when its holder dies."""
-        with held(os.open(self.root, os.O_RDONLY)):
+        """One writer at a time, of all processes. The kernel frees the folder when its holder dies; some file systems
+        (NFS) lock no folder, where two tabs of one page still wait for each other."""
+        with self.lock, held(os.open(self.root, os.O_RDONLY)):
             yield
 
     def is_labelled(self, name: str) -> bool:

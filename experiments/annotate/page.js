@@ -244,7 +244,9 @@ async function load(number) {
   page = next;
   at = number;
   lastPoint = mark = null;
-  history.replaceState(null, "", `#${encodeURIComponent(name)}`);
+  try {
+    history.replaceState(null, "", `#${encodeURIComponent(name)}`);
+  } catch { /* Safari allows a hundred of them in half a minute: a held N is faster */ }
   if (page.mask) {
     page.labels = layer(page.width, page.height);
     fit();
@@ -576,6 +578,7 @@ addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 addEventListener("keyup", (event) => { if (event.key === " ") space = false; });
+addEventListener("blur", () => { space = false; });  // it may be released in another window
 
 $("back").onclick = () => step(-1);
 $("next").onclick = () => step(1);
@@ -600,7 +603,10 @@ $("done").onchange = markDone;
   }
   document.title = `${state.folder}: weakseg annotate`;
   classButtons();
-  const name = decodeURIComponent(location.hash.slice(1));
-  await load(Math.max(0, state.images.findIndex((image) => image.name === name)));
+  let asked = location.hash.slice(1);
+  try {
+    asked = decodeURIComponent(asked);
+  } catch { /* typed by hand */ }
+  await load(Math.max(0, state.images.findIndex((image) => image.name === asked)));
   if (state.model || state.training !== null) setInterval(news, 3000);
 })();

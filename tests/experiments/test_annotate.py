@@ -130,8 +130,14 @@ def test_a_stale_write_is_refused_also_from_another_process(drawings, root):
     np.testing.assert_array_equal(drawings.mask(NAME)[0], scribble(drawings, label=2))
 
 
-def test_of_many_writers_at_once_one_wins(root):
-    names = [Drawings(root, CLASSES) for _ in range(8)]
+@pytest.mark.parametrize("locks", [True, False])
+def test_of_many_writers_at_once_one_wins(locks, root, monkeypatch):
+    """Of several processes, or of one where the file system locks no folder."""
+    names = [Drawings(root, CLASSES)] * 8
+    if locks:
+        names = [Drawings(root) for _ in names]
+    else:
+        monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError("no locks")))
     won = []
 
     def write(label, one):
