@@ -239,7 +239,7 @@ def empty(folder):
 
 # Name of an image per split: 2 is for training, 6 for validation, 8 for test.
 BROKEN = {
-    "no folder": (shutil.rmtree, ["classes.txt", "does not exist", "one class name a line"]),
+    "no folder": (shutil.rmtree, ["data", "does not exist", "check data.root"]),
     "no folder of images": (lambda d: shutil.rmtree(d / "images"), ["images", "does not exist", "check the path"]),
     "empty folder of images": (lambda d: empty(d / "images"), ["images", "has no image", ".png"]),
     "empty folder of masks": (lambda d: empty(d / "masks"), ["masks", "has no image", ".png"]),

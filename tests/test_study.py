@@ -568,12 +568,12 @@ def test_a_module_of_the_working_directory_is_not_taken_for_ours(tmp_path, monke
     (tmp_path / "common" / "__init__.py").write_text("open('mark', 'w')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    words = [*runner.PROGRAM, "study", "no such study"]
-    assert subprocess.run(words, capture_output=True).returncode
+    words = [*runner.PROGRAM, "--help"]
+    subprocess.run(words, capture_output=True)
     assert (tmp_path / "mark").exists()  # what is to be avoided
     (tmp_path / "mark").unlink()
     told = subprocess.run(words, capture_output=True, text=True, env=runner.with_share(1))
-    assert "no such study" in told.stderr
+    assert "weakseg study" in told.stdout
     assert not (tmp_path / "mark").exists()
 
 
