@@ -304,6 +304,12 @@ def test_from_records_a_page_is_written_without_runs(done, tmp_path, at_once):
     assert [words[0] for words in at_once][:1] == ["fit"]
     assert lost.exists()  # it is recorded anew
 
+    shutil.rmtree(folder / "runs")
+    config = lost.with_name("config.yaml")
+    config.write_text(config.read_text().replace("max_steps: 2", "max_steps: 3"))
+    text = few(folder, "--records", records, expect=1)
+    assert f"{lost.parent} holds a run with trainer.max_steps 3, the study says 2: remove that folder" in text
+
 
 def test_records_name_no_folder_of_the_machine(tmp_path):
     run = Run("a/b", "a", "b", 0, tmp_path / "runs" / "few" / "b" / "seed0", (), {})

@@ -58,7 +58,8 @@ NETWORK = [
     *("--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 0.0007, weight_decay: 0.0001}}"),
 ]
 PLAIN = ["--model.affinity_weight", "0", "--model.reassign_weight", "0"]
-# AFA's labels and schedule (its classifier learns alone for a tenth of the run), two scales to halve the cost.
+# AFA's labels; the classifier learns alone for 250 steps, as many as CAM's (of AFA's run a tenth). Two of the four
+# scales, which halves the cost [ours].
 LONGER = [
     *("--trainer.max_steps", "2000", "--trainer.val_check_interval", "1000", "--model.labels", "two_pass"),
     *("--model.scales", "[1.0, 0.5]", "--model.start", "0.125", "--model.reassign_start", "0.25"),

@@ -217,9 +217,10 @@ def free_memory() -> int:
     """Bytes of the first GPU, or else of the machine, where a container or a job may have less."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    with Path("/proc/meminfo").open() as lines:
-        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    group = next((line[3:] for line in GROUPS.read_text().splitlines() if line.startswith("0::")), "/")
+    with Path("/proc/meminfo").open() as told:
+        free = 1024 * next(int(line.split()[1]) for line in told if line.startswith("MemAvailable"))
+    lines = GROUPS.read_text().splitlines() if GROUPS.exists() else []
+    group = next((line[3:] for line in lines if line.startswith("0::")), "/")
     folder = LIMITS / group.strip("/")
     for part in (folder, *folder.parents):
         with suppress(OSError, ValueError):  # not there, or `max`

@@ -9,6 +9,6 @@ PROGRAM = (sys.executable, "-m", "experiments.cli")
 
 
 def environment() -> dict[str, str]:
-    """This process's, without the working directory on the module path: `python -m` would put it first, and a user's
-    `common.py` there would be taken for ours. The processes that such a one starts for further GPUs inherit it."""
+    """This process's environment, for a child that finds no modules in the working directory: `python -m` would look
+    there first, and take a user's `common.py` for ours. What the child starts for further GPUs inherits it."""
     return {**os.environ, "PYTHONSAFEPATH": "1"}
